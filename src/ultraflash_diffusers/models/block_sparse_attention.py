@@ -1,0 +1,610 @@
+# Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Block-sparse causal attention of the SR transformer (paper, Phase I): blocks, selection rule, KV cache, backends.
+
+The tokens of a group of latent frames are cut into blocks of (2, 8, 8) tokens. A query block may see the key blocks of
+a spatial window around it, causally over time; of these pairs each head keeps the ones whose mean-pooled query and key
+agree most, and attention is exact inside the kept pairs. All shapes here depend on the size of a group alone, never on
+how far a stream has come, so that nothing is compiled twice and a CUDA graph can replay it.
+
+Names of dimensions: B batch, H heads, D channels of a head, V tokens of a block (its volume), S spatial blocks of a
+frame, T temporal blocks of the group, P temporal positions that its queries may see, Q = T * S query blocks,
+K = slots * S key blocks of the buffers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterator
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+from .stream_state import StreamState
+
+BACKENDS = ("auto", "flex", "gather", "sdpa")
+# elements that one step of the masked (mask) and of the gathering (keys) backend may hold at once
+_MASK_ELEMENTS = 2**25
+_GATHERED_ELEMENTS = 2**22
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockSparseSettings:
+    """What decides which blocks attend to which.
+
+    Args:
+        block_size (`tuple[int, int, int]`, *optional*, defaults to `(2, 8, 8)`): tokens of a block over time, height
+            and width. Groups are zero-padded to multiples of it; padding counts as ordinary keys, as in training.
+        local_range (`int`, *optional*, defaults to 9): side of the spatial window, in blocks: a query block in row r
+            sees the rows from `r - local_range // 2` to `r - local_range // 2 + local_range - 1`, columns alike.
+        chunk_size (`int`, *optional*, defaults to 2): latent frames that see each other whatever their order; beyond
+            them attention is causal. In temporal blocks: `max(1, chunk_size // block_size[0])`.
+        top_k_ratio (`float`, *optional*, defaults to 1.0): pairs that a head keeps per temporal query block, as a
+            share of S * S.
+        reference_tokens (`int`, *optional*, defaults to 1560): tokens of a frame for which `top_k_ratio` holds; the
+            share is scaled by `reference_tokens / (h * w)`. `None` leaves it unscaled.
+
+    Raises:
+        ValueError: a size that is not positive.
+    """
+
+    block_size: tuple[int, int, int] = (2, 8, 8)
+    local_range: int = 9
+    chunk_size: int = 2
+    top_k_ratio: float = 1.0
+    reference_tokens: int | None = 1560
+
+    def __post_init__(self) -> None:
+        if len(self.block_size) != 3 or min(self.block_size) < 1:
+            raise ValueError(f"`block_size` must be three positive integers (t, h, w), got {self.block_size}")
+        for name in ("local_range", "chunk_size", "top_k_ratio", "reference_tokens"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"`{name}` must be positive, got {value}")
+
+    @property
+    def volume(self) -> int:
+        """Tokens of a block."""
+        return math.prod(self.block_size)
+
+    @property
+    def chunk_blocks(self) -> int:
+        """Temporal blocks that see each other whatever their order."""
+        return max(1, self.chunk_size // self.block_size[0])
+
+    def count_blocks(self, grid: tuple[int, int, int]) -> tuple[int, int, int]:
+        """Blocks over time, height and width of a grid of (t, h, w) tokens, once padded."""
+        t, h, w = (-(-tokens // size) for tokens, size in zip(grid, self.block_size, strict=True))
+        return t, h, w
+
+    def top_k(self, grid: tuple[int, int, int]) -> int:
+        """Pairs of blocks, less one, that each head keeps per temporal query block of a (t, h, w) grid."""
+        temporal, rows, columns = self.count_blocks(grid)
+        spatial_pairs = (rows * columns) ** 2
+        ratio = self.top_k_ratio
+        if self.reference_tokens is not None:
+            ratio = ratio * self.reference_tokens / (grid[1] * grid[2])
+        return min(max(int(spatial_pairs * ratio), 1), max(spatial_pairs * temporal - 1, 1))
+
+
+@dataclasses.dataclass
+class BlockKVCache(StreamState):
+    """The last temporal blocks of keys and values of one attention layer, in ring buffers of fixed size.
+
+    Block number n of the stream lies in slot `n % slots`, and there are as many slots as the window and one group need
+    together. A group therefore writes only into slots that its input state does not count as valid: calling again from
+    the same state (several denoising steps) gives the same numbers, and what counts is the keys and values of the last
+    call. The state that comes back shares the buffers and has other counters, so a stream is a chain: once a later
+    state has been advanced, earlier ones are refused (see [`~BlockKVCache.check_current`]). To branch a stream, go on
+    from `state.clone()`.
+
+    Args:
+        keys (`torch.Tensor` of shape `[B, H, slots, S, V, D]`): keys after RoPE.
+        values (`torch.Tensor` of shape `[B, H, slots, S, V, D]`): values.
+        pooled_keys (`torch.Tensor` of shape `[B, H, slots, S, D]`): the means of `keys` over the tokens of a block.
+        position (`torch.Tensor`, 0-d int64): temporal blocks of the stream before this state.
+        count (`torch.Tensor`, 0-d int64): how many of the last ones the buffers still hold, up to `kv_cache_blocks`.
+        writer (`torch.Tensor`, 0-d int64): `position` of the last state that wrote; shared like the buffers.
+        kv_cache_blocks (`int`): the window, in temporal blocks.
+        height (`int`): tokens over the height of a frame.
+        width (`int`): tokens over the width of a frame.
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    pooled_keys: torch.Tensor
+    position: torch.Tensor
+    count: torch.Tensor
+    writer: torch.Tensor
+    kv_cache_blocks: int
+    height: int
+    width: int
+
+    @classmethod
+    def allocate(
+        cls,
+        batch_size: int,
+        num_heads: int,
+        head_dim: int,
+        grid: tuple[int, int, int],
+        settings: BlockSparseSettings,
+        kv_cache_blocks: int = 3,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> BlockKVCache:
+        """Returns the empty cache with which a stream starts.
+
+        Args:
+            batch_size (`int`): samples.
+            num_heads (`int`): attention heads.
+            head_dim (`int`): channels of a head.
+            grid (`tuple[int, int, int]`): tokens (t, h, w) of a group. A longer group later makes the buffers grow,
+                once; shorter ones never do.
+            settings (`BlockSparseSettings`): the blocks.
+            kv_cache_blocks (`int`, *optional*, defaults to 3): temporal blocks to remember between groups.
+            device (`torch.device` or `str`, *optional*): where the buffers lie.
+            dtype (`torch.dtype`, *optional*, defaults to `torch.float32`): of keys and values. Pooled keys, on which
+                the selection stands, are never below float32.
+
+        Raises:
+            ValueError: `kv_cache_blocks` or a dimension is not positive.
+        """
+        if kv_cache_blocks < 1:
+            raise ValueError(f"`kv_cache_blocks` must be at least 1, got {kv_cache_blocks}")
+        if min(batch_size, num_heads, head_dim, *grid) < 1:
+            raise ValueError(
+                "`batch_size`, `num_heads`, `head_dim` and `grid` must be positive, "
+                f"got {batch_size}, {num_heads}, {head_dim}, {tuple(grid)}"
+            )
+        temporal, rows, columns = settings.count_blocks(grid)
+        slots = kv_cache_blocks + temporal
+        shape = (batch_size, num_heads, slots, rows * columns)
+        return cls(
+            # zeros, since a masked-out NaN of uninitialised memory would still spoil a weighted sum
+            keys=torch.zeros(*shape, settings.volume, head_dim, device=device, dtype=dtype),
+            values=torch.zeros(*shape, settings.volume, head_dim, device=device, dtype=dtype),
+            pooled_keys=torch.zeros(*shape, head_dim, device=device, dtype=_pooled_dtype(dtype)),
+            position=torch.zeros((), device=device, dtype=torch.int64),
+            count=torch.zeros((), device=device, dtype=torch.int64),
+            writer=torch.zeros((), device=device, dtype=torch.int64),
+            kv_cache_blocks=kv_cache_blocks,
+            height=grid[1],
+            width=grid[2],
+        )
+
+    @property
+    def slots(self) -> int:
+        """Temporal blocks that the buffers can hold."""
+        return self.keys.shape[2]
+
+    def check_current(self) -> None:
+        """Checks that no later state of the same stream has been advanced since.
+
+        It reads one number from the device: nothing on a CPU, where [`block_sparse_attention`] does it by itself; on a
+        GPU one synchronisation, worth paying once a forward pass, not once a layer.
+
+        Raises:
+            ValueError: the buffers have gone on without this state.
+        """
+        if self.writer > self.position:
+            raise ValueError(
+                f"`cache` is the state after {int(self.position)} temporal blocks, but its buffers have been advanced "
+                f"from the state after {int(self.writer)}: go on from the newest state, or branch with `state.clone()`"
+            )
+
+    def slots_of(self, first: int, number: int) -> torch.Tensor:
+        """Slots of `number` consecutive blocks, the first of which is `first` after `position` (before: negative)."""
+        return (self.position + torch.arange(first, first + number, device=self.position.device)) % self.slots
+
+    def grow(self, slots: int) -> BlockKVCache:
+        """Returns the same state in new buffers of `slots` slots."""
+        numbers = self.position + torch.arange(-self.kv_cache_blocks, 0, device=self.position.device)
+
+        def moved(buffer: torch.Tensor) -> torch.Tensor:
+            grown = buffer.new_zeros(*buffer.shape[:2], slots, *buffer.shape[3:])
+            return grown.index_copy_(2, numbers % slots, buffer.index_select(2, numbers % self.slots))
+
+        return dataclasses.replace(
+            self,
+            keys=moved(self.keys),
+            values=moved(self.values),
+            pooled_keys=moved(self.pooled_keys),
+            writer=self.position.clone(),
+        )
+
+    def write(self, keys: torch.Tensor, values: torch.Tensor, pooled_keys: torch.Tensor) -> None:
+        """Writes a group `[B, H, T, S, ...]` after the blocks of this state, whose own slots stay untouched."""
+        slots = self.slots_of(0, keys.shape[2])
+        for buffer, new in ((self.keys, keys), (self.values, values), (self.pooled_keys, pooled_keys)):
+            buffer.index_copy_(2, slots, new.detach().to(buffer.dtype))
+        self.writer.copy_(self.position)
+
+    def advance(self, held: torch.Tensor, written: int, window: int | torch.Tensor) -> BlockKVCache:
+        """Returns the state after a group of `written` temporal blocks, of which `held` were there before."""
+        return dataclasses.replace(self, position=self.position + written, count=(held + written).clamp(max=window))
+
+
+def block_sparse_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    grid: tuple[int, int, int],
+    settings: BlockSparseSettings,
+    cache: BlockKVCache | None = None,
+    kv_cache_blocks: int | torch.Tensor | None = None,
+    backend: str = "auto",
+) -> tuple[torch.Tensor, BlockKVCache | None]:
+    """Attends to the selected blocks of a group of latent frames and of the cache in front of it.
+
+    Args:
+        query (`torch.Tensor` of shape `[B, t * h * w, H, D]`): after RoPE, tokens in raster order.
+        key (`torch.Tensor` of shape `[B, t * h * w, H, D]`): after RoPE.
+        value (`torch.Tensor` of shape `[B, t * h * w, H, D]`): the values.
+        grid (`tuple[int, int, int]`): (t, h, w) in tokens, before padding to blocks.
+        settings (`BlockSparseSettings`): blocks, window, causality and share of pairs to keep.
+        cache (`BlockKVCache`, *optional*): the stream so far, from [`BlockKVCache.allocate`] or the previous group.
+            Its buffers are written in place. Gradients reach the keys and values of this group, not the cached ones.
+            `None` is the full forward of training: all frames at once, causal by chunks.
+        kv_cache_blocks (`int` or 0-d int64 `torch.Tensor`, *optional*): a narrower window from this group on: all is
+            as if the cache held only so many last temporal blocks. As a tensor its value may change without anything
+            being recompiled; it is then used as it is, at most the allocated window.
+        backend (`str`, *optional*, defaults to `"auto"`): `"sdpa"`, dense attention under a mask, the reference on any
+            device; `"gather"`, plain PyTorch over the kept blocks alone, not inside `torch.compile`; `"flex"`,
+            FlexAttention, always compiled, without gradients on a CPU. `"auto"` takes flex on CUDA, and elsewhere
+            gather, or sdpa inside `torch.compile`.
+
+    Returns:
+        `tuple`: the result `[B, t * h * w, H, D]` and the next state (`None` without `cache`).
+
+    Raises:
+        ValueError: shapes that do not fit each other or `grid`, an unknown backend, a cache of another batch size,
+            head count, resolution, dtype or device, a superseded cache (see [`BlockKVCache.check_current`]; on a CPU,
+            outside `torch.compile`), a window that was not allocated.
+    """
+    _check_inputs(query, key, value, grid, cache, kv_cache_blocks, settings)
+    attend = _choose_backend(backend, query, key, value, settings)
+    temporal, rows, columns = settings.count_blocks(grid)
+    queries, keys, values = (_partition(tensor, grid, settings) for tensor in (query, key, value))
+    pooled_queries, pooled_keys = _pool(queries), _pool(keys)
+
+    next_cache = None
+    if cache is None:
+        window = 0
+        held = torch.zeros((), dtype=torch.int64, device=query.device)
+        slots = torch.arange(temporal, device=query.device)
+    else:
+        if cache.slots < cache.kv_cache_blocks + temporal:
+            cache = cache.grow(cache.kv_cache_blocks + temporal)
+        limit = cache.kv_cache_blocks if kv_cache_blocks is None else kv_cache_blocks
+        window = limit if isinstance(limit, int) else cache.kv_cache_blocks
+        held = cache.count.clamp(max=limit)
+        slots = cache.slots_of(-window, window + temporal)
+        cache.write(keys, values, pooled_keys)
+        next_cache = cache.advance(held, temporal, limit)
+        keys, values = (_in_buffer(*pair, slots[window:]) for pair in ((cache.keys, keys), (cache.values, values)))
+        pooled_keys = cache.pooled_keys.index_select(2, slots)
+
+    kept = select_blocks(
+        pooled_queries.unflatten(3, (rows, columns)),
+        pooled_keys.unflatten(3, (rows, columns)),
+        held,
+        settings.top_k(grid),
+        settings,
+        slots,
+        keys.shape[2],
+    )
+    output = attend(*(blocks.flatten(2, 4) for blocks in (queries, keys, values)), kept)
+    return _unpartition(output, grid, settings), next_cache
+
+
+@torch.no_grad()
+def select_blocks(
+    pooled_queries: torch.Tensor,
+    pooled_keys: torch.Tensor,
+    held: torch.Tensor,
+    top_k: int,
+    settings: BlockSparseSettings,
+    slots: torch.Tensor,
+    num_slots: int,
+) -> torch.Tensor:
+    """Chooses the pairs of blocks that attend, each head and sample for itself.
+
+    Only pairs inside the window and not after the query's chunk are scored. Of all scored pairs of one temporal query
+    block, those are kept whose probability (softmax over a query block's keys) reaches the `top_k + 1`-th largest.
+
+    Args:
+        pooled_queries (`torch.Tensor` of shape `[B, H, T, rows, columns, D]`): block means of the group's queries.
+        pooled_keys (`torch.Tensor` of shape `[B, H, P, rows, columns, D]`): block means of the keys, oldest first; the
+            last T are the group's own. Of the ones before, the last `held` count.
+        held (`torch.Tensor`, 0-d int64): cached temporal blocks.
+        top_k (`int`): see [`BlockSparseSettings.top_k`].
+        settings (`BlockSparseSettings`): window and causality.
+        slots (`torch.Tensor` of shape `[P]`): where in the buffers each temporal position lies.
+        num_slots (`int`): temporal blocks in the buffers.
+
+    Returns:
+        `torch.Tensor` of shape `[B, H, Q, K]`: True where a query block attends to a key block of the buffers.
+    """
+    rows, columns, channels = pooled_queries.shape[3:]
+    temporal, positions, spatial = pooled_queries.shape[2], pooled_keys.shape[2], rows * columns
+    device = pooled_queries.device
+    window = _Window.around(rows, columns, settings.local_range, device)
+    unused = positions - temporal - held  # positions in front of what the cache holds
+    position = torch.arange(positions, device=device)
+
+    kept_blocks = []
+    with torch.autocast(device.type, enabled=False):
+        for index in range(temporal):
+            # the latest position that any alignment of the chunks could allow; shapes must not depend on `held`
+            end = min(positions - temporal + index + settings.chunk_blocks, positions)
+            scores = window.score(pooled_queries[:, :, index], pooled_keys[:, :, :end]) / math.sqrt(channels)
+            chunk_end = ((held + index) // settings.chunk_blocks + 1) * settings.chunk_blocks
+            visible = (position[:end] >= unused) & (position[:end] < unused + chunk_end)
+            allowed = (visible[:, None] & window.inside[:, None]).flatten(1)  # [S, P * window]
+            kept = _keep_largest(scores.flatten(-2), allowed, top_k)
+            # without cached blocks the pairs of a block with itself are always kept
+            own = (position[:end] == positions - temporal + index)[:, None] & window.own[:, None]
+            kept = kept | (own.flatten(1) & (held == 0))
+            key_block = slots[:end, None] * spatial + window.block[:, None]
+            buffer = torch.zeros(*kept.shape[:3], num_slots * spatial, dtype=torch.bool, device=device)
+            kept_blocks.append(buffer.scatter_(-1, key_block.flatten(1).expand_as(kept), kept))
+    return torch.cat(kept_blocks, dim=2)
+
+
+def _keep_largest(scores: torch.Tensor, allowed: torch.Tensor, top_k: int) -> torch.Tensor:
+    """The selection rule for one temporal query block: `scores` `[B, H, S, M]`, `allowed` `[S, M]`; the kept pairs."""
+    probabilities = scores.masked_fill(~allowed, -math.inf).softmax(dim=-1)
+    pairs = probabilities.flatten(2)
+    if top_k + 1 <= pairs.shape[-1]:
+        threshold = pairs.topk(top_k + 1, dim=-1, sorted=False).values.amin(dim=-1)[..., None, None]
+        kept = (probabilities >= threshold) & allowed
+    else:
+        kept = allowed.expand_as(probabilities)
+    first_allowed = F.one_hot(allowed.int().argmax(dim=-1), allowed.shape[-1]).bool()
+    return torch.where(kept.any(dim=-1, keepdim=True), kept, first_allowed)
+
+
+@dataclasses.dataclass
+class _Window:
+    """The key blocks around each of the S query blocks of a frame, in raster order; at most all blocks of the frame.
+
+    At the borders the window is shifted inwards so that all have one shape; `inside` tells what truly belongs to it.
+
+    Args:
+        rows (`torch.Tensor` of shape `[rows, window rows]`): the key rows around each query row.
+        columns (`torch.Tensor` of shape `[columns, window columns]`): the key columns around each query column.
+        block (`torch.Tensor` of shape `[S, window]`): the key blocks, numbered in raster order.
+        inside (`torch.Tensor` of shape `[S, window]`): whether the window reaches the key block.
+        own (`torch.Tensor` of shape `[S, window]`): whether the key block is the query block itself.
+    """
+
+    rows: torch.Tensor
+    columns: torch.Tensor
+    block: torch.Tensor
+    inside: torch.Tensor
+    own: torch.Tensor
+
+    @classmethod
+    def around(cls, rows: int, columns: int, size: int, device: torch.device) -> _Window:
+        row, row_inside = cls._along(rows, size, device)
+        column, column_inside = cls._along(columns, size, device)
+        block = (row[:, None, :, None] * columns + column[None, :, None, :]).flatten(2).flatten(0, 1)
+        inside = (row_inside[:, None, :, None] & column_inside[None, :, None, :]).flatten(2).flatten(0, 1)
+        return cls(row, column, block, inside, block == torch.arange(rows * columns, device=device)[:, None])
+
+    @staticmethod
+    def _along(length: int, size: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        reach = min(size, length)
+        first = torch.arange(length, device=device)[:, None] - size // 2
+        index = first.clamp(0, length - reach) + torch.arange(reach, device=device)
+        return index, (index >= first) & (index < first + size)
+
+    def score(self, queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+        """Products of `queries` `[B, H, rows, columns, D]` and `keys` `[B, H, P, rows, columns, D]` in the window.
+
+        Returns:
+            `torch.Tensor` of shape `[B, H, S, P, window]`.
+        """
+        # a band of whole rows a query row: one batched product, and no key is copied for each single query block
+        bands = keys[:, :, :, self.rows]  # [B, H, P, rows, window rows, columns, D]
+        scores = torch.einsum("bhrcd,bhprikd->bhrcpik", queries, bands)
+        if self.columns.shape[1] < keys.shape[4]:
+            columns = self.columns[:, None, None].expand(*scores.shape[:-1], -1)
+            scores = scores.gather(-1, columns)
+        return scores.flatten(-2).flatten(2, 3)
+
+
+def _attend_masked(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """Dense attention under the mask of the kept pairs, some query blocks at a time so that the mask stays small."""
+    batch, heads, query_blocks, key_blocks = kept.shape
+    volume = query.shape[2] // query_blocks
+    step = max(1, _MASK_ELEMENTS // (batch * heads * volume * key.shape[2]))
+    outputs = []
+    for first in range(0, query_blocks, step):
+        pairs = kept[:, :, first : first + step, None, :, None].expand(-1, -1, -1, volume, -1, volume)
+        rows = query[:, :, first * volume : (first + step) * volume]
+        mask = pairs.reshape(batch, heads, rows.shape[2], key.shape[2])
+        outputs.append(F.scaled_dot_product_attention(rows, key, value, attn_mask=mask))
+    return torch.cat(outputs, dim=2)
+
+
+def _attend_gathered(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """Attention over the kept key blocks alone: query blocks that keep equally many are batched, without padding."""
+    query_blocks, key_blocks = kept.shape[2:]
+    volume, channels = query.shape[2] // query_blocks, query.shape[3]
+    queries, keys, values = (tensor.reshape(-1, volume, channels) for tensor in (query, key, value))
+    row, column = kept.flatten(0, 2).nonzero(as_tuple=True)
+    source = row // query_blocks * key_blocks + column
+    counts = kept.sum(dim=-1).flatten()
+    first = counts.cumsum(0) - counts
+    outputs, order = [], []
+    for count, rows in _batches_of_equal_count(counts, max_blocks=max(1, _GATHERED_ELEMENTS // (volume * channels))):
+        picked = source[first[rows, None] + torch.arange(count, device=rows.device)].flatten()
+        shape = (len(rows), 1, count * volume, channels)
+        outputs.append(
+            F.scaled_dot_product_attention(
+                queries.index_select(0, rows)[:, None],
+                keys.index_select(0, picked).view(shape),
+                values.index_select(0, picked).view(shape),
+            )
+        )
+        order.append(rows)
+    return torch.cat(outputs).index_select(0, torch.cat(order).argsort()).view_as(query)
+
+
+def _batches_of_equal_count(counts: torch.Tensor, max_blocks: int) -> Iterator[tuple[int, torch.Tensor]]:
+    """Splits the rows into batches that keep equally many blocks, at most `max_blocks` together where it can be."""
+    order = counts.argsort(stable=True)
+    distinct, sizes = counts[order].unique_consecutive(return_counts=True)
+    for count, rows in zip(distinct.tolist(), order.split(sizes.tolist()), strict=True):
+        for batch in rows.split(max(1, max_blocks // count)):
+            yield count, batch
+
+
+def _attend_flex(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """FlexAttention over the kept pairs; only to be run inside `torch.compile`."""
+    query_blocks, key_blocks = kept.shape[2:]
+    volume = query.shape[2] // query_blocks
+    counts = kept.sum(dim=-1, dtype=torch.int32)
+    # the kept key blocks of each query block to the front: a stable compaction, cheaper than a sort
+    place = torch.where(kept, kept.cumsum(dim=-1) - 1, key_blocks)
+    numbers = torch.arange(key_blocks, device=kept.device, dtype=torch.int32).expand_as(kept)
+    indices = torch.zeros(*kept.shape[:3], key_blocks + 1, device=kept.device, dtype=torch.int32)
+    indices = indices.scatter_(-1, place, numbers)[..., :key_blocks].contiguous()
+
+    def keeps(batch: torch.Tensor, head: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        # kernels skip it inside full blocks; where block metadata is ignored (eager mode) it still masks
+        return kept[batch, head, q // volume, k // volume]
+
+    mask = BlockMask.from_kv_blocks(
+        torch.zeros_like(counts),
+        torch.zeros_like(indices),
+        counts,
+        indices,
+        BLOCK_SIZE=volume,
+        mask_mod=keeps,
+        seq_lengths=(query.shape[2], key.shape[2]),
+        compute_q_blocks=torch.is_grad_enabled() and _requires_grad(query, key, value),
+    )
+    return cast(torch.Tensor, flex_attention(query, key, value, block_mask=mask))
+
+
+@functools.cache
+def _compiled_flex() -> Callable[..., torch.Tensor]:
+    return torch.compile(_attend_flex, fullgraph=True)
+
+
+def _choose_backend(
+    backend: str, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, settings: BlockSparseSettings
+) -> Callable[..., torch.Tensor]:
+    if backend not in BACKENDS:
+        raise ValueError(f"`backend` must be one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
+    compiling = torch.compiler.is_compiling()
+    on_cuda = query.device.type == "cuda"
+    if backend == "auto":
+        # Flex's kernels work on tiles of up to 128 tokens, which the blocks have to be multiples of
+        backend = "flex" if on_cuda and settings.volume % 128 == 0 else "sdpa" if compiling else "gather"
+    if backend == "flex":
+        if not on_cuda and torch.is_grad_enabled() and _requires_grad(query, key, value):
+            raise ValueError("`backend='flex'` has no gradients on a CPU, use 'gather' or 'sdpa'")
+        return _attend_flex if compiling else _compiled_flex()
+    if backend == "gather":
+        if compiling:
+            raise ValueError("`backend='gather'` has data-dependent shapes: inside torch.compile use 'flex' or 'sdpa'")
+        return _attend_gathered
+    return _attend_masked
+
+
+def _requires_grad(*tensors: torch.Tensor) -> bool:
+    return any(tensor.requires_grad for tensor in tensors)
+
+
+def _pooled_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _pool(blocks: torch.Tensor) -> torch.Tensor:
+    """Means over the tokens of each block, without gradients: the selection has none."""
+    return blocks.detach().mean(dim=-2, dtype=_pooled_dtype(blocks.dtype))
+
+
+def _in_buffer(buffer: torch.Tensor, new: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+    """The buffer that holds `new`, as autograd sees it: `new` keeps its gradient, what was cached has none."""
+    if torch.is_grad_enabled() and new.requires_grad:
+        return buffer.index_copy(2, slots, new)
+    return buffer
+
+
+def _partition(tensor: torch.Tensor, grid: tuple[int, int, int], settings: BlockSparseSettings) -> torch.Tensor:
+    """`[B, t * h * w, H, D]` in raster order -> `[B, H, T, S, V, D]`, padded with zeros."""
+    t, h, w = settings.block_size
+    temporal, rows, columns = settings.count_blocks(grid)
+    tensor = tensor.unflatten(1, grid)
+    padding = (0, 0, 0, 0, 0, columns * w - grid[2], 0, rows * h - grid[1], 0, temporal * t - grid[0])
+    blocks = F.pad(tensor, padding).unflatten(3, (columns, w)).unflatten(2, (rows, h)).unflatten(1, (temporal, t))
+    # [B, T, t, rows, h, columns, w, H, D]
+    return blocks.permute(0, 7, 1, 3, 5, 2, 4, 6, 8).flatten(5, 7).flatten(3, 4)
+
+
+def _unpartition(tensor: torch.Tensor, grid: tuple[int, int, int], settings: BlockSparseSettings) -> torch.Tensor:
+    """`[B, H, Q * V, D]` -> `[B, t * h * w, H, D]` in raster order, padding cut off."""
+    blocks = tensor.unflatten(2, (*settings.count_blocks(grid), *settings.block_size))
+    # [B, H, T, rows, columns, t, h, w, D]
+    tokens = blocks.permute(0, 2, 5, 3, 6, 4, 7, 1, 8).flatten(5, 6).flatten(3, 4).flatten(1, 2)
+    return tokens[:, : grid[0], : grid[1], : grid[2]].flatten(1, 3)
+
+
+def _check_inputs(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    grid: tuple[int, int, int],
+    cache: BlockKVCache | None,
+    kv_cache_blocks: int | torch.Tensor | None,
+    settings: BlockSparseSettings,
+) -> None:
+    if len(grid) != 3 or min(grid) < 1:
+        raise ValueError(f"`grid` must be three positive token counts (t, h, w), got {tuple(grid)}")
+    if query.ndim != 4 or query.shape[1] != math.prod(grid):
+        raise ValueError(
+            f"`query` must have shape [batch, {math.prod(grid)}, heads, channels] for `grid` {tuple(grid)}, "
+            f"got {tuple(query.shape)}"
+        )
+    for name, tensor in (("key", key), ("value", value)):
+        if (tensor.shape, tensor.dtype, tensor.device) != (query.shape, query.dtype, query.device):
+            raise ValueError(
+                f"`{name}` {tuple(tensor.shape)}, {tensor.dtype}, {tensor.device} differs from "
+                f"`query` {tuple(query.shape)}, {query.dtype}, {query.device}"
+            )
+    if cache is not None:
+        _check_cache(cache, query, grid, settings)
+    if isinstance(kv_cache_blocks, int):
+        if cache is None:
+            raise ValueError(f"`kv_cache_blocks` {kv_cache_blocks} was given without a `cache`")
+        if not 1 <= kv_cache_blocks <= cache.kv_cache_blocks:
+            raise ValueError(
+                f"`kv_cache_blocks` must be 1 to {cache.kv_cache_blocks}, which was allocated, got {kv_cache_blocks}"
+            )
+
+
+def _check_cache(
+    cache: BlockKVCache, query: torch.Tensor, grid: tuple[int, int, int], settings: BlockSparseSettings
+) -> None:
+    batch, _, heads, channels = query.shape
+    _, rows, columns = settings.count_blocks(grid)
+    buffers, expected = cache.keys.shape, (batch, heads, cache.slots, rows * columns, settings.volume, channels)
+    if buffers != expected or (cache.height, cache.width) != grid[1:]:
+        raise ValueError(
+            "`cache` was made for [batch, heads, slots, spatial blocks, block tokens, channels] "
+            f"{tuple(buffers)} and frames of {cache.height} x {cache.width} tokens; the input needs {expected} "
+            f"and {grid[1]} x {grid[2]}"
+        )
+    if (cache.keys.dtype, cache.keys.device) != (query.dtype, query.device):
+        raise ValueError(
+            f"`cache` is {cache.keys.dtype} on {cache.keys.device}, `query` is {query.dtype} on {query.device}"
+        )
+    if query.device.type == "cpu" and not torch.compiler.is_compiling():
+        cache.check_current()
