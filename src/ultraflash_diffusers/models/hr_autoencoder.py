@@ -180,6 +180,8 @@ class HRAutoencoder(ModelMixin, AutoencoderMixin, ConfigMixin):
             code = in_channels * self.spatial_compression_ratio**2 * self.temporal_compression_ratio
             self.encoder_shortcut = nn.Conv2d(code, latent_channels, kernel_size=1) if self.has_encoder else None
             self.decoder_shortcut = nn.Conv2d(latent_channels, code, kernel_size=1)
+        # whether the networks' own pixels are in [0, 1] instead of [-1, 1]
+        self.unit_range = _VARIANTS[variant].unit_range
         self.use_slicing = False
         self.use_tiling = False
         # side of a tile's own part, in latents; `enable_tiling` changes it
@@ -225,7 +227,7 @@ class HRAutoencoder(ModelMixin, AutoencoderMixin, ConfigMixin):
             latents = x.new_empty(x.shape[0], self.config.latent_channels, 0, *self._latent_size(x))
             stacks = state.stacks if state is not None else []
         else:
-            if _VARIANTS[self.config.variant].unit_range:
+            if self.unit_range:
                 frames = frames * 0.5 + 0.5
             latents, stacks = self._run(self._encode_tile, frames, state, self.spatial_compression_ratio, shrinks=True)
         next_state = AutoencoderStreamState(stacks, pending)
@@ -252,7 +254,7 @@ class HRAutoencoder(ModelMixin, AutoencoderMixin, ConfigMixin):
         sample, stacks = self._run(self._decode_tile, z, state, self.spatial_compression_ratio, shrinks=False)
         if state is None:
             sample = sample[:, :, self.temporal_compression_ratio - 1 :]
-        if _VARIANTS[self.config.variant].unit_range:
+        if self.unit_range:
             sample = sample * 2 - 1
         next_state = AutoencoderStreamState(stacks)
         if not return_dict:
@@ -321,10 +323,20 @@ class HRAutoencoder(ModelMixin, AutoencoderMixin, ConfigMixin):
         patches = F.pixel_unshuffle(frames.flatten(0, 1), self.config.patch_size).unflatten(0, (batch, -1))
         latents, state = self.encoder(patches, state)
         if self.config.linear_shortcut:
-            folded = F.pixel_unshuffle(frames.flatten(0, 1), self.spatial_compression_ratio)
-            folded = folded.reshape(-1, folded.shape[1] * self.temporal_compression_ratio, *folded.shape[2:])
-            latents = latents + self.encoder_shortcut(folded).unflatten(0, (batch, -1))
+            latents = latents + self.encoder_shortcut(self.fold_patches(frames)).unflatten(0, (batch, -1))
         return latents.transpose(1, 2), state
+
+    def fold_patches(self, frames: torch.Tensor) -> torch.Tensor:
+        """Folds each latent's space-time patch into channels, oldest frame first: what the linear shortcut codes.
+
+        Args:
+            frames (`torch.Tensor`): `[batch, frames, channels, height, width]`, whole latents.
+
+        Returns:
+            `torch.Tensor`: `[batch * latent_frames, channels * t * s * s, latent_height, latent_width]`.
+        """
+        folded = F.pixel_unshuffle(frames.flatten(0, 1), self.spatial_compression_ratio)
+        return folded.reshape(-1, folded.shape[1] * self.temporal_compression_ratio, *folded.shape[2:])
 
     def _decode_tile(
         self, latents: torch.Tensor, state: CausalMemoryState | None
