@@ -1,0 +1,262 @@
+# Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
+"""The low-resolution streaming text-to-video generator's network (Self-Forcing, LongLive: Wan 2.1 made causal)."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from diffusers.configuration_utils import register_to_config
+from diffusers.utils import BaseOutput
+
+from .frame_kv_cache import ChunkCausalAttention, FrameKVCache, shapes_are_static
+from .stream_state import StreamState
+from .wan_layers import WanBackbone
+
+_GLOBAL_CACHE_FRAMES = 21  # five seconds, what the published global checkpoints were trained on
+
+
+@dataclass
+class CausalWanStreamState(StreamState):
+    """State of a generated stream.
+
+    Args:
+        position (`torch.Tensor`, 0-d int64): frames committed so far, in temporal patches.
+        cache_frames (`int`): frames that the cache can hold.
+        sink_frames (`int`): first frames that a rolling cache never lets go.
+        rolling (`bool`): whether a full cache drops its oldest frames.
+        cache (`FrameKVCache`, *optional*): keys and values; `None` until sizes are known.
+    """
+
+    position: torch.Tensor
+    cache_frames: int
+    sink_frames: int
+    rolling: bool
+    cache: FrameKVCache | None = None
+
+
+@dataclass
+class CausalWanTransformerOutput(BaseOutput):
+    """Output of [`CausalWanTransformer`].
+
+    Args:
+        sample (`torch.Tensor`): predicted flow, `[batch, out_channels, frames, height, width]`.
+        state (`CausalWanStreamState`, *optional*): the state after a committing call, else the one passed in.
+    """
+
+    sample: torch.Tensor
+    state: CausalWanStreamState | None
+
+
+class CausalWanTransformer(WanBackbone):
+    r"""Wan 2.1 text-to-video transformer that generates chunk by chunk: one timestep a frame, cached keys and values.
+
+    Attention is bidirectional inside a chunk and causal between chunks. The cache is global (everything since the
+    start, up to a capacity) or, with `window_frames`, rolling: the newest frames and a sink of the first ones.
+
+    Args:
+        patch_size (`tuple[int, int, int]`, *optional*, defaults to `(1, 2, 2)`): latents of a token over time, height,
+            width.
+        num_attention_heads (`int`, *optional*, defaults to 12): heads.
+        attention_head_dim (`int`, *optional*, defaults to 128): channels of a head.
+        in_channels (`int`, *optional*, defaults to 16): channels of the latents.
+        out_channels (`int`, *optional*, defaults to 16): channels of the flow.
+        text_dim (`int`, *optional*, defaults to 4096): channels of the text encoder's output.
+        text_length (`int`, *optional*, defaults to 512): shorter prompts are zero-padded to it; all positions are
+            attended to.
+        freq_dim (`int`, *optional*, defaults to 256): sinusoids of the timestep.
+        ffn_dim (`int`, *optional*, defaults to 8960): width of the feed-forward layers.
+        num_layers (`int`, *optional*, defaults to 30): blocks.
+        cross_attn_norm (`bool`, *optional*, defaults to `True`): affine layer norm in front of cross-attention.
+        qk_norm (`str`, *optional*, defaults to `"rms_norm_across_heads"`): the only one that there is.
+        eps (`float`, *optional*, defaults to 1e-6): of all norms.
+        frames_per_chunk (`int`, *optional*, defaults to 3): frames (temporal patches) of a chunk in the full forward;
+            a stream takes chunks of any length.
+        window_frames (`int`, *optional*): frames that a chunk sees, sink and itself included (LongLive: 12); `None`
+            for a global cache (Self-Forcing).
+        sink_frames (`int`, *optional*, defaults to 0): first frames of the stream that stay in a rolling window.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        patch_size: tuple[int, int, int] = (1, 2, 2),
+        num_attention_heads: int = 12,
+        attention_head_dim: int = 128,
+        in_channels: int = 16,
+        out_channels: int = 16,
+        text_dim: int = 4096,
+        text_length: int = 512,
+        freq_dim: int = 256,
+        ffn_dim: int = 8960,
+        num_layers: int = 30,
+        cross_attn_norm: bool = True,
+        qk_norm: str = "rms_norm_across_heads",
+        eps: float = 1e-6,
+        frames_per_chunk: int = 3,
+        window_frames: int | None = None,
+        sink_frames: int = 0,
+    ) -> None:
+        super().__init__()
+        if frames_per_chunk < 1:
+            raise ValueError(f"`frames_per_chunk` must be positive, got {frames_per_chunk}")
+        if sink_frames < 0 or (window_frames is None and sink_frames):
+            raise ValueError(f"`sink_frames` must be 0 without `window_frames` and never negative, got {sink_frames}")
+        if window_frames is not None and window_frames - sink_frames < frames_per_chunk:
+            raise ValueError(
+                f"`window_frames` must hold `sink_frames` {sink_frames} and a chunk of `frames_per_chunk` "
+                f"{frames_per_chunk}, got {window_frames}"
+            )
+        self._build()
+
+    def new_stream(
+        self,
+        cache_frames: int | None = None,
+        batch_size: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> CausalWanStreamState:
+        """Returns the state with which a stream starts.
+
+        The buffers are allocated at the first call, or at once where the sizes are given (what `torch.compile` needs
+        to see one shape from the first chunk on).
+
+        Args:
+            cache_frames (`int`, *optional*): frames (temporal patches) that a global cache can hold, 21 by default. A
+                rolling cache always holds `config.window_frames`.
+            batch_size (`int`, *optional*): samples. Give all three sizes or none.
+            height (`int`, *optional*): height of the latents.
+            width (`int`, *optional*): width of the latents.
+            device (`torch.device` or `str`, *optional*): where the buffers lie; the network's device by default.
+            dtype (`torch.dtype`, *optional*): of the keys and values; the network's dtype by default.
+
+        Raises:
+            ValueError: a capacity that does not fit the config, or only some of the sizes.
+        """
+        window = self.config.window_frames
+        capacity = cache_frames or window or _GLOBAL_CACHE_FRAMES
+        if window is not None and capacity != window:
+            raise ValueError(f"`cache_frames` is {cache_frames}, but the rolling cache holds `window_frames` {window}")
+        if capacity < 1:
+            raise ValueError(f"`cache_frames` must be positive, got {cache_frames}")
+        state = CausalWanStreamState(
+            position=torch.zeros((), dtype=torch.int64, device=device or self.device),
+            cache_frames=capacity,
+            sink_frames=0 if window is None else self.config.sink_frames,
+            rolling=window is not None,
+        )
+        sizes = (batch_size, height, width)
+        if sizes == (None, None, None):
+            return state
+        if batch_size is None or height is None or width is None:
+            raise ValueError(f"`batch_size`, `height`, `width` must be given together or not at all, got {sizes}")
+        grid = self._token_grid((self.config.patch_size[0], height, width), "height and width")
+        return self._allocated(state, batch_size, grid[1:], device or self.device, dtype or self.dtype)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        timestep: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        state: CausalWanStreamState | None = None,
+        commit: bool = False,
+        return_dict: bool = True,
+    ) -> CausalWanTransformerOutput | tuple[torch.Tensor, CausalWanStreamState | None]:
+        """Predicts the flow of a chunk that follows `state`, or of a whole clip with `state=None`.
+
+        Args:
+            hidden_states (`torch.Tensor` of shape `[batch, in_channels, frames, height, width]`): noisy normalised
+                latents.
+            timestep (`torch.Tensor` of shape `[batch]` or `[batch, frames / patch_size[0]]`): in [0, 1000].
+            encoder_hidden_states (`torch.Tensor` of shape `[batch, up to text_length, text_dim]`): the prompt.
+            state (`CausalWanStreamState`, *optional*): from [`~CausalWanTransformer.new_stream`] or the chunk before;
+                `None` is the full forward, causal over chunks of `config.frames_per_chunk`.
+            commit (`bool`, *optional*, defaults to `False`): whether the keys and values of this pass stay in the
+                cache (the clean pass at timestep 0, or the last denoising step). Otherwise the state is left as it is.
+            return_dict (`bool`, *optional*, defaults to `True`): a plain tuple instead of the output class if `False`.
+
+        Raises:
+            ValueError: inputs of a wrong shape or dtype; a state of another batch size, resolution or network, or one
+                that a later commit has overwritten; a global cache that is full; `commit` without a state.
+        """
+        grid = self._check_latents(hidden_states)
+        batch = hidden_states.shape[0]
+        self._check_inputs(hidden_states, timestep, encoder_hidden_states, ((batch,), (batch, grid[0])))
+        timestep = timestep.view(batch, -1)
+        inputs = (hidden_states, timestep, encoder_hidden_states, grid)
+        if state is None:
+            if commit:
+                raise ValueError("`commit` is True without a `state` to commit to")
+            sample, next_state = self._transform(*inputs, *self._full_attention(hidden_states.device, grid))[0], None
+        else:
+            sample, next_state = self._stream(*inputs, state, commit)
+        return CausalWanTransformerOutput(sample, next_state) if return_dict else (sample, next_state)
+
+    def _full_attention(
+        self, device: torch.device, grid: tuple[int, int, int]
+    ) -> tuple[torch.Tensor, list[ChunkCausalAttention]]:
+        config = self.config
+        attention = ChunkCausalAttention(
+            grid[1] * grid[2], config.frames_per_chunk, config.window_frames, config.sink_frames
+        )
+        return torch.zeros((), dtype=torch.int64, device=device), [attention] * config.num_layers
+
+    def _stream(
+        self,
+        hidden_states: torch.Tensor,
+        timestep: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        grid: tuple[int, int, int],
+        state: CausalWanStreamState,
+        commit: bool,
+    ) -> tuple[torch.Tensor, CausalWanStreamState]:
+        _check_state(state, grid[0])
+        if state.cache is None:
+            state = self._allocated(state, hidden_states.shape[0], grid[1:], hidden_states.device, hidden_states.dtype)
+        cache = cast(FrameKVCache, state.cache)
+        cache.check_fits(self.config, hidden_states, grid)
+        window = cache.window(state.position, grid[0])
+        attends = [cache.attention(layer, window, commit) for layer in range(self.config.num_layers)]
+        sample, _ = self._transform(hidden_states, timestep, encoder_hidden_states, grid, state.position, attends)
+        if commit:
+            state = dataclasses.replace(state, position=state.position + grid[0], cache=cache.advance(window))
+        return sample, state
+
+    def _allocated(
+        self,
+        state: CausalWanStreamState,
+        batch_size: int,
+        grid: tuple[int, int],
+        device: torch.device | str,
+        dtype: torch.dtype,
+    ) -> CausalWanStreamState:
+        cache = FrameKVCache.allocate(
+            self.config,
+            batch_size,
+            state.cache_frames,
+            grid,
+            sink_frames=state.sink_frames,
+            rolling=state.rolling,
+            device=device,
+            dtype=dtype,
+        )
+        return dataclasses.replace(state, cache=cache, position=state.position.to(device))
+
+
+def _check_state(state: CausalWanStreamState, frames: int) -> None:
+    if not isinstance(state, CausalWanStreamState):
+        raise ValueError(f"`state` must be a CausalWanStreamState from `new_stream`, got {type(state).__name__}")
+    if state.rolling:
+        room = state.cache_frames - state.sink_frames
+        if frames > room:
+            raise ValueError(f"`hidden_states` has {frames} frames, more than the {room} of the rolling window")
+    elif not shapes_are_static() and int(state.position) + frames > state.cache_frames:
+        raise ValueError(
+            f"`hidden_states` has {frames} frames after {int(state.position)} committed ones, but the global cache "
+            f"holds `cache_frames` {state.cache_frames}: pass more to `new_stream`, or use a network that has "
+            "`window_frames`"
+        )

@@ -1,0 +1,255 @@
+# Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Dense self-attention over latent frames: at once, causal by chunks, or streamed with a ring buffer of frames."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import torch
+from diffusers.configuration_utils import FrozenDict
+from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
+
+from .stream_state import StreamState
+
+
+def shapes_are_static() -> bool:
+    """Whether a call is being compiled or captured as a CUDA graph: then no number may be read from the device."""
+    if torch.compiler.is_compiling():
+        return True
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+
+
+@dataclasses.dataclass
+class FrameWindow:
+    """What one call does with a [`FrameKVCache`], the same in every layer.
+
+    Args:
+        slots (`torch.Tensor` of shape `[frames]`, int64): where the frames of the call go.
+        frames (`torch.Tensor` of shape `[slots]`, int64): the frame in each slot once they are there, -1 if none.
+        length (`int`): leading slots that the call reads.
+        mask (`torch.Tensor` of shape `[1, 1, 1, length * tokens]`, bool, *optional*): keys to attend to, if not all.
+    """
+
+    slots: torch.Tensor
+    frames: torch.Tensor
+    length: int
+    mask: torch.Tensor | None
+
+
+@dataclasses.dataclass
+class FrameKVCache(StreamState):
+    """The keys and values of a stream's last latent frames, one slot of a ring buffer a frame, for all layers.
+
+    The first `sink_frames` frames of a stream keep their slots; frame `n` after them lies in slot
+    `sink_frames + (n - sink_frames) % (slots - sink_frames)`. A committing call writes into the buffers in place and
+    returns a state that shares them, so a stream is a chain: where a later state has overwritten what an earlier one
+    needs, the earlier one is refused. To branch a stream, go on from `state.clone()`.
+
+    Args:
+        keys (`list[torch.Tensor]`): one a layer, `[batch, slots, tokens of a frame, heads, head_dim]`, after RoPE.
+        values (`list[torch.Tensor]`): likewise.
+        frames (`torch.Tensor` of shape `[slots]`, int64): the frame that this state expects in each slot, -1 if none.
+        written (`torch.Tensor` of shape `[slots]`, int64): the frame that is there; shared like the buffers.
+        sink_frames (`int`): the first frames of the stream, which stay.
+        rolling (`bool`): whether a full buffer lets the oldest frames after the sink go; it is an error otherwise.
+        height (`int`): tokens over the height of a frame.
+        width (`int`): tokens over the width of a frame.
+    """
+
+    keys: list[torch.Tensor]
+    values: list[torch.Tensor]
+    frames: torch.Tensor
+    written: torch.Tensor
+    sink_frames: int
+    rolling: bool
+    height: int
+    width: int
+
+    @classmethod
+    def allocate(
+        cls,
+        config: FrozenDict,
+        batch_size: int,
+        slots: int,
+        grid: tuple[int, int],
+        sink_frames: int = 0,
+        rolling: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> FrameKVCache:
+        """Returns the empty cache with which a stream of frames of `grid` = (height, width) tokens starts.
+
+        `config` is the transformer's: it says how many layers, heads and channels there are.
+        """
+        shape = (batch_size, slots, math.prod(grid), config.num_attention_heads, config.attention_head_dim)
+        empty = torch.full((slots,), -1, dtype=torch.int64, device=device)
+        return cls(
+            # zeros, since a masked-out NaN of uninitialised memory would still spoil a weighted sum
+            keys=[torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.num_layers)],
+            values=[torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.num_layers)],
+            frames=empty,
+            written=empty.clone(),
+            sink_frames=sink_frames,
+            rolling=rolling,
+            height=grid[0],
+            width=grid[1],
+        )
+
+    @property
+    def slots(self) -> int:
+        """Frames that the buffers can hold."""
+        return self.frames.shape[0]
+
+    def check_fits(self, config: FrozenDict, hidden_states: torch.Tensor, grid: tuple[int, int, int]) -> None:
+        """Checks that this cache belongs to a network of `config` and to latents of `grid` tokens (t, h, w).
+
+        Raises:
+            ValueError: another batch size, resolution, number of layers or heads, dtype or device.
+        """
+        buffer = self.keys[0]
+        found = (len(self.keys), buffer.shape[0], self.height, self.width, *buffer.shape[3:])
+        expected = (config.num_layers, hidden_states.shape[0], *grid[1:], config.num_attention_heads)
+        expected += (config.attention_head_dim,)
+        if found != expected:
+            raise ValueError(
+                "`state` was made for (layers, batch, token rows, token columns, heads, head channels) "
+                f"{found}, this network and `hidden_states` need {expected}"
+            )
+        if (buffer.dtype, buffer.device) != (hidden_states.dtype, hidden_states.device):
+            raise ValueError(
+                f"`state` holds {buffer.dtype} on {buffer.device}, `hidden_states` is {hidden_states.dtype} on "
+                f"{hidden_states.device}: see `state.to`"
+            )
+
+    def window(self, position: torch.Tensor, number: int, oldest: torch.Tensor | int = 0) -> FrameWindow:
+        """Plans the call for the `number` frames from frame `position` on, which see the held frames from `oldest` on.
+
+        The plan reads a few numbers from the device, so that attention runs over the filled slots alone; where that
+        may not be (`torch.compile`, CUDA graphs) it runs over all slots under a mask, and nothing depends on how far
+        the stream has come.
+
+        Raises:
+            ValueError: a later state has overwritten frames that this one needs (only checked where numbers are read).
+        """
+        numbers = position + torch.arange(number, device=position.device)
+        ring = self.sink_frames + (numbers - self.sink_frames) % (self.slots - self.sink_frames)
+        slots = torch.where(numbers < self.sink_frames, numbers, ring) if self.rolling else numbers
+        frames = self.frames.index_copy(0, slots, numbers)
+        visible = frames >= oldest
+        length = self.slots
+        if not shapes_are_static():
+            self._check_current(visible & (frames < position))
+            length = int(visible.nonzero().max()) + 1
+            if bool(visible[:length].all()):
+                return FrameWindow(slots, frames, length, mask=None)
+        mask = visible[:length].repeat_interleave(self.height * self.width)[None, None, None]
+        return FrameWindow(slots, frames, length, mask)
+
+    def _check_current(self, needed: torch.Tensor) -> None:
+        lost = needed & (self.written != self.frames)
+        if bool(lost.any()):
+            raise ValueError(
+                f"`state` needs frame {int(self.frames[lost][0])}, whose place in the buffers a later state of the "
+                f"same stream has given to frame {int(self.written[lost][0])}: go on from the newest state, or branch "
+                "with `state.clone()`"
+            )
+
+    def attention(self, layer: int, window: FrameWindow, commit: bool) -> CachedAttention:
+        """Returns the attention of one layer over the cache and the frames of the call."""
+        return CachedAttention(self.keys[layer], self.values[layer], window.slots, window.length, window.mask, commit)
+
+    def advance(self, window: FrameWindow) -> FrameKVCache:
+        """Returns the cache after a call that has committed the frames of `window`."""
+        self.written.index_copy_(0, window.slots, window.frames[window.slots])
+        return dataclasses.replace(self, frames=window.frames)
+
+    def grow(self, slots: int) -> FrameKVCache:
+        """Returns the same frames in new ring buffers of more slots; without a sink only."""
+        held = (self.frames >= 0).nonzero().flatten()
+        places = self.frames[held] % slots
+
+        def moved(buffer: torch.Tensor, dim: int, fill: int) -> torch.Tensor:
+            shape = (*buffer.shape[:dim], slots, *buffer.shape[dim + 1 :])
+            return buffer.new_full(shape, fill).index_copy_(dim, places, buffer.index_select(dim, held))
+
+        return dataclasses.replace(
+            self,
+            keys=[moved(buffer, 1, 0) for buffer in self.keys],
+            values=[moved(buffer, 1, 0) for buffer in self.values],
+            frames=moved(self.frames, 0, -1),
+            written=moved(self.written, 0, -1),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class CachedAttention:
+    """Attention of one layer to the cached frames and its own; see [`FrameWindow`] for the fields."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    slots: torch.Tensor
+    length: int
+    mask: torch.Tensor | None
+    commit: bool
+
+    def __call__(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, backend: AttentionBackendName
+    ) -> tuple[torch.Tensor, None]:
+        keys, values = self._with_own(self.keys, key), self._with_own(self.values, value)
+        return dispatch_attention_fn(query, keys, values, attn_mask=self.mask, backend=backend), None
+
+    def _with_own(self, buffer: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+        """The filled slots with the call's own frames among them, as `[batch, tokens, heads, head_dim]`."""
+        own = own.unflatten(1, (self.slots.shape[0], -1)).to(buffer.dtype)
+        if self.commit:
+            buffer.index_copy_(1, self.slots, own.detach())
+        filled = buffer[:, : self.length]
+        # without commit the buffers stay as they are; a gradient only flows through what was just computed
+        if not self.commit or own.requires_grad:
+            filled = filled.index_copy(1, self.slots, own)
+        return filled.flatten(1, 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class BidirectionalAttention:
+    """All tokens attend to all."""
+
+    def __call__(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, backend: AttentionBackendName
+    ) -> tuple[torch.Tensor, None]:
+        return dispatch_attention_fn(query, key, value, backend=backend), None
+
+
+@dataclasses.dataclass(frozen=True)
+class ChunkCausalAttention:
+    """Each chunk of frames attends to itself and to what came before, chunk after chunk: no mask is ever made.
+
+    Args:
+        frame_tokens (`int`): tokens of a frame.
+        chunk_frames (`int`): frames of a chunk; the last chunk may be shorter.
+        window_frames (`int`, *optional*): frames that a chunk sees, sink and itself included; `None` for all.
+        sink_frames (`int`, *optional*, defaults to 0): first frames that all chunks see.
+    """
+
+    frame_tokens: int
+    chunk_frames: int
+    window_frames: int | None = None
+    sink_frames: int = 0
+
+    def __call__(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, backend: AttentionBackendName
+    ) -> tuple[torch.Tensor, None]:
+        outputs = []
+        for start in range(0, query.shape[1], self.chunk_frames * self.frame_tokens):
+            end = min(start + self.chunk_frames * self.frame_tokens, query.shape[1])
+            keys, values = self._seen(key, end), self._seen(value, end)
+            outputs.append(dispatch_attention_fn(query[:, start:end], keys, values, backend=backend))
+        return torch.cat(outputs, dim=1), None
+
+    def _seen(self, tensor: torch.Tensor, end: int) -> torch.Tensor:
+        if self.window_frames is None or end <= self.window_frames * self.frame_tokens:
+            return tensor[:, :end]
+        sink = self.sink_frames * self.frame_tokens
+        oldest = end - self.window_frames * self.frame_tokens + sink
+        return torch.cat([tensor[:, :sink], tensor[:, oldest:end]], dim=1)

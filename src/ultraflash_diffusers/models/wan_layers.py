@@ -1,0 +1,312 @@
+# Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
+"""What the two Wan-shaped transformers share: blocks, embeddings and the way through them.
+
+Weights are named as in diffusers' `WanTransformer3DModel`, so that Wan weights and Wan LoRAs load. How self-attention
+looks at the past is decided by a function that each call passes to each block; modules keep nothing between calls.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin
+from diffusers.loaders import PeftAdapterMixin
+from diffusers.models.attention import AttentionMixin, FeedForward
+from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
+from diffusers.models.embeddings import PixArtAlphaTextProjection, TimestepEmbedding
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.models.normalization import FP32LayerNorm
+from diffusers.models.transformers.transformer_wan import WanAttention
+from torch import nn
+
+from .checks import check_video_tensor
+
+# (query, key, value after RoPE, [batch, tokens, heads, head_dim], backend for what is dense) -> (output, next cache)
+Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, AttentionBackendName], tuple[torch.Tensor, Any]]
+
+
+def rotary_embedding(
+    offset: torch.Tensor, grid: tuple[int, int, int], head_dim: int, theta: float = 10000.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines of the rotary angles of a group of frames, computed in float64 at any distance.
+
+    Args:
+        offset (`torch.Tensor`, 0-d int64): position of the first frame in the stream.
+        grid (`tuple[int, int, int]`): tokens over time, height and width.
+        head_dim (`int`): channels of a head; `2 (d // 6)` of them stand for the row, as many for the column, the rest
+            for time.
+        theta (`float`, *optional*, defaults to 10000.0): base of the frequencies.
+
+    Returns:
+        `tuple`: two float32 tensors of shape `[1, t * h * w, 1, head_dim / 2]`.
+    """
+    # MPS has no float64: the few numbers are computed on the CPU and sent over
+    device = torch.device("cpu") if offset.device.type == "mps" else offset.device
+    spatial = 2 * (head_dim // 6)
+    angles = []
+    for axis, channels in enumerate((head_dim - 2 * spatial, spatial, spatial)):
+        positions = torch.arange(grid[axis], device=device, dtype=torch.float64)
+        if axis == 0:
+            positions = positions + offset.to(device)
+        exponents = torch.arange(0, channels, 2, device=device, dtype=torch.float64) / channels
+        shape = [1, 1, 1, -1]
+        shape[axis] = grid[axis]
+        angles.append(torch.outer(positions, theta**-exponents).view(shape).expand(*grid, -1))
+    combined = torch.cat(angles, dim=-1).reshape(1, math.prod(grid), 1, -1)
+    return combined.cos().float().to(offset.device), combined.sin().float().to(offset.device)
+
+
+def apply_rotary(tensor: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotates interleaved channel pairs of `[batch, tokens, heads, head_dim]`."""
+    even, odd = tensor.float().unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).type_as(tensor)
+
+
+class WanAttnProcessor:
+    """Projections, norms and RoPE of a Wan attention layer around the attention that the call brings along.
+
+    `_attention_backend` is set from the start: diffusers' process-wide backend, which another pipeline may change,
+    does not reach this network, while its own `set_attention_backend` does.
+    """
+
+    _attention_backend = AttentionBackendName.NATIVE
+    _parallel_config = None
+
+    def __call__(
+        self,
+        attn: WanAttention,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: None = None,
+        rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
+        attend: Attend | None = None,
+    ) -> tuple[torch.Tensor, Any]:
+        query, key, value = self._project(attn, hidden_states, encoder_hidden_states)
+        query, key = attn.norm_q(query), attn.norm_k(key)
+        query, key, value = (tensor.unflatten(2, (attn.heads, -1)) for tensor in (query, key, value))
+        if rotary_emb is not None:
+            query, key = apply_rotary(query, *rotary_emb), apply_rotary(key, *rotary_emb)
+        if attend is None:
+            output, cache = dispatch_attention_fn(query, key, value, backend=self._attention_backend), None
+        else:
+            output, cache = attend(query, key, value, self._attention_backend)
+        output = output.flatten(2, 3).type_as(hidden_states)
+        return attn.to_out[1](attn.to_out[0](output)), cache
+
+    @staticmethod
+    def _project(
+        attn: WanAttention, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor | None
+    ) -> tuple[torch.Tensor, ...]:
+        if encoder_hidden_states is None:
+            if attn.fused_projections:
+                return attn.to_qkv(hidden_states).chunk(3, dim=-1)
+            encoder_hidden_states = hidden_states
+        if attn.fused_projections:
+            return attn.to_q(hidden_states), *attn.to_kv(encoder_hidden_states).chunk(2, dim=-1)
+        return attn.to_q(hidden_states), attn.to_k(encoder_hidden_states), attn.to_v(encoder_hidden_states)
+
+
+class WanConditionEmbedder(nn.Module):
+    """Embeds the timesteps (in float64, cosines first) and the text."""
+
+    def __init__(self, dim: int, freq_dim: int, text_dim: int) -> None:
+        super().__init__()
+        self.freq_dim = freq_dim
+        self.time_embedder = TimestepEmbedding(in_channels=freq_dim, time_embed_dim=dim)
+        self.act_fn = nn.SiLU()
+        self.time_proj = nn.Linear(dim, 6 * dim)
+        self.text_embedder = PixArtAlphaTextProjection(text_dim, dim, act_fn="gelu_tanh")
+
+    def forward(
+        self, timestep: torch.Tensor, encoder_hidden_states: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Returns the time embedding `[batch, n, dim]`, its projection `[batch, n, 6, dim]` and the text's."""
+        embedding = self.time_embedder(self._sinusoids(timestep)).type_as(encoder_hidden_states)
+        modulation = self.time_proj(self.act_fn(embedding)).unflatten(-1, (6, -1))
+        return embedding, modulation, self.text_embedder(encoder_hidden_states)
+
+    def _sinusoids(self, timestep: torch.Tensor) -> torch.Tensor:
+        half = self.freq_dim // 2
+        precise = torch.float32 if timestep.device.type == "mps" else torch.float64
+        frequencies = 10000.0 ** (-torch.arange(half, device=timestep.device, dtype=precise) / half)
+        angles = timestep.to(precise).unsqueeze(-1) * frequencies
+        sinusoids = torch.cat([angles.cos(), angles.sin()], dim=-1)
+        return sinusoids.to(self.time_embedder.linear_1.weight.dtype)
+
+
+class CausalWanBlock(nn.Module):
+    """A Wan transformer block whose self-attention takes its view of the past from the call."""
+
+    def __init__(self, dim: int, ffn_dim: int, num_heads: int, cross_attn_norm: bool, eps: float) -> None:
+        super().__init__()
+        head_dim = dim // num_heads
+        self.norm1 = FP32LayerNorm(dim, eps, elementwise_affine=False)
+        self.attn1 = WanAttention(dim, num_heads, head_dim, eps, processor=WanAttnProcessor())
+        self.attn2 = WanAttention(
+            dim, num_heads, head_dim, eps, cross_attention_dim_head=head_dim, processor=WanAttnProcessor()
+        )
+        self.norm2 = FP32LayerNorm(dim, eps, elementwise_affine=True) if cross_attn_norm else nn.Identity()
+        self.ffn = FeedForward(dim, inner_dim=ffn_dim, activation_fn="gelu-approximate")
+        self.norm3 = FP32LayerNorm(dim, eps, elementwise_affine=False)
+        self.scale_shift_table = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        modulation: torch.Tensor,
+        rotary_emb: tuple[torch.Tensor, torch.Tensor],
+        attend: Attend,
+    ) -> tuple[torch.Tensor, Any]:
+        """Runs the block.
+
+        Args:
+            hidden_states (`torch.Tensor` of shape `[batch, tokens, dim]`): tokens in raster order.
+            encoder_hidden_states (`torch.Tensor` of shape `[batch, text_length, dim]`): the embedded text.
+            modulation (`torch.Tensor` of shape `[batch, n, 6, dim]`): one a sample (`n` = 1) or one a frame.
+            rotary_emb (`tuple[torch.Tensor, torch.Tensor]`): see [`rotary_embedding`].
+            attend (`Attend`): self-attention over these tokens and what the stream remembers.
+
+        Returns:
+            `tuple`: the new hidden states, and what `attend` returned as its next cache.
+        """
+        table = self.scale_shift_table.unsqueeze(0) + modulation.float()
+        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = table.unsqueeze(3).unbind(2)
+
+        normed = modulate(self.norm1(hidden_states.float()), shift, scale).type_as(hidden_states)
+        attended, cache = self.attn1(normed, rotary_emb=rotary_emb, attend=attend)
+        hidden_states = gated_sum(hidden_states, attended, gate)
+
+        normed = self.norm2(hidden_states.float()).type_as(hidden_states)
+        hidden_states = hidden_states + self.attn2(normed, encoder_hidden_states)[0]
+
+        normed = modulate(self.norm3(hidden_states.float()), ffn_shift, ffn_scale).type_as(hidden_states)
+        return gated_sum(hidden_states, self.ffn(normed), ffn_gate), cache
+
+
+def modulate(hidden_states: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Scales and shifts `[batch, tokens, dim]` by `[batch, n, 1, dim]`: equal parts of the tokens, one row each."""
+    return torch.addcmul(shift, hidden_states.unflatten(1, (shift.shape[1], -1)), 1 + scale).flatten(1, 2)
+
+
+def gated_sum(hidden_states: torch.Tensor, update: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+    """Adds `update` times `gate` (`[batch, n, 1, dim]`, as in [`modulate`]) in float32."""
+    update = (update.float().unflatten(1, (gate.shape[1], -1)) * gate).flatten(1, 2)
+    return (hidden_states.float() + update).type_as(hidden_states)
+
+
+class WanBackbone(ModelMixin, ConfigMixin, PeftAdapterMixin, AttentionMixin):
+    """Base of the two transformers: the parts, the checks of their inputs and the way from latents to latents.
+
+    diffusers' `CacheMixin` is left out on purpose: its caches skip blocks and keep hidden states in hooks, while a
+    stream's memory here is explicit and each chunk needs few steps.
+    """
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["CausalWanBlock"]
+    _repeated_blocks = ["CausalWanBlock"]
+    _keep_in_fp32_modules = ["time_embedder", "scale_shift_table", "norm1", "norm2", "norm3"]
+    _skip_layerwise_casting_patterns = ["patch_embedding", "condition_embedder", "norm"]
+    _skip_keys = ["state"]
+
+    def _build(self) -> None:
+        """Makes the modules from the config."""
+        config = self.config
+        if config.qk_norm != "rms_norm_across_heads":
+            raise ValueError(f"`qk_norm` must be 'rms_norm_across_heads', got {config.qk_norm!r}")
+        if len(config.patch_size) != 3 or min(config.patch_size) < 1:
+            raise ValueError(f"`patch_size` must be three positive integers (t, h, w), got {config.patch_size}")
+        if config.attention_head_dim % 2:
+            raise ValueError(f"`attention_head_dim` must be even, got {config.attention_head_dim}")
+        dim = config.num_attention_heads * config.attention_head_dim
+        self.patch_embedding = nn.Conv3d(
+            config.in_channels, dim, kernel_size=tuple(config.patch_size), stride=tuple(config.patch_size)
+        )
+        self.condition_embedder = WanConditionEmbedder(dim, config.freq_dim, config.text_dim)
+        self.blocks = nn.ModuleList(
+            CausalWanBlock(dim, config.ffn_dim, config.num_attention_heads, config.cross_attn_norm, config.eps)
+            for _ in range(config.num_layers)
+        )
+        self.norm_out = FP32LayerNorm(dim, config.eps, elementwise_affine=False)
+        self.proj_out = nn.Linear(dim, config.out_channels * math.prod(config.patch_size))
+        self.scale_shift_table = nn.Parameter(torch.randn(1, 2, dim) / dim**0.5)
+        self.gradient_checkpointing = False
+
+    def _token_grid(self, size: Sequence[int], name: str) -> tuple[int, int, int]:
+        """Tokens over time, height and width of latents of `size` = (frames, height, width)."""
+        patch = self.config.patch_size
+        if any(length % side for length, side in zip(size, patch, strict=True)):
+            raise ValueError(
+                f"`{name}` has frames, height, width {tuple(size)}, which `patch_size` {tuple(patch)} does not divide"
+            )
+        frames, height, width = (length // side for length, side in zip(size, patch, strict=True))
+        return frames, height, width
+
+    def _check_inputs(
+        self,
+        hidden_states: torch.Tensor,
+        timestep: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        timestep_shapes: tuple[tuple[int, ...], ...],
+    ) -> None:
+        batch = hidden_states.shape[0]
+        if not isinstance(timestep, torch.Tensor):
+            raise TypeError(f"`timestep` must be a torch.Tensor, got {type(timestep).__name__}")
+        if tuple(timestep.shape) not in timestep_shapes:
+            expected = " or ".join(str(list(shape)) for shape in timestep_shapes)
+            raise ValueError(f"`timestep` must have shape {expected}, got {list(timestep.shape)}")
+        text, length = encoder_hidden_states, self.config.text_length
+        if not isinstance(text, torch.Tensor):
+            raise TypeError(f"`encoder_hidden_states` must be a torch.Tensor, got {type(text).__name__}")
+        if text.ndim != 3 or text.shape[0] != batch or text.shape[2] != self.config.text_dim:
+            raise ValueError(
+                f"`encoder_hidden_states` must have shape [{batch}, up to {length}, {self.config.text_dim}] for "
+                f"`hidden_states` of {batch} samples, got {list(text.shape)}"
+            )
+        if text.shape[1] > length:
+            raise ValueError(
+                f"`encoder_hidden_states` has {text.shape[1]} tokens, the network's `text_length` is {length}: "
+                "truncate the prompt"
+            )
+        if text.dtype != hidden_states.dtype:
+            raise ValueError(f"`encoder_hidden_states` has dtype {text.dtype}, `hidden_states` {hidden_states.dtype}")
+
+    def _check_latents(self, hidden_states: torch.Tensor) -> tuple[int, int, int]:
+        """Checks the latents and returns their size in tokens."""
+        check_video_tensor("hidden_states", hidden_states, self.config.in_channels, self.dtype)
+        return self._token_grid(hidden_states.shape[2:], "hidden_states")
+
+    def _transform(
+        self,
+        hidden_states: torch.Tensor,
+        timestep: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        grid: tuple[int, int, int],
+        offset: torch.Tensor,
+        attends: Sequence[Attend],
+    ) -> tuple[torch.Tensor, list[Any]]:
+        """The way through the network; `timestep` is `[batch, n]`, `attends` one function a layer."""
+        config = self.config
+        rotary_emb = rotary_embedding(offset, grid, config.attention_head_dim)
+        tokens = self.patch_embedding(hidden_states).flatten(2).transpose(1, 2).contiguous()
+        text = F.pad(encoder_hidden_states, (0, 0, 0, config.text_length - encoder_hidden_states.shape[1]))
+        embedding, modulation, text = self.condition_embedder(timestep, text)
+        caches = []
+        for block, attend in zip(self.blocks, attends, strict=True):
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                tokens, cache = self._gradient_checkpointing_func(block, tokens, text, modulation, rotary_emb, attend)
+            else:
+                tokens, cache = block(tokens, text, modulation, rotary_emb, attend)
+            caches.append(cache)
+        shift, scale = (self.scale_shift_table.unsqueeze(0) + embedding.float().unsqueeze(2)).unsqueeze(3).unbind(2)
+        tokens = modulate(self.norm_out(tokens.float()), shift, scale).type_as(tokens)
+        return self._unpatchify(self.proj_out(tokens), grid), caches
+
+    def _unpatchify(self, tokens: torch.Tensor, grid: tuple[int, int, int]) -> torch.Tensor:
+        t, h, w = self.config.patch_size
+        patches = tokens.unflatten(2, (t, h, w, -1)).unflatten(1, grid)
+        return patches.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6, 7).flatten(4, 5).flatten(2, 3)
