@@ -1,0 +1,164 @@
+# Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
+"""From frames, however they come, to latent chunks: the part that all sources of pixels share."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+
+import torch
+import torch.nn.functional as F
+
+from ...models.hr_autoencoder import AutoencoderStreamState, HRAutoencoder
+from ...models.stream_state import StreamState
+from .base import Source, SourceChunk, SourceEndedError, padded_size, stage_timer
+
+
+@dataclass
+class PixelSourceState(StreamState):
+    """State of a [`PixelSource`]. To go on, hand the same frames over again, from their beginning.
+
+    Args:
+        frames (`int`): frames that were passed on, which are read and dropped when the stream resumes.
+        encoder (`AutoencoderStreamState`): what the encoder carries.
+    """
+
+    frames: int
+    encoder: AutoencoderStreamState
+
+
+class PixelSource(Source):
+    """Encodes frames into latent chunks as soon as enough of them have come.
+
+    Args:
+        pieces (`Generator`): yields `[batch, 3, frames, height, width]` in [-1, 1], all of one size but for the number
+            of frames, which may be anything from 1.
+        autoencoder ([`HRAutoencoder`]): encodes them.
+        latent_frames (`int`): latent frames a chunk.
+        multiple_of (`int`): height and width are padded to this multiple by repeating the right and bottom edges.
+        num_frames (`int`, *optional*): ends after so many frames. `None` reads to the end.
+        height, width (`int`, *optional*): the expected size; `None` takes what comes.
+        frame_rate (`Fraction`, *optional*): frames per second, where known.
+        state ([`PixelSourceState`], *optional*): goes on after the frames that the state has seen.
+        first_frame (`int`, *optional*, defaults to 0): number of the first frame that `pieces` yields.
+
+    Raises:
+        ValueError: the autoencoder has no encoder; while reading: no frames at all, frames of another size, or frames
+            that are not finite.
+    """
+
+    def __init__(
+        self,
+        pieces: Generator[torch.Tensor, None, None],
+        autoencoder: HRAutoencoder,
+        *,
+        latent_frames: int,
+        multiple_of: int,
+        num_frames: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        frame_rate: Fraction | None = None,
+        state: PixelSourceState | None = None,
+        first_frame: int = 0,
+    ) -> None:
+        if not autoencoder.has_encoder:
+            raise ValueError(
+                "`source` gives pixels, but `autoencoder` holds a decoder alone and cannot encode them: load one that "
+                "has an encoder, or pass latents"
+            )
+        self._pieces = pieces
+        self._autoencoder = autoencoder
+        self._latent_frames = latent_frames
+        self._multiple_of = multiple_of
+        self._state = state
+        self._position = first_frame
+        self._failure: Exception | None = None
+        self._timings: dict[str, float] = {}
+        self.num_frames = num_frames
+        self.height, self.width, self.frame_rate = height, width, frame_rate
+
+    def state(self) -> PixelSourceState | None:
+        return self._state
+
+    def close(self) -> None:
+        self._pieces.close()
+
+    def _chunks(self) -> Iterator[SourceChunk]:
+        waiting: list[torch.Tensor] = []
+        try:
+            for piece in self._read():
+                waiting.append(piece)
+                while sum(frames.shape[2] for frames in waiting) >= self._chunk_frames():
+                    frames = torch.cat(waiting, dim=2)
+                    size = self._chunk_frames()
+                    waiting = [frames[:, :, size:]]
+                    yield self._encode(frames[:, :, :size])
+            rest = torch.cat(waiting, dim=2) if waiting else None
+            if rest is not None and rest.shape[2]:
+                yield self._encode(rest)
+            self._check_end()
+        finally:
+            self.close()
+
+    def _chunk_frames(self) -> int:
+        ratio = self._autoencoder.temporal_compression_ratio
+        return ratio * self._latent_frames - (ratio - 1 if self._state is None else 0)
+
+    def _read(self) -> Iterator[torch.Tensor]:
+        """Yields the frames that are still wanted. A failure ends them and is kept, so that none before it is lost."""
+        done = 0 if self._state is None else self._state.frames
+        try:
+            while self.num_frames is None or self._position < self.num_frames:
+                with stage_timer(self._timings, "source", self._autoencoder.device):
+                    piece = next(self._pieces, None)
+                if piece is None:
+                    return
+                self._check(piece, self._position)
+                end = None if self.num_frames is None else self.num_frames - self._position
+                wanted = piece[:, :, max(0, done - self._position) : end]
+                self._position += piece.shape[2]
+                if wanted.shape[2]:
+                    yield wanted
+        except Exception as error:
+            self._failure = error
+
+    def _check(self, piece: torch.Tensor, position: int) -> None:
+        batch, _, _, height, width = piece.shape
+        expected = (self.batch_size or batch, self.height or height, self.width or width)
+        if (batch, height, width) != expected:
+            raise ValueError(
+                f"`source` gave frame {position} with batch {batch}, height {height} and width {width}, expected "
+                f"batch {expected[0]}, height {expected[1]} and width {expected[2]}"
+            )
+        if not piece.isfinite().all():
+            raise ValueError(f"`source` gave values that are not finite in or after frame {position}")
+        self.batch_size, self.height, self.width = batch, height, width
+
+    def _check_end(self) -> None:
+        done = 0 if self._state is None else self._state.frames
+        if self._failure is not None:
+            raise self._failure
+        if done == 0:
+            raise ValueError("`source` is empty: it gave no frames")
+        if self.num_frames is not None and done < self.num_frames:
+            raise SourceEndedError(f"`source` ended after {done} frames, `num_frames` is {self.num_frames}")
+
+    def _encode(self, frames: torch.Tensor) -> SourceChunk:
+        state = self._state
+        timings, self._timings = self._timings, {}
+        device, dtype = self._autoencoder.device, self._autoencoder.dtype
+        num_frames = frames.shape[2]
+        with stage_timer(timings, "encoder", device), torch.no_grad():
+            pixels = self._padded(frames.to(device, dtype))
+            encoded = self._autoencoder.encode(pixels, state=None if state is None else state.encoder)
+        self._state = PixelSourceState((0 if state is None else state.frames) + num_frames, encoded.state)
+        return SourceChunk(encoded.latents, num_frames, pixels=pixels, timings=timings)
+
+    def _padded(self, frames: torch.Tensor) -> torch.Tensor:
+        """Repeats the right and bottom edges up to the padded size, and the last frame up to whole latent frames."""
+        height, width = frames.shape[-2:]
+        padded_height, padded_width = padded_size(height, width, self._multiple_of)
+        ratio = self._autoencoder.temporal_compression_ratio
+        missing = ((1 if self._state is None else 0) - frames.shape[2]) % ratio
+        return F.pad(frames, (0, padded_width - width, 0, padded_height - height, 0, missing), mode="replicate")

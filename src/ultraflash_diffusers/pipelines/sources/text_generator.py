@@ -1,0 +1,288 @@
+# Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
+"""The streaming text-to-video generator (Self-Forcing, LongLive): a few latent frames at a time, each in few steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from ...models.causal_wan_transformer import CausalWanStreamState, CausalWanTransformer
+from ...models.hr_autoencoder import HRAutoencoder
+from ...models.stream_state import StreamState
+from ..cache_management import DynamicCacheManagement
+from .base import FrameNoise, Source, SourceChunk, padded_size, stage_timer
+from .frames import frames_to_pixels
+
+DENOISING_STEPS = (1000, 750, 500, 250)
+FLOW_SHIFT = 5.0
+
+
+def warped_sigmas(steps: Sequence[float], shift: float) -> list[float]:
+    """Returns the noise levels that the timesteps `steps` (of 1000) become under the flow shift.
+
+    With `t = step / 1000` that is `shift * t / (1 + (shift - 1) * t)`.
+
+    Raises:
+        ValueError: `steps` is empty, does not decrease or leaves (0, 1000], or `shift` is not positive.
+    """
+    if not steps or list(steps) != sorted(set(steps), reverse=True) or not 0 < steps[-1] <= steps[0] <= 1000:
+        raise ValueError(f"`denoising_steps` must decrease inside (0, 1000], got {tuple(steps)}")
+    if shift <= 0:
+        raise ValueError(f"`flow_shift` must be positive, got {shift}")
+    return [shift * step / (1000 + (shift - 1) * step) for step in steps]
+
+
+@dataclass
+class TextGeneratorState(StreamState):
+    """State of a [`TextGeneratorSource`] after a chunk; the stream that goes on writes into its cache: `clone` it.
+
+    Args:
+        network (`CausalWanStreamState`): the transformer's.
+        chunk (`int`): chunks that were generated; given first frames do not count.
+        latent_frames (`int`): latent frames so far, given ones included.
+        frames (`int`): pixel frames that were passed on.
+        given (`torch.Tensor`, *optional*): first latents that are still to be passed on.
+    """
+
+    network: CausalWanStreamState
+    chunk: int = 0
+    latent_frames: int = 0
+    frames: int = 0
+    given: torch.Tensor | None = None
+
+
+class TextGeneratorSource(Source):
+    """Generates low-resolution latents from text, chunk by chunk, without end if wanted.
+
+    Each chunk starts from noise and takes a few steps; each step predicts the clean latents, `x0 = x - sigma * flow`,
+    and mixes them with fresh noise for the next sigma. A last pass over the clean chunk at timestep 0 writes the keys
+    and values that later chunks attend to (Self-Forcing, as published).
+
+    Args:
+        generator ([`CausalWanTransformer`]): the network.
+        autoencoder ([`HRAutoencoder`]): the stream's, in whose latent space `generator` works.
+        prompt_embeds (`torch.Tensor`): `[batch, up to text_length, text_dim]`.
+        noise ([`FrameNoise`]): normal noise by role, `"generator"` for a chunk's start and `"generator_renoise_N"` for
+            what is mixed in after its step N (from 0).
+        height, width (`int`): pixels as the user sees them; generated at the next larger size that `multiple_of` and
+            the generator's own patch divide.
+        multiple_of (`int`): pixels, see above.
+        num_frames (`int`, *optional*): pixel frames wanted. `None` goes on until closed, which needs a rolling window.
+        first_frames (*optional*): the frames that the video starts with, `t n + 1` of them at `height` x `width`: one
+            picture, or whatever [`frames_to_pixels`] takes.
+        first_latents (`torch.Tensor`, *optional*): the same as normalised latents `[batch or 1, channels, frames,
+            height, width]`, at the padded size.
+        denoising_steps (`Sequence[float]`, *optional*, defaults to `(1000, 750, 500, 250)`): timesteps before the
+            shift, decreasing.
+        flow_shift (`float`, *optional*, defaults to 5.0): warps them, to 1000, 937.5, 833.3 and 625.
+        window_frames (`int`, *optional*): latent frames of the rolling window, sink and current chunk included; by
+            default the generator's own, which may be none (a global cache).
+        sink_frames (`int`, *optional*): the stream's first latent frames, which stay in the rolling window; by default
+            the generator's own.
+        cache_management ([`DynamicCacheManagement`], *optional*): fewer steps, skipped context passes.
+        state ([`TextGeneratorState`], *optional*): goes on from there; first frames are then not needed again.
+
+    Raises:
+        ValueError: networks, sizes, steps or first frames that do not fit, an endless stream without a window.
+    """
+
+    def __init__(
+        self,
+        generator: CausalWanTransformer,
+        autoencoder: HRAutoencoder,
+        prompt_embeds: torch.Tensor,
+        noise: FrameNoise,
+        *,
+        height: int,
+        width: int,
+        multiple_of: int,
+        num_frames: int | None = None,
+        first_frames: Any = None,
+        first_latents: torch.Tensor | None = None,
+        denoising_steps: Sequence[float] = DENOISING_STEPS,
+        flow_shift: float = FLOW_SHIFT,
+        window_frames: int | None = None,
+        sink_frames: int | None = None,
+        cache_management: DynamicCacheManagement | None = None,
+        state: TextGeneratorState | None = None,
+    ) -> None:
+        channels, latent_channels = generator.config.in_channels, autoencoder.config.latent_channels
+        if channels != latent_channels:
+            raise ValueError(f"`generator` makes latents of {channels} channels, `autoencoder` has {latent_channels}")
+        self._generator = generator
+        self._autoencoder = autoencoder
+        self._noise = noise
+        self._sigmas = warped_sigmas(denoising_steps, flow_shift)
+        self._policy = cache_management or DynamicCacheManagement.off()
+        self._chunk_frames = generator.config.frames_per_chunk * generator.config.patch_size[0]
+        self.height, self.width, self.num_frames = height, width, num_frames
+        self.set_prompt_embeds(prompt_embeds)
+        self.batch_size = prompt_embeds.shape[0]
+        self._shape = (channels, *self._latent_size(height, width, multiple_of))
+        if state is None:
+            given = self._given_latents(first_frames, first_latents)
+            state = TextGeneratorState(self._new_stream(window_frames, sink_frames), given=given)
+        self._state = state
+
+    def state(self) -> TextGeneratorState:
+        return self._state
+
+    def set_prompt_embeds(self, prompt_embeds: torch.Tensor) -> None:
+        batch = self.batch_size or prompt_embeds.shape[0]
+        expected = (batch, self._generator.config.text_dim)
+        if prompt_embeds.ndim != 3 or (prompt_embeds.shape[0], prompt_embeds.shape[2]) != expected:
+            raise ValueError(
+                f"`prompt_embeds` must have shape [{batch}, length, {expected[1]}], got {tuple(prompt_embeds.shape)}"
+            )
+        self._prompt_embeds = prompt_embeds.to(self._generator.device, self._generator.dtype)
+
+    def _chunks(self) -> Iterator[SourceChunk]:
+        while self.num_frames is None or self._state.frames < self.num_frames:
+            yield self._next_chunk()
+
+    @torch.no_grad()
+    def _next_chunk(self) -> SourceChunk:
+        state = self._state
+        timings: dict[str, float] = {}
+        with stage_timer(timings, "generator", self._generator.device):
+            if state.given is not None:
+                latents, network, statistics = self._take_given(state.given[:, :, : self._chunk_frames])
+                rest = state.given[:, :, self._chunk_frames :]
+                given, generated = rest if rest.shape[2] else None, 0
+            else:
+                latents, network, statistics = self._generate()
+                given, generated = None, 1
+        ratio = self._autoencoder.temporal_compression_ratio
+        surplus = ratio - 1 if state.latent_frames == 0 else 0  # the first latent stands for one frame
+        num_frames = ratio * latents.shape[2] - surplus
+        if self.num_frames is not None:
+            num_frames = min(num_frames, self.num_frames - state.frames)
+        wanted = -(-(num_frames + surplus) // ratio)
+        self._state = TextGeneratorState(
+            network, state.chunk + generated, state.latent_frames + latents.shape[2], state.frames + num_frames, given
+        )
+        return SourceChunk(latents[:, :, :wanted], num_frames, timings=timings, statistics=statistics)
+
+    def _take_given(self, latents: torch.Tensor) -> tuple[torch.Tensor, CausalWanStreamState, dict[str, Any]]:
+        _, network = self._pass(latents, 0.0, self._state.network, commit=True)
+        return latents, network, {"generator_passes": 1}
+
+    def _generate(self) -> tuple[torch.Tensor, CausalWanStreamState, dict[str, Any]]:
+        """Denoises a chunk and commits its keys and values: those of the last step if they are good enough."""
+        steps = self._policy.generator_steps(self._state.chunk, len(self._sigmas))
+        sigmas = [self._sigmas[step] for step in steps]
+        scores = self._policy.quality_scorer is not None
+        start, before = self._state.latent_frames, self._state.network
+        latents = self._fresh_noise("generator", start)
+        for step, sigma in enumerate(sigmas):
+            last = step == len(sigmas) - 1
+            flow, network = self._pass(latents, sigma, before, commit=last and scores)
+            latents = latents - sigma * flow
+            if not last:
+                fresh = self._fresh_noise(f"generator_renoise_{step}", start)
+                latents = (1 - sigmas[step + 1]) * latents + sigmas[step + 1] * fresh
+        statistics: dict[str, Any] = {"generator_passes": len(sigmas)}
+        if scores:
+            quality = self._quality(latents)
+            statistics["generator_quality"] = quality
+            statistics["skipped_context_passes"] = int(self._policy.skips_context_pass(quality))
+        if not statistics.get("skipped_context_passes"):
+            # from the state before the chunk, so that this replaces what the last step may have committed
+            _, network = self._pass(latents, 0.0, before, commit=True)
+            statistics["generator_passes"] += 1
+        return latents, network, statistics
+
+    def _fresh_noise(self, role: str, start: int) -> torch.Tensor:
+        return self._noise(role, start, self._chunk_frames, self._shape).to(self._generator.device)
+
+    def _pass(
+        self, latents: torch.Tensor, sigma: float, state: CausalWanStreamState, commit: bool
+    ) -> tuple[torch.Tensor, CausalWanStreamState]:
+        """Runs the network once; arithmetic around it stays in float32."""
+        timestep = torch.full((latents.shape[0],), 1000 * sigma, device=latents.device)
+        latents = latents.to(self._generator.dtype)
+        flow, state = self._generator(
+            latents, timestep, self._prompt_embeds, state=state, commit=commit, return_dict=False
+        )
+        return flow.float(), state
+
+    def _quality(self, latents: torch.Tensor) -> float:
+        """Scores the chunk's last latent frame, decoded by itself."""
+        last = latents[:, :, -1:].to(self._autoencoder.device, self._autoencoder.dtype)
+        return self._policy.quality(self._autoencoder.decode(last).sample[:, :, -1])
+
+    def _latent_size(self, height: int, width: int, multiple_of: int) -> tuple[int, int]:
+        ratio = self._autoencoder.spatial_compression_ratio
+        _, patch_height, patch_width = self._generator.config.patch_size
+        unit = math.lcm(multiple_of, ratio * patch_height, ratio * patch_width)
+        height, width = padded_size(height, width, unit)
+        return height // ratio, width // ratio
+
+    def _new_stream(self, window_frames: int | None, sink_frames: int | None) -> CausalWanStreamState:
+        """Makes the network's state: a rolling cache where there is a window, else one that holds the whole video."""
+        config = self._generator.config
+        window = window_frames or config.window_frames
+        sink = config.sink_frames if sink_frames is None else sink_frames
+        if window is not None:
+            if not 0 <= sink <= window - config.frames_per_chunk:
+                raise ValueError(
+                    f"`window_frames` {window} must hold `sink_frames` {sink} and a chunk of {config.frames_per_chunk}"
+                )
+            return replace(self._generator.new_stream(), cache_frames=window, sink_frames=sink, rolling=True)
+        if sink:
+            raise ValueError(f"`sink_frames` is {sink}, but there is no `window_frames` that rolls")
+        if self.num_frames is None:
+            raise ValueError(
+                "`num_frames` is None, but the generator has a global cache, which holds a whole video: set "
+                "`window_frames` (LongLive: 12, with `sink_frames` 3) for a stream without end"
+            )
+        ratio = self._autoencoder.temporal_compression_ratio
+        chunks = -(-(-(-(self.num_frames - 1) // ratio) + 1) // self._chunk_frames)
+        # one chunk more, since given first frames need not fill whole chunks
+        return self._generator.new_stream(cache_frames=(chunks + 1) * config.frames_per_chunk)
+
+    def _given_latents(self, first_frames: Any, first_latents: torch.Tensor | None) -> torch.Tensor | None:
+        if first_frames is not None and first_latents is not None:
+            raise ValueError("`first_frames` and `first_latents` were both given: pass one of them")
+        if first_frames is not None:
+            first_latents = self._encoded(frames_to_pixels(first_frames, "first_frames"))
+        if first_latents is None:
+            return None
+        batch_size = self._prompt_embeds.shape[0]
+        expected = (batch_size, *self._shape)
+        frames = first_latents.shape[2] if first_latents.ndim == 5 else 0
+        if frames and first_latents.shape[0] == 1:
+            first_latents = first_latents.expand(batch_size, -1, -1, -1, -1)
+        if not frames or (first_latents.shape[0], first_latents.shape[1], *first_latents.shape[3:]) != expected:
+            raise ValueError(
+                f"`first_latents` of shape {tuple(first_latents.shape)} do not fit batch, channels, height and width "
+                f"{expected}"
+            )
+        if not first_latents.isfinite().all():
+            raise ValueError("`first_latents` holds values that are not finite")
+        if frames % self._generator.config.patch_size[0]:
+            raise ValueError(
+                f"`first_latents` has {frames} frames, the generator works on {self._generator.config.patch_size[0]} "
+                "at a time"
+            )
+        return first_latents.to(self._generator.device, torch.float32)
+
+    @torch.no_grad()
+    def _encoded(self, pixels: torch.Tensor) -> torch.Tensor:
+        frames, height, width = pixels.shape[2:]
+        ratio = self._autoencoder.temporal_compression_ratio
+        if (height, width) != (self.height, self.width):
+            raise ValueError(
+                f"`first_frames` are {height} pixels high and {width} wide, expected {self.height} and {self.width}"
+            )
+        if (frames - 1) % ratio:
+            raise ValueError(f"`first_frames` are {frames}, expected {ratio} n + 1 of them")
+        spatial = self._autoencoder.spatial_compression_ratio
+        bottom, right = self._shape[1] * spatial - height, self._shape[2] * spatial - width
+        pixels = pixels.to(self._autoencoder.device, self._autoencoder.dtype)
+        return self._autoencoder.encode(F.pad(pixels, (0, right, 0, bottom, 0, 0), mode="replicate")).latents
