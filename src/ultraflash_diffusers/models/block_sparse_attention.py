@@ -26,9 +26,12 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from .stream_state import StreamState
 
 BACKENDS = ("auto", "flex", "gather", "sdpa")
-# elements that one step of the masked (mask) and of the gathering (keys) backend may hold at once
+# query [B, H, Q * V, D], key and value [B, H, K * V, D], kept pairs [B, H, Q, K], V -> [B, H, Q * V, D]
+Backend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]
+# elements of the mask that one step of the dense backend may hold, and of the keys that one step of the gathering
+# backend may copy per thread: they are to be used while still in the processor's cache
 _MASK_ELEMENTS = 2**25
-_GATHERED_ELEMENTS = 2**22
+_GATHERED_ELEMENTS = 2**19
 
 
 @dataclasses.dataclass(frozen=True)
@@ -296,7 +299,8 @@ def block_sparse_attention(
         slots,
         keys.shape[2],
     )
-    output = attend(*(blocks.flatten(2, 4) for blocks in (queries, keys, values)), kept)
+    queries, keys, values = (blocks.flatten(2, 4) for blocks in (queries, keys, values))
+    output = attend(queries, keys, values, kept, settings.volume)
     return _unpartition(output, grid, settings), next_cache
 
 
@@ -417,10 +421,11 @@ class _Window:
         return scores.flatten(-2).flatten(2, 3)
 
 
-def _attend_masked(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+def _attend_masked(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kept: torch.Tensor, volume: int
+) -> torch.Tensor:
     """Dense attention under the mask of the kept pairs, some query blocks at a time so that the mask stays small."""
-    batch, heads, query_blocks, key_blocks = kept.shape
-    volume = query.shape[2] // query_blocks
+    batch, heads, query_blocks, _ = kept.shape
     step = max(1, _MASK_ELEMENTS // (batch * heads * volume * key.shape[2]))
     outputs = []
     for first in range(0, query_blocks, step):
@@ -431,17 +436,20 @@ def _attend_masked(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, 
     return torch.cat(outputs, dim=2)
 
 
-def _attend_gathered(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+def _attend_gathered(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kept: torch.Tensor, volume: int
+) -> torch.Tensor:
     """Attention over the kept key blocks alone: query blocks that keep equally many are batched, without padding."""
     query_blocks, key_blocks = kept.shape[2:]
-    volume, channels = query.shape[2] // query_blocks, query.shape[3]
+    channels = query.shape[3]
     queries, keys, values = (tensor.reshape(-1, volume, channels) for tensor in (query, key, value))
     row, column = kept.flatten(0, 2).nonzero(as_tuple=True)
     source = row // query_blocks * key_blocks + column
     counts = kept.sum(dim=-1).flatten()
     first = counts.cumsum(0) - counts
+    max_blocks = torch.get_num_threads() * _GATHERED_ELEMENTS // (volume * channels)
     outputs, order = [], []
-    for count, rows in _batches_of_equal_count(counts, max_blocks=max(1, _GATHERED_ELEMENTS // (volume * channels))):
+    for count, rows in _batches_of_equal_count(counts, max_blocks):
         picked = source[first[rows, None] + torch.arange(count, device=rows.device)].flatten()
         shape = (len(rows), 1, count * volume, channels)
         outputs.append(
@@ -464,10 +472,11 @@ def _batches_of_equal_count(counts: torch.Tensor, max_blocks: int) -> Iterator[t
             yield count, batch
 
 
-def _attend_flex(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+def _attend_flex(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kept: torch.Tensor, volume: int
+) -> torch.Tensor:
     """FlexAttention over the kept pairs; only to be run inside `torch.compile`."""
-    query_blocks, key_blocks = kept.shape[2:]
-    volume = query.shape[2] // query_blocks
+    key_blocks = kept.shape[3]
     counts = kept.sum(dim=-1, dtype=torch.int32)
     # the kept key blocks of each query block to the front: a stable compaction, cheaper than a sort
     place = torch.where(kept, kept.cumsum(dim=-1) - 1, key_blocks)
@@ -493,13 +502,14 @@ def _attend_flex(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, ke
 
 
 @functools.cache
-def _compiled_flex() -> Callable[..., torch.Tensor]:
+def _compiled_flex() -> Backend:
+    # the first shape is compiled as it is, the others together, with dynamic shapes
     return torch.compile(_attend_flex, fullgraph=True)
 
 
 def _choose_backend(
     backend: str, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, settings: BlockSparseSettings
-) -> Callable[..., torch.Tensor]:
+) -> Backend:
     if backend not in BACKENDS:
         raise ValueError(f"`backend` must be one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
     compiling = torch.compiler.is_compiling()
