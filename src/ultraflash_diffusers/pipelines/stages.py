@@ -1,0 +1,371 @@
+# Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
+"""The stages of the cascade between a source and its frames.
+
+Each stage holds its networks, its settings and the state that it carries from group to group of *one* stream. What
+goes from stage to stage is a [`LatentSegment`].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from diffusers import SchedulerMixin
+
+from ..models.causal_latent_upsampler import CausalLatentUpsampler
+from ..models.hr_autoencoder import HRAutoencoder
+from ..models.stream_state import StreamState
+from ..models.ultraflash_sr_transformer import UltraFlashSRTransformer
+from .color_correction import ColorCorrection, wavelet_color_correction
+from .noise import SeededFrameNoise
+from .sources.base import Source, SourceChunk, stage_timer
+
+StepCallback = Callable[[int, torch.Tensor, dict[str, torch.Tensor | None]], dict[str, torch.Tensor]]
+
+
+@dataclass
+class LatentSegment(StreamState):
+    """Consecutive latent frames of one clip, and the pixel frames that they stand for.
+
+    Args:
+        latents (`torch.Tensor`): `[batch, channels, frames, height, width]`, low or high resolution.
+        kept (`list[int]`): for each latent frame, how many of its pixel frames belong to the video: fewer than it
+            stands for only at the end of a clip.
+        starts_clip (`bool`): whether the first latent starts a clip, and so stands for one pixel frame.
+        ratio (`int`): pixel frames that every other latent stands for.
+        pixels (`torch.Tensor`, *optional*): `[batch, 3, pixel frames, height, width]`, the source's own frames.
+    """
+
+    latents: torch.Tensor
+    kept: list[int]
+    starts_clip: bool
+    ratio: int
+    pixels: torch.Tensor | None = None
+
+    @classmethod
+    def from_chunk(cls, chunk: SourceChunk, starts_clip: bool, ratio: int) -> LatentSegment:
+        """Makes a segment of what a source gave, without latent frames that nothing is kept of."""
+        first = 1 if starts_clip else ratio
+        kept = [first] + [ratio] * (-(-(chunk.num_frames - first) // ratio))
+        kept[-1] -= sum(kept) - chunk.num_frames
+        return cls(chunk.latents, kept, starts_clip, ratio, chunk.pixels).split(len(kept))[0]
+
+    def __len__(self) -> int:
+        return self.latents.shape[2]
+
+    @property
+    def num_frames(self) -> int:
+        """Pixel frames that belong to the video."""
+        return sum(self.kept)
+
+    def join(self, other: LatentSegment) -> LatentSegment:
+        """Appends the segment that follows in the same clip."""
+        pixels = None
+        if self.pixels is not None and other.pixels is not None:
+            pixels = torch.cat([self.pixels, other.pixels], dim=2)
+        latents = torch.cat([self.latents, other.latents], dim=2)
+        return replace(self, latents=latents, kept=self.kept + other.kept, pixels=pixels)
+
+    def split(self, count: int) -> tuple[LatentSegment, LatentSegment | None]:
+        """Cuts after `count` latent frames; the second part is `None` where nothing is left."""
+        if count >= len(self):
+            return self, None
+        head_pixels = tail_pixels = None
+        if self.pixels is not None:
+            boundary = self.ratio * count - (self.ratio - 1 if self.starts_clip else 0)
+            head_pixels, tail_pixels = self.pixels[:, :, :boundary], self.pixels[:, :, boundary:]
+        return (
+            replace(self, latents=self.latents[:, :, :count], kept=self.kept[:count], pixels=head_pixels),
+            replace(
+                self,
+                latents=self.latents[:, :, count:],
+                kept=self.kept[count:],
+                starts_clip=False,
+                pixels=tail_pixels,
+            ),
+        )
+
+
+class Regrouper:
+    """Cuts what a source gives, in whatever portions, into groups of equal length; a clip's last one may be shorter.
+
+    Args:
+        source ([`Source`]): where the chunks come from.
+        group_frames (`int`): latent frames a group.
+        ratio (`int`): the temporal compression of the latents.
+        waiting (`list[LatentSegment]`, *optional*): what a saved stream had read and not yet used.
+    """
+
+    def __init__(
+        self, source: Source, group_frames: int, ratio: int, waiting: list[LatentSegment] | None = None
+    ) -> None:
+        self._chunks: Iterator[SourceChunk] = source.chunks()
+        self._group_frames = group_frames
+        self._ratio = ratio
+        self._ended = False
+        self._error: Exception | None = None
+        self._chunks_read = 0
+        self._at_start = waiting is None
+        # segments of different clips; only the last one can still grow
+        self.waiting: list[LatentSegment] = waiting or []
+
+    def next_group(self, timings: dict[str, float], statistics: dict[str, Any]) -> LatentSegment | None:
+        """Returns the next group, or `None` after the last one. Adds what the source reports to the dictionaries.
+
+        Raises:
+            Exception: what the source raised, after all that came before it has been returned.
+        """
+        while not self._has_group():
+            if self._ended:
+                if self._error is not None:
+                    raise self._error
+                return None
+            self._read(timings, statistics)
+        group, rest = self.waiting.pop(0).split(self._group_frames)
+        if rest is not None:
+            self.waiting.insert(0, rest)
+        return group
+
+    def _has_group(self) -> bool:
+        complete = len(self.waiting) > 1 or (self._ended and len(self.waiting) > 0)
+        return complete or any(len(segment) >= self._group_frames for segment in self.waiting)
+
+    def _read(self, timings: dict[str, float], statistics: dict[str, Any]) -> None:
+        try:
+            chunk = next(self._chunks, None)
+            if chunk is not None:
+                self._check(chunk)
+        except Exception as error:
+            self._error, self._ended = error, True
+            return
+        if chunk is None:
+            self._ended = True
+            return
+        segment = LatentSegment.from_chunk(chunk, self._at_start or chunk.restart, self._ratio)
+        self._at_start = False
+        self._chunks_read += 1
+        if self.waiting and not chunk.restart:
+            self.waiting[-1] = self.waiting[-1].join(segment)
+        else:
+            self.waiting.append(segment)
+        for name, seconds in chunk.timings.items():
+            timings[name] = timings.get(name, 0.0) + seconds
+        for name, value in chunk.statistics.items():
+            statistics.setdefault(name, []).append(value)
+
+    def _check(self, chunk: SourceChunk) -> None:
+        if not chunk.latents.isfinite().all():
+            raise ValueError(f"`source` gave latents that are not finite in its chunk {self._chunks_read}")
+
+
+class UpsampleStage:
+    """Low-resolution latents to the high-resolution condition."""
+
+    def __init__(self, upsampler: CausalLatentUpsampler, device: torch.device, state: StreamState | None) -> None:
+        self._upsampler = upsampler
+        self._device = device
+        self.state = None if state is None else state.to(device)
+
+    def __call__(self, segment: LatentSegment) -> torch.Tensor:
+        state = None if segment.starts_clip else self.state
+        output = self._upsampler(segment.latents.to(self._device, self._upsampler.dtype), state=state)
+        self.state = output.state
+        return output.sample
+
+
+@dataclass(frozen=True)
+class SRSettings:
+    """How the SR transformer refines a group.
+
+    Args:
+        group_frames (`int`): latent frames that the network takes at once; shorter groups are filled by repeating the
+            last frame.
+        num_inference_steps (`int`): denoising steps.
+        guidance_scale (`float`): classifier-free guidance where above 1.
+        condition_noise (`float`): share `s` of noise in the condition, `(1 - s) * condition + s * noise`.
+        kv_cache_blocks (`int`): temporal blocks of the past that a group attends to.
+    """
+
+    group_frames: int
+    num_inference_steps: int
+    guidance_scale: float
+    condition_noise: float
+    kv_cache_blocks: int
+
+
+class SRStage:
+    """Noise and the condition to clean high-resolution latents.
+
+    Args:
+        transformer ([`UltraFlashSRTransformer`]): the network.
+        scheduler (`SchedulerMixin`): a flow-matching scheduler; the stage works on a copy of its own.
+        device (`torch.device`): where the network runs.
+        settings ([`SRSettings`]): see there.
+        on_step (`Callable`, *optional*): called after each step with its index, the timestep and the tensors
+            `latents`, `condition`, `prompt_embeds` and `negative_prompt_embeds`; what it returns replaces them.
+        states (`list[StreamState]`, *optional*): what a saved stream carried: one for the prompt and, with guidance,
+            one for the negative prompt.
+    """
+
+    def __init__(
+        self,
+        transformer: UltraFlashSRTransformer,
+        scheduler: SchedulerMixin,
+        device: torch.device,
+        settings: SRSettings,
+        on_step: StepCallback | None,
+        states: list[StreamState] | None,
+    ) -> None:
+        self._transformer = transformer
+        self._scheduler = deepcopy(scheduler)
+        self._device = device
+        self._settings = settings
+        self._on_step = on_step
+        self.states = None if states is None else [state.to(device) for state in states]
+
+    def __call__(
+        self,
+        condition: torch.Tensor,
+        starts_clip: bool,
+        start: int,
+        noise: SeededFrameNoise,
+        prompt_embeds: list[torch.Tensor],
+        kv_cache_blocks: int,
+    ) -> torch.Tensor:
+        """Refines one group.
+
+        Args:
+            condition (`torch.Tensor`): `[batch, channels, frames, height, width]`, at most `group_frames` frames.
+            starts_clip (`bool`): whether to forget what was carried.
+            start (`int`): absolute index of the first latent frame.
+            noise ([`SeededFrameNoise`]): the stream's noise.
+            prompt_embeds (`list[torch.Tensor]`): `[batch, length, text_dim]` of the prompt and, with guidance, of the
+                negative prompt.
+            kv_cache_blocks (`int`): temporal blocks of the cache to use from now on.
+        """
+        frames = condition.shape[2]
+        condition = self._filled(condition.to(self._device, torch.float32))
+        shape = (condition.shape[1], *condition.shape[3:])
+        count = condition.shape[2]
+        latents = noise("sr", start, count, shape).to(self._device)
+        share = self._settings.condition_noise
+        if share > 0:
+            condition = (1 - share) * condition + share * noise("condition", start, count, shape).to(self._device)
+        states = self._starting_states(condition, starts_clip, len(prompt_embeds), kv_cache_blocks)
+        steps = self._settings.num_inference_steps
+        self._scheduler.set_timesteps(sigmas=torch.linspace(1, 1 / steps, steps).tolist(), device=self._device)
+        for index, timestep in enumerate(self._scheduler.timesteps):
+            flow, next_states = self._flow(latents, condition, timestep, prompt_embeds, states)
+            latents = self._scheduler.step(flow, timestep, latents, return_dict=False)[0]
+            if self._on_step is not None:
+                tensors = self._on_step(index, timestep, _step_tensors(latents, condition, prompt_embeds))
+                latents, condition = tensors.pop("latents", latents), tensors.pop("condition", condition)
+                prompt_embeds = _updated(prompt_embeds, tensors)
+        # only what the last step saw is carried on
+        self.states = next_states
+        return latents[:, :, :frames]
+
+    def _filled(self, condition: torch.Tensor) -> torch.Tensor:
+        missing = self._settings.group_frames - condition.shape[2]
+        return torch.cat([condition, condition[:, :, -1:].expand(-1, -1, missing, -1, -1)], dim=2)
+
+    def _starting_states(
+        self, condition: torch.Tensor, starts_clip: bool, count: int, kv_cache_blocks: int
+    ) -> list[StreamState]:
+        if starts_clip or self.states is None:
+            batch, _, *sizes = condition.shape
+            states = [
+                self._transformer.new_stream(self._settings.kv_cache_blocks, batch, *sizes, device=self._device)
+                for _ in range(count)
+            ]
+        else:
+            states = self.states
+        if kv_cache_blocks < self._settings.kv_cache_blocks:
+            states = [state.with_kv_cache_blocks(kv_cache_blocks) for state in states]
+        return states
+
+    def _flow(
+        self,
+        latents: torch.Tensor,
+        condition: torch.Tensor,
+        timestep: torch.Tensor,
+        prompt_embeds: list[torch.Tensor],
+        states: list[StreamState],
+    ) -> tuple[torch.Tensor, list[StreamState]]:
+        dtype = self._transformer.dtype
+        inputs = torch.cat([latents, condition], dim=1).to(dtype)
+        timesteps = timestep.expand(latents.shape[0])
+        outputs = [
+            self._transformer(inputs, timesteps, embeds.to(self._device, dtype), state=state)
+            for embeds, state in zip(prompt_embeds, states, strict=True)
+        ]
+        flow = outputs[0].sample.float()
+        if len(outputs) > 1:
+            unguided = outputs[1].sample.float()
+            flow = unguided + self._settings.guidance_scale * (flow - unguided)
+        return flow, [output.state for output in outputs]
+
+
+def _step_tensors(
+    latents: torch.Tensor, condition: torch.Tensor, prompt_embeds: list[torch.Tensor]
+) -> dict[str, torch.Tensor | None]:
+    negative = prompt_embeds[1] if len(prompt_embeds) > 1 else None
+    return {
+        "latents": latents,
+        "condition": condition,
+        "prompt_embeds": prompt_embeds[0],
+        "negative_prompt_embeds": negative,
+    }
+
+
+def _updated(prompt_embeds: list[torch.Tensor], tensors: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    names = ("prompt_embeds", "negative_prompt_embeds")
+    return [tensors.get(name, embeds) for name, embeds in zip(names, prompt_embeds, strict=False)]
+
+
+class DecodeStage:
+    """High-resolution latents to frames, one latent frame after the other.
+
+    So the frames do not depend on how many are asked for at a time, and memory is what one latent frame takes.
+
+    Args:
+        autoencoder ([`HRAutoencoder`]): the network.
+        device (`torch.device`): where it runs.
+        color_correction (`str`): `"wavelet"` or `"none"`.
+        state (`StreamState`, *optional*): what a saved stream carried.
+    """
+
+    def __init__(
+        self,
+        autoencoder: HRAutoencoder,
+        device: torch.device,
+        color_correction: ColorCorrection,
+        state: StreamState | None,
+    ) -> None:
+        self._autoencoder = autoencoder
+        self._device = device
+        self._color_correction = color_correction
+        self.state = None if state is None else state.to(device)
+
+    def __call__(self, segment: LatentSegment, size: tuple[int, int], timings: dict[str, float]) -> torch.Tensor:
+        """Returns the frames of `segment` that belong to the video, `[batch, 3, frames, *size]`, cropped to `size`."""
+        pieces = []
+        rest: LatentSegment | None = segment
+        while rest is not None:
+            latent, rest = rest.split(1)
+            frames = self._decode(latent, timings)[:, :, : latent.kept[0]]
+            if self._color_correction == "wavelet" and latent.pixels is not None:
+                with stage_timer(timings, "color_correction", self._device):
+                    frames = wavelet_color_correction(frames, latent.pixels[:, :, : latent.kept[0]].to(self._device))
+            pieces.append(frames[..., : size[0], : size[1]])
+        return torch.cat(pieces, dim=2)
+
+    def _decode(self, latent: LatentSegment, timings: dict[str, float]) -> torch.Tensor:
+        with stage_timer(timings, "decoder", self._device):
+            state = None if latent.starts_clip else self.state
+            output = self._autoencoder.decode(latent.latents.to(self._device, self._autoencoder.dtype), state=state)
+            self.state = output.state
+        return output.sample

@@ -1,0 +1,410 @@
+# Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
+"""A running stream: what `pipe.stream(...)` returns, and the state from which another one goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import torch
+
+from ..models.stream_state import StreamState
+from .cache_management import DynamicCacheManagement
+from .color_correction import ColorCorrection
+from .devices import execution_device
+from .noise import SeededFrameNoise
+from .pipeline_output import Frames, StreamChunk
+from .sources.base import Source, stage_timer
+from .stages import DecodeStage, LatentSegment, Regrouper, SRSettings, SRStage, StepCallback, UpsampleStage
+
+if TYPE_CHECKING:
+    from .streaming import UltraFlashStreamingPipeline
+
+OutputType = Literal["pil", "np", "pt", "latent"]
+
+
+@dataclass
+class PipelineStreamState(StreamState):
+    """State of a whole stream, between two of its chunks.
+
+    Args:
+        seeds (`list[int]`): the seeds of its noise.
+        prompt_embeds (`list[torch.Tensor]`): embeddings of the prompt and, with guidance, of the negative prompt.
+        size (`tuple[int, int]`): height and width of its frames.
+        frames_done (`int`): frames that were yielded.
+        latents_done (`int`): latent frames that went through the SR transformer.
+        groups_done (`int`): groups of the current clip that did.
+        source (`StreamState`, *optional*): of the source.
+        waiting (`list[LatentSegment]`): low-resolution latents that were read and do not make a group yet.
+        undecoded (`list[LatentSegment]`): high-resolution latents whose frames were not yielded yet.
+        upsampler, decoder (`StreamState`, *optional*): of these networks.
+        sr (`list[StreamState]`, *optional*): of the SR transformer: for the prompt and, with guidance, for the
+            negative prompt.
+    """
+
+    seeds: list[int]
+    prompt_embeds: list[torch.Tensor]
+    size: tuple[int, int]
+    frames_done: int
+    latents_done: int
+    groups_done: int
+    source: StreamState | None
+    waiting: list[LatentSegment]
+    undecoded: list[LatentSegment]
+    upsampler: StreamState | None
+    decoder: StreamState | None
+    sr: list[StreamState] | None
+
+
+@dataclass(frozen=True)
+class StreamSettings:
+    """What the arguments of a call come to."""
+
+    sr: SRSettings
+    scale: int
+    size: tuple[int, int] | None
+    num_frames: int | None
+    frames_per_chunk: int
+    output_type: OutputType
+    color_correction: ColorCorrection
+    cache_management: DynamicCacheManagement | None
+
+
+@dataclass
+class _RefinedGroup:
+    """High-resolution latents, and what they took."""
+
+    segment: LatentSegment
+    timings: dict[str, float] = field(default_factory=dict)
+    statistics: dict[str, Any] = field(default_factory=dict)
+
+
+class VideoStream(Iterator[StreamChunk]):
+    """Frames in the order of the video, each chunk as soon as it is ready.
+
+    A stream is iterated once. To leave it early there is [`VideoStream.close`], or its use as a context manager:
+
+    ```python
+    with pipe.stream("a red ball", num_frames=None) as stream:
+        for chunk in stream:
+            show(chunk.frames)
+            if chunk.frame_range[1] > 500:
+                stream.set_prompt("a blue ball")
+    ```
+
+    While a group is decoded, the next one is being denoised in a worker thread, where a GPU or several devices make
+    that worthwhile: always exactly one group ahead, so that the result does not depend on who is faster.
+
+    Everything that a stream carries is in this object. A pipeline can run any number of them in turns.
+    """
+
+    _closed = True  # until there is something to close
+
+    def __init__(
+        self,
+        pipe: UltraFlashStreamingPipeline,
+        source: Source,
+        settings: StreamSettings,
+        prompt_embeds: list[torch.Tensor],
+        seeds: list[int],
+        on_step: StepCallback | None,
+        state: PipelineStreamState | None,
+    ) -> None:
+        self._pipe = pipe
+        self._source = source
+        self._settings = settings
+        self._prompt_embeds = self._source_prompt_embeds = prompt_embeds
+        self._seeds = seeds
+        self._size = None if state is None else tuple(state.size)
+        self._frames_done = 0 if state is None else state.frames_done
+        self._latents_done = 0 if state is None else state.latents_done
+        self._groups_done = 0 if state is None else state.groups_done
+        self._undecoded = [] if state is None else list(state.undecoded)
+        self._make_stages(on_step, state)
+        self._iterated = False
+        self._error: Exception | None = None
+        self._bar = pipe.progress_bar(total=settings.num_frames, iterable=None if settings.num_frames else iter(()))
+        self._bar.update(self._frames_done)
+        self._closed = False
+
+    def _make_stages(self, on_step: StepCallback | None, state: PipelineStreamState | None) -> None:
+        pipe, settings = self._pipe, self._settings
+        names = ("latent_upsampler", "transformer", "autoencoder")
+        devices = {name: execution_device(pipe.components[name]) for name in names}
+        self._devices = devices
+        self._regrouper = Regrouper(
+            self._source,
+            settings.sr.group_frames,
+            pipe.autoencoder.temporal_compression_ratio,
+            None if state is None else list(state.waiting),
+        )
+        self._upsample = UpsampleStage(
+            pipe.latent_upsampler, devices["latent_upsampler"], None if state is None else state.upsampler
+        )
+        self._refine = SRStage(
+            pipe.transformer,
+            pipe.scheduler,
+            devices["transformer"],
+            settings.sr,
+            on_step,
+            None if state is None else state.sr,
+        )
+        self._decode = DecodeStage(
+            pipe.autoencoder,
+            devices["autoencoder"],
+            settings.color_correction,
+            None if state is None else state.decoder,
+        )
+        self._ahead: Future[_RefinedGroup | None] | None = None
+        overlaps = settings.output_type != "latent" and pipe.can_overlap_decoding
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="ultraflash-denoiser") if overlaps else None
+        self._refining_stream = self._decoding_stream = None
+        if overlaps and devices["transformer"].type == "cuda":
+            self._refining_stream = torch.cuda.current_stream(devices["transformer"])
+            if devices["autoencoder"] == devices["transformer"]:
+                self._decoding_stream = torch.cuda.Stream(devices["transformer"])
+                self._decoding_stream.wait_stream(self._refining_stream)
+
+    def __iter__(self) -> Self:
+        if self._iterated:
+            raise RuntimeError("this stream was already iterated: call `stream(...)` again for another one")
+        self._iterated = True
+        return self
+
+    def __next__(self) -> StreamChunk:
+        if self._closed:
+            raise StopIteration
+        try:
+            with torch.no_grad():
+                chunk = self._next_chunk()
+        except BaseException:
+            self.close()
+            raise
+        if chunk is None:
+            self.close()
+            raise StopIteration
+        self._bar.update(chunk.num_frames)
+        return chunk
+
+    def set_prompt(
+        self,
+        prompt: str | list[str] | None = None,
+        negative_prompt: str | list[str] | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        max_sequence_length: int | None = None,
+    ) -> None:
+        """Changes the prompt from the next group on whose making has not begun.
+
+        That is the next one to be yielded or, where decoding overlaps denoising, the one after it.
+
+        Args:
+            prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, max_sequence_length: as in
+                [`UltraFlashStreamingPipeline.__call__`]. As many prompts as the stream started with.
+        """
+        with torch.no_grad():
+            embeds = self._pipe.encode_prompt(
+                prompt,
+                negative_prompt,
+                self._settings.sr.guidance_scale > 1,
+                prompt_embeds,
+                negative_prompt_embeds,
+                max_sequence_length,
+            )
+        prompts, started_with = embeds[0].shape[0], self._prompt_embeds[0].shape[0]
+        if prompts != started_with:
+            raise ValueError(f"`prompt` holds {prompts} prompts, this stream started with {started_with}")
+        self._prompt_embeds = [each for each in embeds if each is not None]
+
+    def state(self) -> PipelineStreamState:
+        """Returns an independent copy of the stream's state: save it, and go on with `pipe.stream(state=...)`.
+
+        Raises:
+            RuntimeError: nothing was yielded yet, or the stream has ended.
+        """
+        if self._closed:
+            raise RuntimeError("the stream has ended or was closed: it has no state any more")
+        if self._size is None:
+            raise RuntimeError("the stream has not yielded a chunk yet: there is no state to save")
+        undecoded = list(self._undecoded)
+        if self._ahead is not None:
+            wait([self._ahead])
+            # a failed group left the state as it was before it
+            refined = None if self._ahead.exception() is not None else self._ahead.result()
+            if refined is not None:
+                undecoded.append(refined.segment)
+        return PipelineStreamState(
+            seeds=self._seeds,
+            prompt_embeds=self._prompt_embeds,
+            size=self._size,
+            frames_done=self._frames_done,
+            latents_done=self._latents_done,
+            groups_done=self._groups_done,
+            source=self._source.state(),
+            waiting=self._regrouper.waiting,
+            undecoded=undecoded,
+            upsampler=self._upsample.state,
+            decoder=self._decode.state,
+            sr=self._refine.states,
+        ).clone()
+
+    def close(self) -> None:
+        """Ends the stream and frees all that it holds; a group that is being made is finished first."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._worker is not None:
+            self._worker.shutdown(wait=True, cancel_futures=True)
+        self._source.close()
+        self._bar.close()
+        del self._source, self._regrouper, self._upsample, self._refine, self._decode
+        self._undecoded, self._ahead = [], None
+        self._pipe.maybe_free_model_hooks()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+    def _state_after(self, end: int) -> PipelineStreamState:
+        if not self._closed and self._frames_done != end:
+            raise RuntimeError(f"the stream has moved on to frame {self._frames_done}, past this chunk's end {end}")
+        return self.state()
+
+    def _next_chunk(self) -> StreamChunk | None:
+        pieces: list[torch.Tensor] = []
+        timings: dict[str, float] = {}
+        statistics: dict[str, Any] = {}
+        start, missing = self._frames_done, self._settings.frames_per_chunk
+        while missing > 0 and self._fetch(timings, statistics, may_wait=not pieces):
+            segment, rest = self._undecoded.pop(0).split(missing)
+            if rest is not None:
+                self._undecoded.insert(0, rest)
+            pieces.append(self._output(segment, timings))
+            missing -= len(segment)
+            self._frames_done += segment.num_frames
+        if not pieces:
+            return None
+        video = torch.cat(pieces, dim=2)
+        frame_range = (start, self._frames_done)
+        return StreamChunk(self._postprocess(video), frame_range, timings, statistics, self._state_after)
+
+    def _fetch(self, timings: dict[str, float], statistics: dict[str, Any], may_wait: bool) -> bool:
+        """Sees to it that there is something to decode; returns whether there is.
+
+        An error is kept back while frames from before it are still to be yielded (`may_wait` is then `False`).
+        """
+        if self._undecoded:
+            return True
+        try:
+            if self._error is not None:
+                raise self._error
+            refined = self._next_refined()
+        except Exception as error:
+            if may_wait:
+                raise
+            self._error = error
+            return False
+        if refined is None:
+            return False
+        self._undecoded.append(refined.segment)
+        for name, seconds in refined.timings.items():
+            timings[name] = timings.get(name, 0.0) + seconds
+        for name, values in refined.statistics.items():
+            statistics.setdefault(name, []).extend(values)
+        return True
+
+    def _next_refined(self) -> _RefinedGroup | None:
+        if self._worker is None:
+            return self._make_group(self._prompt_embeds)
+        ahead = self._ahead or self._worker.submit(self._make_group, self._prompt_embeds)
+        self._ahead = None
+        refined = ahead.result()
+        if refined is not None:
+            self._ahead = self._worker.submit(self._make_group, self._prompt_embeds)
+        return refined
+
+    @torch.no_grad()
+    def _make_group(self, prompt_embeds: list[torch.Tensor]) -> _RefinedGroup | None:
+        """Takes one group from the source to high-resolution latents."""
+        timings: dict[str, float] = {}
+        statistics: dict[str, Any] = {}
+        with _on_stream(self._refining_stream):
+            if prompt_embeds is not self._source_prompt_embeds:
+                self._source.set_prompt_embeds(prompt_embeds[0])
+                self._source_prompt_embeds = prompt_embeds
+            segment = self._regrouper.next_group(timings, statistics)
+            if segment is None:
+                return None
+            refined = self._refined(segment, prompt_embeds, timings, statistics)
+        return _RefinedGroup(refined, timings, statistics)
+
+    def _refined(
+        self,
+        segment: LatentSegment,
+        prompt_embeds: list[torch.Tensor],
+        timings: dict[str, float],
+        statistics: dict[str, Any],
+    ) -> LatentSegment:
+        batch_size = segment.latents.shape[0]
+        self._check_source(batch_size, prompt_embeds)
+        group = 0 if segment.starts_clip else self._groups_done
+        blocks = self._settings.sr.kv_cache_blocks
+        if self._settings.cache_management is not None:
+            blocks = self._settings.cache_management.sr_kv_cache_blocks(group, blocks)
+        with stage_timer(timings, "upsampler", self._devices["latent_upsampler"]):
+            condition = self._upsample(segment)
+        with stage_timer(timings, "transformer", self._devices["transformer"]):
+            latents = self._refine(
+                condition,
+                segment.starts_clip,
+                self._latents_done,
+                SeededFrameNoise(self._seeds, batch_size),
+                [embeds.expand(batch_size, -1, -1) for embeds in prompt_embeds],
+                blocks,
+            ).to(self._devices["autoencoder"])
+        self._latents_done += len(segment)
+        self._groups_done = group + 1
+        statistics["sr_kv_cache_blocks"] = [blocks]
+        return LatentSegment(latents, segment.kept, segment.starts_clip, segment.ratio, segment.pixels)
+
+    def _check_source(self, batch_size: int, prompt_embeds: list[torch.Tensor]) -> None:
+        """Compares what was asked for with what the source turned out to give."""
+        prompts = prompt_embeds[0].shape[0]
+        if prompts not in (1, batch_size):
+            raise ValueError(f"`prompt` holds {prompts} prompts, `source` gives a batch of {batch_size}")
+        if self._size is not None:
+            return
+        scale, height, width = self._settings.scale, self._source.height, self._source.width
+        requested = self._settings.size or (height * scale, width * scale)
+        if (-(-requested[0] // scale), -(-requested[1] // scale)) != (height, width):
+            raise ValueError(
+                f"`height` and `width` {requested} ask for another size than `source`, {height} x {width}, gives at "
+                f"scale {scale}: {height * scale} x {width * scale}"
+            )
+        self._size = requested
+
+    def _output(self, segment: LatentSegment, timings: dict[str, float]) -> torch.Tensor:
+        if self._settings.output_type == "latent":
+            return segment.latents
+        with _on_stream(self._decoding_stream):
+            return self._decode(segment, self._size, timings)
+
+    def _postprocess(self, video: torch.Tensor) -> Frames:
+        if self._settings.output_type == "latent":
+            return video
+        if self._decoding_stream is not None:
+            # it is complete, but its memory must not go back to the decoder while somebody still reads it
+            video.record_stream(self._refining_stream)
+        return self._pipe.video_processor.postprocess_video(video, output_type=self._settings.output_type)
+
+
+def _on_stream(stream: torch.cuda.Stream | None) -> Any:
+    return nullcontext() if stream is None else torch.cuda.stream(stream)
