@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from ultraflash_diffusers.models.block_sparse_attention import (
     BlockKVCache,
@@ -63,21 +65,23 @@ class SlowStream:
                 result.append(seen)
         return result
 
-    def select(self, queries: torch.Tensor, keys: torch.Tensor, allowed: list[list[int]], top_k: int) -> list[list[int]]:
-        """One head, one temporal query block: pooled queries [S, D] and keys [K, D] -> kept key blocks of each query."""
+    def select(
+        self, queries: torch.Tensor, keys: torch.Tensor, allowed: list[list[int]], top_k: int
+    ) -> list[list[int]]:
+        """One head, one temporal query block: pooled queries [S, D], keys [K, D] -> kept key blocks of each query."""
         probabilities = torch.zeros(len(queries), len(keys))
         for query, seen in enumerate(allowed):
             scores = torch.stack([queries[query] @ keys[block] for block in seen]) / math.sqrt(CHANNELS)
             probabilities[query, seen] = scores.softmax(0)
         ranked = probabilities.flatten().sort(descending=True).values
         threshold = ranked[min(top_k, len(ranked) - 1)]
-        kept = [[b for b in seen if probabilities[q, b] >= threshold] or [seen[0]] for q, seen in enumerate(allowed)]
-        return kept
+        return [[b for b in seen if probabilities[q, b] >= threshold] or [seen[0]] for q, seen in enumerate(allowed)]
 
     def __call__(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, grid: tuple[int, int, int], kv_len: int = 0
     ) -> torch.Tensor:
-        query_blocks, group = self.blocks(query, grid), list(zip(self.blocks(key, grid), self.blocks(value, grid), strict=True))
+        query_blocks = self.blocks(query, grid)
+        group = list(zip(self.blocks(key, grid), self.blocks(value, grid), strict=True))
         held = self.cached + group
         keys, values = (torch.cat([pair[i] for pair in held]) for i in (0, 1))
         spatial = len(query_blocks[0])
@@ -116,7 +120,6 @@ class SlowStream:
 
 
 def random_qkv(seed: int, grid: tuple[int, int, int], batch: int = 1) -> list[torch.Tensor]:
-    """Random tokens with structure: each block has a mean of its own, so that the selection has something to choose."""
     generator = torch.Generator().manual_seed(seed)
     shape = (batch, math.prod(grid), HEADS, CHANNELS)
     return [2 * torch.randn(shape, generator=generator) for _ in range(3)]
@@ -153,13 +156,14 @@ def test_full_forward_follows_the_published_rule(grid, settings, backend):
     assert relative_error(output[0], slow(query[0], key[0], value[0], grid)) < 2e-6
 
 
-STREAMS = [
-    # temporal lengths of the groups, kv window, settings
+CHUNKED = BlockSparseSettings((2, 2, 2), local_range=5, chunk_size=4, top_k_ratio=0.2, reference_tokens=None)
+WIDE_CHUNKS = BlockSparseSettings((2, 2, 2), local_range=9, chunk_size=6, top_k_ratio=1.0, reference_tokens=9)
+STREAMS = [  # frames of the groups, kv window, settings
     ([6] * 8, 3, SMALL),
     ([6, 3, 6, 1, 5, 6, 2, 6, 3], 2, SMALL),
-    ([6, 6, 2, 6], 2, BlockSparseSettings((2, 2, 2), local_range=5, chunk_size=4, top_k_ratio=0.2, reference_tokens=None)),
+    ([6, 6, 2, 6], 2, CHUNKED),
     ([2, 4, 8, 2, 10, 4], 5, SMALL),  # longer groups than were allocated
-    ([2] * 9, 1, BlockSparseSettings((2, 2, 2), local_range=9, chunk_size=6, top_k_ratio=1.0, reference_tokens=9)),
+    ([2] * 9, 1, WIDE_CHUNKS),
 ]
 
 
@@ -173,3 +177,271 @@ def test_stream_follows_the_published_rule(lengths, window, settings, backend):
         output, state = block_sparse_attention(query, key, value, grid, settings, state, backend=backend)
         assert relative_error(output[0], slow(query[0], key[0], value[0], grid, kv_len=window)) < 2e-6, index
     assert slow.kept_pairs < 0.6 * slow.all_pairs
+
+
+def stream(lengths, settings=SMALL, window=3, backend="sdpa", seed=0, state=None, batch=1):
+    """Runs groups of 6 x 7 tokens through a cache; the outputs and the last state."""
+    state = state or allocate((max(lengths), 6, 7), settings, batch, window)
+    outputs = []
+    for index, length in enumerate(lengths):
+        grid = (length, 6, 7)
+        group = random_qkv(seed + index, grid, batch)
+        output, state = block_sparse_attention(*group, grid, settings, state, backend=backend)
+        outputs.append(output)
+    return outputs, state
+
+
+@pytest.mark.parametrize("as_tensor", [False, True])
+def test_a_narrower_window_is_as_if_the_cache_held_only_that_much(as_tensor):
+    state, slow = allocate((6, 6, 7), CHUNKED), SlowStream(CHUNKED)
+    for index, (length, window) in enumerate([(6, 3), (6, 3), (6, 2), (4, 1), (6, 1), (2, 3), (6, 3), (6, 2), (3, 3)]):
+        grid = (length, 6, 7)
+        query, key, value = random_qkv(index, grid)
+        limit = torch.tensor(window) if as_tensor else window
+        output, state = block_sparse_attention(query, key, value, grid, CHUNKED, state, limit)
+        slow.cached = slow.cached[-window:]
+        assert relative_error(output[0], slow(query[0], key[0], value[0], grid, kv_len=window)) < 2e-6, index
+
+
+def test_a_window_tensor_beyond_what_was_allocated_means_all_of_it():
+    grid = (4, 6, 7)
+    state = allocate(grid, window=1)
+    for seed in range(3):
+        narrow, _ = block_sparse_attention(*random_qkv(seed, grid), grid, SMALL, state)
+        output, state = block_sparse_attention(*random_qkv(seed, grid), grid, SMALL, state, torch.tensor(9))
+        assert torch.equal(output, narrow)
+
+
+def test_a_batch_of_three_equals_three_singles():
+    grid = (6, 6, 7)
+    groups = [random_qkv(seed, grid, batch=3) for seed in range(3)]
+    for cached in (False, True):
+        together = allocate(grid, batch=3) if cached else None
+        singles = [allocate(grid) if cached else None for _ in range(3)]
+        for group in groups:
+            output, together = block_sparse_attention(*group, grid, SMALL, together)
+            for sample in range(3):
+                alone = [tensor[sample : sample + 1] for tensor in group]
+                expected, singles[sample] = block_sparse_attention(*alone, grid, SMALL, singles[sample])
+                assert relative_error(output[sample : sample + 1], expected) < 1e-6
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "gather"])
+def test_full_density_equals_dense_attention(backend):
+    grid = (4, 8, 6)
+    settings = BlockSparseSettings((2, 2, 2), local_range=99, chunk_size=4, top_k_ratio=99.0)
+    query, key, value = random_qkv(0, grid)
+    dense = F.scaled_dot_product_attention(*(tensor.transpose(1, 2) for tensor in (query, key, value))).transpose(1, 2)
+    output, _ = block_sparse_attention(query, key, value, grid, settings, backend=backend)
+    assert relative_error(output, dense) < 1e-6
+
+
+def test_the_future_changes_nothing_in_the_past():
+    grid = (8, 6, 7)
+    group = random_qkv(0, grid)
+    output, _ = block_sparse_attention(*group, grid, SMALL)
+    for tensor in group:
+        tensor[:, 4 * 42 :] = 5.0
+    edited, _ = block_sparse_attention(*group, grid, SMALL)
+    assert torch.equal(output[:, : 4 * 42], edited[:, : 4 * 42])
+    assert not torch.equal(output[:, 4 * 42 :], edited[:, 4 * 42 :])
+
+
+def test_the_share_of_pairs_follows_the_frame_size():
+    settings = BlockSparseSettings()
+    assert settings.count_blocks((6, 60, 104)) == (3, 8, 13)
+    assert settings.top_k((6, 60, 104)) == 104**2 * 1560 // 6240  # 1K has four times the reference's tokens
+    assert settings.top_k((6, 30, 52)) == 28**2
+    assert settings.top_k((2, 8, 8)) == 1
+    assert settings.top_k((2, 16, 8)) == 3  # all pairs but one
+
+
+def test_calling_again_from_a_state_gives_the_same():
+    grid = (6, 6, 7)
+    _, state = stream([6, 6])
+    first, after_first = block_sparse_attention(*random_qkv(7, grid), grid, SMALL, state)
+    block_sparse_attention(*random_qkv(8, grid), grid, SMALL, state)  # another denoising step over the same frames
+    again, after_again = block_sparse_attention(*random_qkv(7, grid), grid, SMALL, state)
+    assert torch.equal(first, again)
+    expected, _ = stream([6, 6, 6, 6], seed=0)
+    next_first, _ = block_sparse_attention(*random_qkv(9, grid), grid, SMALL, after_first)
+    next_again, _ = block_sparse_attention(*random_qkv(9, grid), grid, SMALL, after_again)
+    assert torch.equal(next_first, next_again)
+
+
+def test_interleaved_streams_do_not_see_each_other():
+    alone, _ = stream([6] * 5, seed=100)
+    mine, other, outputs = None, None, []
+    for index in range(5):
+        output, mine = stream([6], seed=100 + index, state=mine)
+        _, other = stream([6], seed=900 + index, state=other)
+        outputs += output
+    assert all(torch.equal(a, b) for a, b in zip(outputs, alone, strict=True))
+
+
+def test_nothing_grows_over_a_long_stream():
+    _, state = stream([6])
+    pointers = [tensor.data_ptr() for tensor in (state.keys, state.values, state.pooled_keys)]
+    _, later = stream([6, 3, 6, 1, 6, 6, 2, 6, 6], state=state)
+    assert later.keys.shape[2] == 3 + 3
+    assert [tensor.data_ptr() for tensor in (later.keys, later.values, later.pooled_keys)] == pointers
+    assert int(later.position) == 3 + 3 + 2 + 3 + 1 + 3 + 3 + 1 + 3 + 3
+    assert int(later.count) == 3
+    _, longer = stream([10], state=later)
+    assert longer.keys.shape[2] == 3 + 5
+    _, again = stream([10, 6, 10], state=longer)
+    assert again.keys.data_ptr() == longer.keys.data_ptr()
+
+
+def test_a_superseded_state_is_refused_and_a_clone_branches():
+    _, old = stream([6, 6])
+    branch = old.clone()
+    newer = stream([6], seed=5, state=old)[1]
+    stream([6], seed=6, state=newer)
+    with pytest.raises(ValueError, match="`cache` is the state after 6 temporal blocks.*clone"):
+        stream([6], seed=5, state=old)
+    expected = stream([6, 6])[1]
+    assert torch.equal(stream([6], seed=9, state=branch)[0][0], stream([6], seed=9, state=expected)[0][0])
+
+
+def test_a_state_can_be_saved_moved_and_cloned(tmp_path):
+    _, state = stream([6, 3, 6])
+    state.save(tmp_path / "cache.safetensors")
+    copies = [BlockKVCache.load(tmp_path / "cache.safetensors"), state.clone(), state.to("cpu")]
+    expected, _ = stream([6, 6], seed=50, state=state.clone())
+    for copy in copies:
+        outputs, _ = stream([6, 6], seed=50, state=copy)
+        assert all(torch.equal(a, b) for a, b in zip(outputs, expected, strict=True))
+
+
+def test_a_state_follows_the_dtype_of_the_network():
+    grid = (6, 6, 7)
+    _, state = stream([6, 6])
+    half = state.to(dtype=torch.bfloat16)
+    output, half = block_sparse_attention(*(t.bfloat16() for t in random_qkv(5, grid)), grid, SMALL, half)
+    assert output.dtype == half.keys.dtype == torch.bfloat16
+    assert half.position.dtype == torch.int64
+    double, expected = state.to(dtype=torch.float64), stream([6], seed=5, state=state)[0][0]
+    output, _ = block_sparse_attention(*(t.double() for t in random_qkv(5, grid)), grid, SMALL, double)
+    assert relative_error(output.float(), expected) < 1e-6
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_gradients_agree(cached):
+    """Of the slow rule, the dense and the gathering backend; what a cache holds from before counts as constant."""
+    grid = (5, 6, 7)
+    results = []
+    for backend in ("slow", "sdpa", "gather"):
+        state = stream([6, 6])[1] if cached else None
+        group = [tensor.requires_grad_() for tensor in random_qkv(5, grid)]
+        if backend == "slow":
+            slow = SlowStream(SMALL)
+            for seed in (0, 1) if cached else ():
+                slow(*(tensor[0] for tensor in random_qkv(seed, (6, 6, 7))), (6, 6, 7), kv_len=3)
+            output = slow(*(tensor[0] for tensor in group), grid)[None]
+        else:
+            output, state = block_sparse_attention(*group, grid, SMALL, state, backend=backend)
+        if state is not None:
+            with torch.no_grad():  # the stream goes on before the backward pass
+                stream([6, 6], state=state)
+        output.square().mean().backward()
+        results.append([tensor.grad for tensor in group])
+    for result in results[1:]:
+        assert all(relative_error(a, b) < 3e-6 for a, b in zip(result, results[0], strict=True))
+
+
+@pytest.mark.parametrize(("backend", "compiler"), [("auto", "aot_eager"), ("sdpa", "aot_eager"), ("flex", "eager")])
+def test_compiles_once_for_a_whole_stream(backend, compiler):
+    torch._dynamo.reset()
+    compiled = torch.compile(block_sparse_attention, fullgraph=True, backend=compiler)
+    grid, state, eager_state = (6, 6, 7), allocate((6, 6, 7)), allocate((6, 6, 7))
+    with torch.no_grad():
+        for index, window in enumerate([3, 3, 3, 2, 2, 1, 3, 3]):
+            group, limit = random_qkv(index, grid), torch.tensor(window)
+            expected, eager_state = block_sparse_attention(*group, grid, SMALL, eager_state, limit, "sdpa")
+            with torch._dynamo.config.patch(error_on_recompile=index > 0):
+                output, state = compiled(*group, grid, SMALL, state, limit, backend)
+            assert relative_error(output, expected) < 1e-6
+    assert int(state.position) == int(eager_state.position) == 24
+
+
+def test_compiled_gradients_agree():
+    torch._dynamo.reset()
+    compiled = torch.compile(block_sparse_attention, fullgraph=True, backend="aot_eager")
+    grid, gradients = (4, 6, 7), []
+    for function in (block_sparse_attention, compiled):
+        group = [tensor.requires_grad_() for tensor in random_qkv(5, grid)]
+        output, _ = function(*group, grid, SMALL)
+        output.square().mean().backward()
+        gradients.append(torch.cat([tensor.grad.flatten() for tensor in group]))
+    assert relative_error(gradients[1], gradients[0]) < 1e-6
+
+
+def test_flex_follows_the_dense_reference():
+    """Compiled for the CPU, for one shape and then for all others; the mask truly takes effect."""
+    lengths = [6, 6, 6, 3, 6, 2, 6, 6]
+    results, references = stream(lengths, backend="flex")[0], stream(lengths)[0]
+    for result, reference in zip(results, references, strict=True):
+        assert relative_error(result, reference) < 1e-6
+    dense, _ = stream(lengths[:2], dataclasses.replace(SMALL, top_k_ratio=99.0), backend="flex")
+    assert relative_error(results[1], dense[1]) > 0.1
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_flex_follows_the_dense_reference_on_a_gpu(dtype):
+    grid, settings, results = (5, 40, 44), BlockSparseSettings(top_k_ratio=0.5, reference_tokens=None), {}
+    for backend in ("sdpa", "flex"):
+        generator = torch.Generator("cuda").manual_seed(0)
+        state = BlockKVCache.allocate(2, 3, 64, grid, settings, device="cuda", dtype=dtype)
+        outputs = []
+        for _ in range(3):
+            group = [torch.randn(2, 5 * 40 * 44, 3, 64, generator=generator, device="cuda") for _ in range(3)]
+            group = [tensor.to(dtype).requires_grad_() for tensor in group]
+            output, state = block_sparse_attention(*group, grid, settings, state, backend=backend)
+            output.float().square().mean().backward()
+            outputs += [output.float(), *(tensor.grad.float() for tensor in group)]
+        results[backend] = outputs
+    tolerance = 1e-4 if dtype == torch.float32 else 2e-2
+    for result, reference in zip(results["flex"], results["sdpa"], strict=True):
+        assert relative_error(result, reference) < tolerance
+
+
+GRID = (4, 6, 7)
+BAD_INPUTS = [
+    ({"backend": "triton"}, "`backend` must be one of 'auto', 'flex', 'gather', 'sdpa', got 'triton'"),
+    ({"grid": (4, 6, 6)}, r"`query` must have shape \[batch, 144, heads, channels\].*got \(1, 168, 2, 8\)"),
+    ({"grid": (4, 42)}, r"`grid` must be three positive token counts.*got \(4, 42\)"),
+    ({"key": torch.zeros(1, 168, 1, 8)}, r"`key` \(1, 168, 1, 8\).*differs from `query` \(1, 168, 2, 8\)"),
+    ({"value": torch.zeros(1, 168, 2, 8).double()}, "`value` .*float64"),
+    ({"cache": allocate(GRID, batch=2)}, "`cache` was made for .*the input needs"),
+    ({"cache": allocate((4, 7, 6))}, "frames of 7 x 6 tokens.*and 6 x 7"),
+    ({"cache": allocate((4, 8, 8))}, "frames of 8 x 8 tokens.*and 6 x 7"),
+    ({"cache": BlockKVCache.allocate(1, 4, CHANNELS, GRID, SMALL)}, r"\(1, 4, 5, 12, 8, 8\).*\(1, 2, 5, 12, 8, 8\)"),
+    ({"cache": allocate(GRID).to(dtype=torch.float64)}, "`cache` is torch.float64 on cpu, `query` is torch.float32"),
+    ({"cache": allocate(GRID), "kv_cache_blocks": 4}, "`kv_cache_blocks` must be 1 to 3, .*got 4"),
+    ({"cache": allocate(GRID), "kv_cache_blocks": 0}, "`kv_cache_blocks` must be 1 to 3, .*got 0"),
+    ({"kv_cache_blocks": 2}, "`kv_cache_blocks` 2 was given without a `cache`"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), BAD_INPUTS)
+def test_bad_input_is_named(change, message):
+    arguments = dict(zip(("query", "key", "value"), random_qkv(0, GRID), strict=True), grid=GRID, settings=SMALL)
+    with pytest.raises(ValueError, match=message):
+        block_sparse_attention(**(arguments | change))
+
+
+def test_bad_settings_are_named():
+    with pytest.raises(ValueError, match="`local_range` must be positive, got 0"):
+        BlockSparseSettings(local_range=0)
+    with pytest.raises(ValueError, match="`top_k_ratio` must be positive, got -1.0"):
+        BlockSparseSettings(top_k_ratio=-1.0)
+    with pytest.raises(ValueError, match=r"`block_size` must be three positive integers.*got \(2, 8\)"):
+        BlockSparseSettings(block_size=(2, 8))
+    with pytest.raises(ValueError, match="`kv_cache_blocks` must be at least 1, got 0"):
+        allocate(GRID, window=0)
+    with pytest.raises(ValueError, match="`backend` 'flex' has no gradients on a CPU"):
+        group = [tensor.requires_grad_() for tensor in random_qkv(0, GRID)]
+        block_sparse_attention(*group, GRID, SMALL, backend="flex")

@@ -255,9 +255,9 @@ def block_sparse_attention(
             as if the cache held only so many last temporal blocks. As a tensor its value may change without anything
             being recompiled; it is then used as it is, at most the allocated window.
         backend (`str`, *optional*, defaults to `"auto"`): `"sdpa"`, dense attention under a mask, the reference on any
-            device; `"gather"`, plain PyTorch over the kept blocks alone, not inside `torch.compile`; `"flex"`,
-            FlexAttention, always compiled, without gradients on a CPU. `"auto"` takes flex on CUDA, and elsewhere
-            gather, or sdpa inside `torch.compile`.
+            device; `"gather"`, plain PyTorch over the kept blocks alone, inside `torch.compile` without gradients;
+            `"flex"`, FlexAttention, always compiled, on a CPU without gradients and not inside Inductor's graphs.
+            `"auto"` takes flex on CUDA and gather elsewhere, but sdpa for gradients inside `torch.compile`.
 
     Returns:
         `tuple`: the result `[B, t * h * w, H, D]` and the next state (`None` without `cache`).
@@ -282,13 +282,17 @@ def block_sparse_attention(
         if cache.slots < cache.kv_cache_blocks + temporal:
             cache = cache.grow(cache.kv_cache_blocks + temporal)
         limit = cache.kv_cache_blocks if kv_cache_blocks is None else kv_cache_blocks
-        window = limit if isinstance(limit, int) else cache.kv_cache_blocks
+        window = cache.kv_cache_blocks
+        if isinstance(limit, torch.Tensor):
+            limit = limit.clamp(max=window)
+        else:
+            window = limit
         held = cache.count.clamp(max=limit)
         slots = cache.slots_of(-window, window + temporal)
         cache.write(keys, values, pooled_keys)
         next_cache = cache.advance(held, temporal, limit)
         keys, values = (_in_buffer(*pair, slots[window:]) for pair in ((cache.keys, keys), (cache.values, values)))
-        pooled_keys = cache.pooled_keys.index_select(2, slots)
+        pooled_keys = cache.pooled_keys.index_select(2, slots).to(pooled_queries.dtype)
 
     kept = select_blocks(
         pooled_queries.unflatten(3, (rows, columns)),
@@ -472,8 +476,28 @@ def _batches_of_equal_count(counts: torch.Tensor, max_blocks: int) -> Iterator[t
             yield count, batch
 
 
-def _attend_flex(
+@torch.library.custom_op("ultraflash_diffusers::attend_gathered", mutates_args=())
+def _attend_gathered_opaquely(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kept: torch.Tensor, volume: int
+) -> torch.Tensor:
+    """The same as one operator without a gradient: `torch.compile` need not see its data-dependent shapes."""
+    return _attend_gathered(query, key, value, kept, volume)
+
+
+@_attend_gathered_opaquely.register_fake
+def _(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kept: torch.Tensor, volume: int
+) -> torch.Tensor:
+    return query.new_empty(query.shape)
+
+
+def _attend_flex(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    kept: torch.Tensor,
+    volume: int,
+    with_gradients: bool,
 ) -> torch.Tensor:
     """FlexAttention over the kept pairs; only to be run inside `torch.compile`."""
     key_blocks = kept.shape[3]
@@ -496,13 +520,13 @@ def _attend_flex(
         BLOCK_SIZE=volume,
         mask_mod=keeps,
         seq_lengths=(query.shape[2], key.shape[2]),
-        compute_q_blocks=torch.is_grad_enabled() and _requires_grad(query, key, value),
+        compute_q_blocks=with_gradients,
     )
     return cast(torch.Tensor, flex_attention(query, key, value, block_mask=mask))
 
 
 @functools.cache
-def _compiled_flex() -> Backend:
+def _compiled_flex() -> Callable[..., torch.Tensor]:
     # the first shape is compiled as it is, the others together, with dynamic shapes
     return torch.compile(_attend_flex, fullgraph=True)
 
@@ -514,22 +538,21 @@ def _choose_backend(
         raise ValueError(f"`backend` must be one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
     compiling = torch.compiler.is_compiling()
     on_cuda = query.device.type == "cuda"
-    if backend == "auto":
-        # Flex's kernels work on tiles of up to 128 tokens, which the blocks have to be multiples of
-        backend = "flex" if on_cuda and settings.volume % 128 == 0 else "sdpa" if compiling else "gather"
+    with_gradients = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value))
+    if backend == "auto" and on_cuda and settings.volume % 128 == 0:  # Flex's kernels have tiles of up to 128 tokens
+        backend = "flex"
+    elif backend == "auto":
+        backend = "sdpa" if compiling and with_gradients else "gather"
     if backend == "flex":
-        if not on_cuda and torch.is_grad_enabled() and _requires_grad(query, key, value):
-            raise ValueError("`backend='flex'` has no gradients on a CPU, use 'gather' or 'sdpa'")
-        return _attend_flex if compiling else _compiled_flex()
+        if with_gradients and not on_cuda:
+            raise ValueError("`backend` 'flex' has no gradients on a CPU: use 'gather' or 'sdpa'")
+        attend = _attend_flex if compiling else _compiled_flex()
+        return functools.partial(attend, with_gradients=with_gradients)
     if backend == "gather":
-        if compiling:
-            raise ValueError("`backend='gather'` has data-dependent shapes: inside torch.compile use 'flex' or 'sdpa'")
-        return _attend_gathered
+        if compiling and with_gradients:
+            raise ValueError("`backend` 'gather' has no gradients inside torch.compile: use 'sdpa'")
+        return _attend_gathered_opaquely if compiling else _attend_gathered
     return _attend_masked
-
-
-def _requires_grad(*tensors: torch.Tensor) -> bool:
-    return any(tensor.requires_grad for tensor in tensors)
 
 
 def _pooled_dtype(dtype: torch.dtype) -> torch.dtype:
