@@ -101,9 +101,7 @@ class LatentsSource(Source):
         if self.num_frames is not None:
             num_frames = min(num_frames, self.num_frames - self._state.frames)
             latents = latents[:, :, : -(-(num_frames + surplus) // ratio)]
-        self._state = LatentsSourceState(
-            self._state.latent_frames + latents.shape[2], self._state.frames + num_frames
-        )
+        self._state = LatentsSourceState(self._state.latent_frames + latents.shape[2], self._state.frames + num_frames)
         return SourceChunk(self._padded(latents), num_frames, restart=clip_starts and position > 0, timings=timings)
 
     def _padded(self, latents: torch.Tensor) -> torch.Tensor:

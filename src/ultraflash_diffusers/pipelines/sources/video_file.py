@@ -45,8 +45,8 @@ class VideoFileSource(PixelSource):
         found = (reader.info.height, reader.info.width)
         if (height or found[0], width or found[1]) != found:
             raise ValueError(
-                f"`source` {str(reader.path)!r} is {found[0]} pixels high and {found[1]} wide, `height` is {height} and "
-                f"`width` is {width}"
+                f"`source` {str(reader.path)!r} is {found[0]} pixels high and {found[1]} wide, `height` is {height}, "
+                f"`width` {width}"
             )
         super().__init__(
             _pixels(reader),
