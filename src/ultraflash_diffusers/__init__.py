@@ -1,0 +1,53 @@
+# Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Ultra Flash for diffusers: high-resolution video while it is being generated.
+
+The public names are imported when they are first used, so that importing the package (and `ultraflash --help`) takes
+no time. `ModelMixin` and `SchedulerMixin` are among them because diffusers looks them up here when it loads a component
+that a `model_index.json` lists under `ultraflash_diffusers` (see `ultraflash_diffusers.models`).
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "CausalLatentUpsampler": ".models.causal_latent_upsampler",
+    "CausalWanTransformer": ".models.causal_wan_transformer",
+    "DynamicCacheManagement": ".pipelines.cache_management",
+    "HRAutoencoder": ".models.hr_autoencoder",
+    "ModelMixin": "diffusers",
+    "SchedulerMixin": "diffusers",
+    "StreamState": ".models.stream_state",
+    "UltraFlashSRTransformer": ".models.ultraflash_sr_transformer",
+    "UltraFlashStreamingPipeline": ".pipelines.streaming",
+}
+
+__all__ = [*_EXPORTS, "__version__", "default_checkpoint"]  # noqa: PLE0604
+
+
+def default_checkpoint() -> Path:
+    """Returns the folder of the small checkpoint that ships with the package.
+
+    Raises:
+        FileNotFoundError: this installation holds none.
+    """
+    folder = Path(__file__).parent / "checkpoint"
+    if not (folder / "model_index.json").is_file():
+        raise FileNotFoundError(f"no packaged checkpoint in {folder}: name a checkpoint of your own instead")
+    return folder
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_EXPORTS[name], __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_EXPORTS})

@@ -1,0 +1,340 @@
+# Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Recognising causal memory networks: latent upsamplers v1 and v3, and tiny, ultra and v3 autoencoders.
+
+They are sequences of numbered layers. What a layer is shows in its keys; one without parameters (activation, nearest
+upsampling, a step that does nothing) has no keys but keeps its number.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from ..models.causal_latent_upsampler import CausalLatentUpsampler
+from ..models.causal_memory import stage_factors
+from ..models.hr_autoencoder import HRAutoencoder
+from .recognition import Recognition, shape_of
+from .settings import Settings
+
+_Kind = Literal["conv", "block", "shuffle", "temporal"]
+# what follows a layer's number in its keys
+_KINDS: tuple[tuple[str, _Kind], ...] = (
+    (r"(weight|bias)", "conv"),
+    (r"(conv\.\d+\.|skip\.).*", "block"),
+    (r"(up|block)\.0\.(weight|bias)", "shuffle"),
+    (r"conv\.weight", "temporal"),
+)
+_RELEASED_TEMPORAL_STRIDES = (1, 2, 2)
+
+
+@dataclass(frozen=True)
+class _Stages:
+    """Sizes of the stages of an encoder or a decoder, as far as tensors show them."""
+
+    in_channels: int
+    out_channels: int
+    channels: tuple[int, ...]
+    num_blocks: tuple[int, ...]
+    shuffles: tuple[bool, ...]  # where the upsampling is learned
+    temporal: tuple[int, ...]
+
+
+class _Stack:
+    """The numbered layers under one prefix.
+
+    Args:
+        weights (`Mapping[str, torch.Tensor]`): the checkpoint.
+        prefix (`str`): what stands before the numbers, with the dot.
+        network (`str`): what the network is, for messages.
+    """
+
+    def __init__(self, weights: Mapping[str, torch.Tensor], prefix: str, network: str) -> None:
+        self._weights, self._prefix, self._network = weights, prefix, network
+        self._kinds: dict[int, _Kind] = {}
+        for key in weights:
+            match = re.fullmatch(re.escape(prefix) + r"(\d+)\.(.*)", key)
+            for pattern, kind in _KINDS if match else ():
+                if match and re.fullmatch(pattern, match[2]):
+                    self._kinds.setdefault(int(match[1]), kind)
+
+    def of_kind(self, kind: _Kind, after: int = -1, before: int | None = None) -> list[int]:
+        """Numbers of the layers of one kind between two others."""
+        end = max(self._kinds, default=0) + 1 if before is None else before
+        return [layer for layer in range(after + 1, end) if self._kinds.get(layer) == kind]
+
+    def convolutions(self, least: int) -> list[int]:
+        """Numbers of the plain convolutions, of which there must be a few."""
+        found = self.of_kind("conv")
+        if len(found) < least:
+            raise ValueError(
+                f"the checkpoint does not fit a {self._network}: {len(found)} plain convolutions are under "
+                f"`{self._prefix}*`, expected at least {least}"
+            )
+        return found
+
+    def width(self, layer: int) -> tuple[int, int]:
+        """Output and input channels of a plain convolution."""
+        rows, columns, *_ = shape_of(self._weights, f"{self._prefix}{layer}.weight", 4, self._network)
+        return rows, columns
+
+    def temporal_stride(self, after: int, before: int, grows: bool) -> int:
+        """Frames that the temporal layer between two others makes of one, or merges into one."""
+        for layer in self.of_kind("temporal", after, before):
+            key = f"{self._prefix}{layer}.conv.weight"
+            rows, columns, *_ = shape_of(self._weights, key, 4, self._network)
+            many, one = (rows, columns) if grows else (columns, rows)
+            if many % one or not many:
+                raise ValueError(
+                    f"the checkpoint does not fit a {self._network}: `{key}` has shape "
+                    f"{tuple(self._weights[key].shape)}, whose {many} channels are not a multiple of {one}"
+                )
+            return many // one
+        return 1
+
+
+def _decoder_stages(stack: _Stack, convolve_last: bool) -> _Stages:
+    """Stages end at the convolution to the next width; the last one at its own or at the output's convolution."""
+    first, *rest = stack.convolutions(least=3 if convolve_last else 2)
+    ends = rest[:-1] if convolve_last else rest
+    spans = list(zip([first, *ends], ends, strict=False))
+    return _Stages(
+        in_channels=stack.width(first)[1],
+        out_channels=stack.width(rest[-1])[0],
+        channels=(stack.width(first)[0], *(stack.width(end)[0] for end in ends[:-1])),
+        num_blocks=tuple(len(stack.of_kind("block", *span)) for span in spans),
+        shuffles=tuple(bool(stack.of_kind("shuffle", *span)) for span in spans),
+        temporal=tuple(stack.temporal_stride(*span, grows=True) for span in spans),
+    )
+
+
+def _encoder_stages(stack: _Stack) -> _Stages:
+    """Stages begin with the temporal pool and the strided convolution to their width."""
+    first, *inner, last = stack.convolutions(least=3)
+    return _Stages(
+        in_channels=stack.width(first)[1],
+        out_channels=stack.width(last)[0],
+        channels=tuple(stack.width(start)[0] for start in inner),
+        num_blocks=tuple(
+            len(stack.of_kind("block", start, end)) for start, end in zip(inner, [*inner[1:], last], strict=True)
+        ),
+        shuffles=(False,) * len(inner),
+        temporal=tuple(
+            stack.temporal_stride(before, start, grows=False)
+            for before, start in zip([first, *inner[:-1]], inner, strict=True)
+        ),
+    )
+
+
+def recognize_upsampler_v1(weights: Mapping[str, torch.Tensor], given: Mapping[str, Any]) -> Recognition:
+    """Recognises a v1 latent upsampler; its scale shows in the channels in front of the pixel shuffles.
+
+    Raises:
+        ValueError: a tensor that shows a size is missing, or a setting is unknown or contradicts the tensors.
+    """
+    network = "v1 latent upsampler"
+    out_channels, width, *_ = shape_of(weights, "final.weight", 4, network)
+    head = _Stack(weights, "pre_shuffle.", network)
+    scale = math.prod(math.isqrt(max(head.width(layer)[0] // width, 1)) for layer in head.convolutions(least=1))
+    num_blocks = 1 + max((int(m[1]) for key in weights if (m := re.match(r"blocks\.(\d+)\.", key))), default=-1)
+    settings = Settings(given, network)
+    config = _upsampler_config(weights, settings, head.width(0)[1], out_channels, scale)
+    config |= {
+        "layout": settings.agree("v1", "layout", "variant"),
+        "temporal_scale": settings.agree(1, "temporal_scale"),
+        "channels": settings.agree((width,), "channels", "mid_channels"),
+        "num_blocks": settings.agree((num_blocks,), "num_blocks"),
+    }
+    description = f"{network} (x{scale}, {num_blocks} blocks of {width} channels)"
+    return Recognition("latent_upsampler", CausalLatentUpsampler, config, description, settings, (), weights)
+
+
+def recognize_v3(weights: Mapping[str, torch.Tensor], given: Mapping[str, Any]) -> Recognition:
+    """Recognises a v3 network: a latent upsampler where it gives as many channels as it takes, else a decoder.
+
+    Raises:
+        ValueError: a tensor that shows a size is missing, the channels are those of neither, or a setting is unknown
+            or contradicts the tensors.
+    """
+    stages = _decoder_stages(_Stack(weights, "net.", "v3 network"), convolve_last=False)
+    if stages.in_channels == stages.out_channels:
+        return _recognize_upsampler_v3(weights, given, stages)
+    return _recognize_decoder_v3(weights, given, stages)
+
+
+def _recognize_upsampler_v3(
+    weights: Mapping[str, torch.Tensor], given: Mapping[str, Any], stages: _Stages
+) -> Recognition:
+    network = "v3 latent upsampler"
+    spatial = tuple(2 if shuffle else 1 for shuffle in stages.shuffles)
+    scale, temporal_scale = math.prod(spatial), math.prod(stages.temporal)
+    _check_factors(network, "spatial", spatial, "left")
+    _check_factors(network, "temporal", stages.temporal, "right")
+    settings = Settings(given, network)
+    config = _upsampler_config(weights, settings, stages.in_channels, stages.out_channels, scale)
+    config |= {
+        "layout": settings.agree("v3", "layout", "variant"),
+        "temporal_scale": settings.agree(temporal_scale, "temporal_scale"),
+        "channels": settings.agree(stages.channels, "channels", "stage_channels"),
+        "num_blocks": settings.agree(stages.num_blocks, "num_blocks", "blocks_per_stage"),
+    }
+    settings.agree(spatial, "spatial_stage_factors")
+    settings.agree(stages.temporal, "temporal_stage_factors")
+    # without upsampling, the published skip is a bare convolution
+    names = [*_shuffle_names(weights, "net.", "net."), ("skip_up.0.weight", "skip_up.weight")]
+    names += [("skip_up.0.bias", "skip_up.bias")]
+    description = f"{network} (x{scale} in space, x{temporal_scale} in time, channels {stages.channels})"
+    names = names if scale == 1 else names[:-2]
+    return Recognition("latent_upsampler", CausalLatentUpsampler, config, description, settings, names, weights)
+
+
+def _check_factors(network: str, axis: str, shown: tuple[int, ...], first: Literal["left", "right"]) -> None:
+    expected = stage_factors(f"{axis} scale", math.prod(shown), len(shown), first)
+    if shown != expected:
+        raise ValueError(f"the stages of this {network} have the {axis} factors {shown}; only {expected} is supported")
+
+
+def _upsampler_config(
+    weights: Mapping[str, torch.Tensor], settings: Settings, in_channels: int, out_channels: int, scale: int
+) -> dict[str, Any]:
+    """What both layouts have."""
+    residual = any(key.startswith("skip_up.") for key in weights)
+    settings.without_effect("zero_init_final", "default_parallel")
+    return {
+        "in_channels": settings.agree(in_channels, "in_channels"),
+        "out_channels": settings.agree(out_channels, "out_channels"),
+        "scale": settings.agree(scale, "scale", "upsample_scale", "spatial_scale"),
+        "activation": settings.take("relu", "activation"),
+        "memory_init": settings.take("replicate", "memory_init"),
+        "residual": settings.agree(residual, "residual"),
+        "residual_scale": settings.take(1.0, "residual_scale"),
+    }
+
+
+def _recognize_decoder_v3(
+    weights: Mapping[str, torch.Tensor], given: Mapping[str, Any], stages: _Stages
+) -> Recognition:
+    network = "v3 decoder"
+    settings = Settings(given, network)
+    spatial = tuple(2 if shuffle else 1 for shuffle in stages.shuffles)
+    config = _autoencoder_config(settings, "v3", stages, spatial, stages.temporal, network)
+    settings.agree(math.prod(stages.temporal), "temporal_scale")
+    settings.agree(math.prod(spatial), "spatial_scale")
+    settings.only(False, "residual")
+    settings.without_effect("zero_init_final", "default_parallel")
+    names = [*_shuffle_names(weights, "decoder.", "net."), ("decoder.", "net.")]
+    description = f"{network} (x{math.prod(spatial)} in space, x{math.prod(stages.temporal)} in time)"
+    return Recognition("autoencoder", HRAutoencoder, config, description, settings, names, weights)
+
+
+def recognize_autoencoder(weights: Mapping[str, torch.Tensor], given: Mapping[str, Any]) -> Recognition:
+    """Recognises a tiny or ultra decoder, with its encoder or alone.
+
+    Ultra differs from tiny by the learned upsampling. Older files hold wider temporal-grow weights than the model has;
+    it takes the last rows of them.
+
+    Raises:
+        ValueError: a tensor that shows a size is missing, or a setting is unknown or contradicts the tensors.
+    """
+    decoder = _decoder_stages(_Stack(weights, "decoder.", "decoder"), convolve_last=True)
+    has_encoder = any(key.startswith("encoder.") for key in weights)
+    learned = any(decoder.shuffles)
+    settings = Settings(given, "tiny or ultra autoencoder" if has_encoder else "tiny or ultra decoder")
+    variant = settings.agree("ultra", "variant") if learned else settings.take("tiny", "variant")
+    network = f"{variant} autoencoder" if has_encoder else f"{variant} decoder"
+    spatial = _spatial_strides(settings, decoder.shuffles, learned)
+    temporal = _temporal_strides(settings, decoder.temporal)
+    config = _autoencoder_config(settings, variant, decoder, spatial, temporal, network)
+    if has_encoder:
+        encoder = _encoder_stages(_Stack(weights, "encoder.", network))
+        config |= {
+            "encoder_channels": settings.agree(encoder.channels, "encoder_channels"),
+            "encoder_blocks": settings.agree(encoder.num_blocks, "encoder_blocks"),
+            "encoder_spatial_strides": settings.take((2,) * len(encoder.channels), "encoder_spatial_strides"),
+            "encoder_temporal_strides": settings.agree(encoder.temporal, "encoder_temporal_strides"),
+        }
+    ratio = math.prod(spatial) * config["patch_size"]
+    description = f"{network} (x{ratio} in space, x{math.prod(temporal)} in time)"
+    names = _shuffle_names(weights, "decoder.", "decoder.")
+    weights = _with_last_rows(weights, temporal)
+    return Recognition("autoencoder", HRAutoencoder, config, description, settings, names, weights)
+
+
+def _spatial_strides(settings: Settings, shuffles: tuple[bool, ...], learned: bool) -> tuple[int, ...]:
+    """Shown by learned upsampling; nearest upsampling has no parameters: x2 in each stage, as released."""
+    if learned:
+        settings.agree(shuffles, "decoder_space_upscale")
+        return settings.agree(tuple(2 if shuffle else 1 for shuffle in shuffles), "decoder_spatial_strides")
+    upscale = settings.take((True,) * len(shuffles), "decoder_space_upscale")
+    return settings.take(tuple(2 if doubles else 1 for doubles in upscale), "decoder_spatial_strides")
+
+
+def _temporal_strides(settings: Settings, shown: tuple[int, ...]) -> tuple[int, ...]:
+    """The released strides, or smaller ones that tensors show; the caller may cut the tensors' rows further."""
+    released = _RELEASED_TEMPORAL_STRIDES if len(shown) == len(_RELEASED_TEMPORAL_STRIDES) else shown
+    strides = tuple(map(min, shown, released))
+    upscale = settings.take(tuple(stride > 1 for stride in strides[1:]), "decoder_time_upscale")
+    strides = strides[:1] + tuple(2 if doubles else 1 for doubles in upscale)
+    strides = settings.take(strides, "decoder_temporal_strides")
+    if any(stride < 1 or stride > limit for stride, limit in zip(strides, shown, strict=True)):
+        raise ValueError(
+            f"temporal strides {strides} were asked for, but the checkpoint's tensors have the rows for {shown}"
+        )
+    return strides
+
+
+def _with_last_rows(weights: Mapping[str, torch.Tensor], strides: tuple[int, ...]) -> Mapping[str, torch.Tensor]:
+    """Cuts the decoder's temporal-grow weights to the rows that the model takes."""
+    layers = _Stack(weights, "decoder.", "decoder").of_kind("temporal")
+    cut = {}
+    for layer, stride in zip(layers, strides, strict=False):
+        key = f"decoder.{layer}.conv.weight"
+        cut[key] = weights[key][-stride * weights[key].shape[1] :]
+    return {**weights, **cut}
+
+
+def _autoencoder_config(
+    settings: Settings,
+    variant: str,
+    decoder: _Stages,
+    spatial: tuple[int, ...],
+    temporal: tuple[int, ...],
+    network: str,
+) -> dict[str, Any]:
+    """What all decoders have; the config of one without an encoder."""
+    patch_size = math.isqrt(decoder.out_channels // 3)
+    if decoder.out_channels != 3 * patch_size**2:
+        raise ValueError(
+            f"the checkpoint does not fit a {network}: it gives {decoder.out_channels} channels for "
+            f"{decoder.in_channels} latent ones; expected 3 (RGB), or 3 times the square of a patch"
+        )
+    settings.only("relu", "activation")
+    settings.only("zero" if variant == "tiny" else "replicate", "memory_init")
+    settings.agree(math.prod(temporal) - 1, "frames_to_trim")
+    settings.agree((-1, 1) if variant == "v3" else (0, 1), "output_range")
+    return {
+        "variant": settings.agree(variant, "variant"),
+        "in_channels": 3,
+        "latent_channels": settings.agree(decoder.in_channels, "latent_channels", "in_channels"),
+        "patch_size": settings.agree(patch_size, "patch_size"),
+        "encoder_channels": (),
+        "encoder_blocks": (),
+        "encoder_spatial_strides": (),
+        "encoder_temporal_strides": (),
+        "decoder_channels": settings.agree(decoder.channels, "decoder_channels", "stage_channels"),
+        "decoder_blocks": settings.agree(decoder.num_blocks, "decoder_blocks", "blocks_per_stage"),
+        "decoder_spatial_strides": settings.agree(spatial, "decoder_spatial_strides"),
+        "decoder_temporal_strides": settings.agree(temporal, "decoder_temporal_strides"),
+        "latent_space": settings.take("wan2.1", "latent_space"),
+    }
+
+
+def _shuffle_names(weights: Mapping[str, torch.Tensor], own: str, published: str) -> list[tuple[str, str]]:
+    """Our and the published names of the learned upsampling layers: v3 calls them `block`, ultra `up`."""
+    pattern = re.compile(re.escape(published) + r"(\d+)\.(up|block)\.0\.")
+    found = {(match[1], match[2]) for key in weights if (match := pattern.match(key))}
+    return [(f"{own}{layer}.conv.", f"{published}{layer}.{name}.0.") for layer, name in sorted(found)]
