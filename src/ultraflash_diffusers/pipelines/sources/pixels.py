@@ -71,7 +71,7 @@ class PixelSource(Source):
         self._autoencoder = autoencoder
         self._latent_frames = latent_frames
         self._multiple_of = multiple_of
-        self._state = state
+        self._state = None if state is None else state.to(autoencoder.device)
         self._position = first_frame
         self._failure: Exception | None = None
         self._timings: dict[str, float] = {}

@@ -127,7 +127,7 @@ class TextGeneratorSource(Source):
         if state is None:
             given = self._given_latents(first_frames, first_latents)
             state = TextGeneratorState(self._new_stream(window_frames, sink_frames), given=given)
-        self._state = state
+        self._state = state.to(generator.device)
 
     def state(self) -> TextGeneratorState:
         return self._state
