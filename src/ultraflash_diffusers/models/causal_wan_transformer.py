@@ -47,7 +47,7 @@ class CausalWanTransformerOutput(BaseOutput):
     """
 
     sample: torch.Tensor
-    state: CausalWanStreamState | None
+    state: CausalWanStreamState | None = None
 
 
 class CausalWanTransformer(WanBackbone):
@@ -138,14 +138,15 @@ class CausalWanTransformer(WanBackbone):
             ValueError: a capacity that does not fit the config, or only some of the sizes.
         """
         window = self.config.window_frames
-        capacity = cache_frames or window or _GLOBAL_CACHE_FRAMES
-        if window is not None and capacity != window:
+        if cache_frames is None:
+            cache_frames = _GLOBAL_CACHE_FRAMES if window is None else window
+        if window is not None and cache_frames != window:
             raise ValueError(f"`cache_frames` is {cache_frames}, but the rolling cache holds `window_frames` {window}")
-        if capacity < 1:
+        if cache_frames < 1:
             raise ValueError(f"`cache_frames` must be positive, got {cache_frames}")
         state = CausalWanStreamState(
             position=torch.zeros((), dtype=torch.int64, device=device or self.device),
-            cache_frames=capacity,
+            cache_frames=cache_frames,
             sink_frames=0 if window is None else self.config.sink_frames,
             rolling=window is not None,
         )
@@ -186,7 +187,7 @@ class CausalWanTransformer(WanBackbone):
         grid = self._check_latents(hidden_states)
         batch = hidden_states.shape[0]
         self._check_inputs(hidden_states, timestep, encoder_hidden_states, ((batch,), (batch, grid[0])))
-        timestep = timestep.view(batch, -1)
+        timestep = timestep.reshape(batch, -1)
         inputs = (hidden_states, timestep, encoder_hidden_states, grid)
         if state is None:
             if commit:
@@ -215,11 +216,15 @@ class CausalWanTransformer(WanBackbone):
         commit: bool,
     ) -> tuple[torch.Tensor, CausalWanStreamState]:
         _check_state(state, grid[0])
+        dtype = self._stream_dtype(hidden_states)
         if state.cache is None:
-            state = self._allocated(state, hidden_states.shape[0], grid[1:], hidden_states.device, hidden_states.dtype)
+            state = self._allocated(state, hidden_states.shape[0], grid[1:], hidden_states.device, dtype)
+        state = self._own_buffers(state)
         cache = cast(FrameKVCache, state.cache)
-        cache.check_fits(self.config, hidden_states, grid)
-        window = cache.window(state.position, grid[0])
+        cache.check_fits(self.config, hidden_states, grid, dtype)
+        window = cache.window(
+            state.position, grid[0], oldest=0, commit=commit, static_shapes=self._shapes_are_static()
+        )
         attends = [cache.attention(layer, window, commit) for layer in range(self.config.num_layers)]
         sample, _ = self._transform(hidden_states, timestep, encoder_hidden_states, grid, state.position, attends)
         if commit:

@@ -14,10 +14,19 @@ from .stream_state import StreamState
 
 
 def shapes_are_static() -> bool:
-    """Whether a call is being compiled or captured as a CUDA graph: then no number may be read from the device."""
+    """Whether this is being compiled or captured as a CUDA graph: then no number may be read from the device."""
     if torch.compiler.is_compiling():
         return True
     return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+
+
+def check_state_tensor(buffer: torch.Tensor, hidden_states: torch.Tensor, dtype: torch.dtype) -> None:
+    """Checks that a state's buffer can take keys and values of `dtype` that come from `hidden_states`."""
+    if (buffer.dtype, buffer.device) != (dtype, hidden_states.device):
+        raise ValueError(
+            f"`state` holds {buffer.dtype} on {buffer.device}, `hidden_states` will give {dtype} on "
+            f"{hidden_states.device}: see `state.to`"
+        )
 
 
 @dataclasses.dataclass
@@ -101,36 +110,45 @@ class FrameKVCache(StreamState):
         """Frames that the buffers can hold."""
         return self.frames.shape[0]
 
-    def check_fits(self, config: FrozenDict, hidden_states: torch.Tensor, grid: tuple[int, int, int]) -> None:
+    def check_fits(
+        self, config: FrozenDict, hidden_states: torch.Tensor, grid: tuple[int, int, int], dtype: torch.dtype
+    ) -> None:
         """Checks that this cache belongs to a network of `config` and to latents of `grid` tokens (t, h, w).
+
+        `dtype` is that of the keys and values to come.
 
         Raises:
             ValueError: another batch size, resolution, number of layers or heads, dtype or device.
         """
         buffer = self.keys[0]
         found = (len(self.keys), buffer.shape[0], self.height, self.width, *buffer.shape[3:])
-        expected = (config.num_layers, hidden_states.shape[0], *grid[1:], config.num_attention_heads)
-        expected += (config.attention_head_dim,)
+        heads = (config.num_attention_heads, config.attention_head_dim)
+        expected = (config.num_layers, hidden_states.shape[0], *grid[1:], *heads)
         if found != expected:
             raise ValueError(
                 "`state` was made for (layers, batch, token rows, token columns, heads, head channels) "
                 f"{found}, this network and `hidden_states` need {expected}"
             )
-        if (buffer.dtype, buffer.device) != (hidden_states.dtype, hidden_states.device):
-            raise ValueError(
-                f"`state` holds {buffer.dtype} on {buffer.device}, `hidden_states` is {hidden_states.dtype} on "
-                f"{hidden_states.device}: see `state.to`"
-            )
+        check_state_tensor(buffer, hidden_states, dtype)
 
-    def window(self, position: torch.Tensor, number: int, oldest: torch.Tensor | int = 0) -> FrameWindow:
-        """Plans the call for the `number` frames from frame `position` on, which see the held frames from `oldest` on.
+    def window(
+        self, position: torch.Tensor, number: int, oldest: torch.Tensor | int, commit: bool, static_shapes: bool
+    ) -> FrameWindow:
+        """Plans a call.
 
-        The plan reads a few numbers from the device, so that attention runs over the filled slots alone; where that
-        may not be (`torch.compile`, CUDA graphs) it runs over all slots under a mask, and nothing depends on how far
-        the stream has come.
+        The plan reads a few numbers from the device, so that attention runs over the filled slots alone. With static
+        shapes it runs over all slots under a mask, and no shape depends on how far the stream has come.
+
+        Args:
+            position (`torch.Tensor`, 0-d int64): the first frame of the call.
+            number (`int`): how many frames the call has.
+            oldest (`int` or `torch.Tensor`): the oldest frame that they see.
+            commit (`bool`): whether they stay in the cache.
+            static_shapes (`bool`): see above.
 
         Raises:
-            ValueError: a later state has overwritten frames that this one needs (only checked where numbers are read).
+            ValueError: a later state has overwritten frames that this one needs, or has gone on where this call would
+                commit (not checked while compiling or capturing, where no number can be read).
         """
         numbers = position + torch.arange(number, device=position.device)
         ring = self.sink_frames + (numbers - self.sink_frames) % (self.slots - self.sink_frames)
@@ -139,21 +157,20 @@ class FrameKVCache(StreamState):
         visible = frames >= oldest
         length = self.slots
         if not shapes_are_static():
-            self._check_current(visible & (frames < position))
-            length = int(visible.nonzero().max()) + 1
-            if bool(visible[:length].all()):
-                return FrameWindow(slots, frames, length, mask=None)
+            lost = visible & (frames < position) & (self.written != self.frames)
+            overtaken = (self.written >= position + number) & commit
+            seen, missing, later = torch.stack((visible, lost, overtaken)).tolist()
+            if any(missing) or any(later):
+                raise ValueError(
+                    f"`state` is the one after {int(position)} frames, but its buffers have gone on to frame "
+                    f"{int(self.written.max())}: go on from the newest state, or branch with `state.clone()`"
+                )
+            if not static_shapes:
+                length = max(slot + 1 for slot in range(self.slots) if seen[slot])
+                if all(seen[:length]):
+                    return FrameWindow(slots, frames, length, mask=None)
         mask = visible[:length].repeat_interleave(self.height * self.width)[None, None, None]
         return FrameWindow(slots, frames, length, mask)
-
-    def _check_current(self, needed: torch.Tensor) -> None:
-        lost = needed & (self.written != self.frames)
-        if bool(lost.any()):
-            raise ValueError(
-                f"`state` needs frame {int(self.frames[lost][0])}, whose place in the buffers a later state of the "
-                f"same stream has given to frame {int(self.written[lost][0])}: go on from the newest state, or branch "
-                "with `state.clone()`"
-            )
 
     def attention(self, layer: int, window: FrameWindow, commit: bool) -> CachedAttention:
         """Returns the attention of one layer over the cache and the frames of the call."""
@@ -201,12 +218,12 @@ class CachedAttention:
 
     def _with_own(self, buffer: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
         """The filled slots with the call's own frames among them, as `[batch, tokens, heads, head_dim]`."""
-        own = own.unflatten(1, (self.slots.shape[0], -1)).to(buffer.dtype)
+        own = own.unflatten(1, (self.slots.shape[0], -1))
         if self.commit:
             buffer.index_copy_(1, self.slots, own.detach())
         filled = buffer[:, : self.length]
-        # without commit the buffers stay as they are; a gradient only flows through what was just computed
-        if not self.commit or own.requires_grad:
+        # without commit the buffers stay as they are; autograd must not see buffers that the next call writes into
+        if not self.commit or torch.is_grad_enabled():
             filled = filled.index_copy(1, self.slots, own)
         return filled.flatten(1, 2)
 

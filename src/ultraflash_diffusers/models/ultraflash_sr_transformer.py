@@ -16,9 +16,24 @@ from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from diffusers.utils import BaseOutput
 
 from .block_sparse_attention import BACKENDS, BlockKVCache, BlockSparseSettings, block_sparse_attention
-from .frame_kv_cache import BidirectionalAttention, FrameKVCache, shapes_are_static
+from .frame_kv_cache import BidirectionalAttention, FrameKVCache, check_state_tensor, shapes_are_static
 from .stream_state import StreamState
 from .wan_layers import Attend, WanBackbone
+
+# what a config shares with WanTransformer3DModel's, apart from the input channels
+_WAN_SETTINGS = (
+    "patch_size",
+    "num_attention_heads",
+    "attention_head_dim",
+    "out_channels",
+    "text_dim",
+    "freq_dim",
+    "ffn_dim",
+    "num_layers",
+    "cross_attn_norm",
+    "qk_norm",
+    "eps",
+)
 
 
 @dataclass
@@ -77,7 +92,7 @@ class UltraFlashSRTransformerOutput(BaseOutput):
     """
 
     sample: torch.Tensor
-    state: SRStreamState | None
+    state: SRStreamState | None = None
 
 
 @dataclass(frozen=True)
@@ -165,7 +180,9 @@ class UltraFlashSRTransformer(WanBackbone):
             raise ValueError(
                 f"`in_channels` must be twice `out_channels` {out_channels} (noise and condition), got {in_channels}"
             )
-        self._settings = BlockSparseSettings(tuple(block_size), local_range, chunk_size, top_k_ratio, reference_tokens)
+        self._settings = BlockSparseSettings(
+            cast(tuple[int, int, int], tuple(block_size)), local_range, chunk_size, top_k_ratio, reference_tokens
+        )
         self._sparse_backend = "auto"
         self._build()
 
@@ -202,14 +219,12 @@ class UltraFlashSRTransformer(WanBackbone):
                 f"`model` has {source.in_channels} input and {source.out_channels} output channels; a text-to-video "
                 "transformer has as many of both"
             )
-        shared = ("patch_size", "num_attention_heads", "attention_head_dim", "out_channels", "text_dim", "freq_dim")
-        shared += ("ffn_dim", "num_layers", "cross_attn_norm", "qk_norm", "eps")
-        settings = {name: source[name] for name in shared} | {"in_channels": 2 * source.in_channels}
+        settings = {name: source[name] for name in _WAN_SETTINGS} | {"in_channels": 2 * source.in_channels}
         weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         weight = weights["patch_embedding.weight"]
         weights["patch_embedding.weight"] = torch.cat([weight, torch.zeros_like(weight)], dim=1)
         with torch.device("meta"):
-            network = cls(**settings, **{"use_sparse_attention": False, **overrides})
+            network = cls(**{**settings, "use_sparse_attention": False, **overrides})
         network.load_state_dict(weights, assign=True)
         return network.train(model.training)
 
@@ -326,9 +341,16 @@ class UltraFlashSRTransformer(WanBackbone):
         grid: tuple[int, int, int],
         state: SRStreamState,
     ) -> tuple[torch.Tensor, SRStreamState]:
+        state = self._own_buffers(state)
         attends: Sequence[Attend]
         if isinstance(state.cache, FrameKVCache):
-            window = state.cache.window(state.position, grid[0], oldest=state.position - state.kept_frames)
+            window = state.cache.window(
+                state.position,
+                grid[0],
+                oldest=state.position - state.kept_frames,
+                commit=True,
+                static_shapes=self._shapes_are_static(),
+            )
             attends = [state.cache.attention(layer, window, commit=True) for layer in range(self.config.num_layers)]
         else:
             attends = [
@@ -349,39 +371,36 @@ class UltraFlashSRTransformer(WanBackbone):
         """Checks that the state belongs to this network and these latents, and makes room where there is none yet."""
         if not isinstance(state, SRStreamState):
             raise ValueError(f"`state` must be an SRStreamState from `new_stream`, got {type(state).__name__}")
+        dtype = self._stream_dtype(hidden_states)
         if state.cache is None:
-            return self._allocated(state, hidden_states.shape[0], grid, hidden_states.device, hidden_states.dtype)
+            return self._allocated(state, hidden_states.shape[0], grid, hidden_states.device, dtype)
         if isinstance(state.cache, FrameKVCache) == self.config.use_sparse_attention:
             kinds = ("sparse", "dense") if self.config.use_sparse_attention else ("dense", "sparse")
             raise ValueError("`state` was made by a network with {1} attention, this one has {0}".format(*kinds))
         if isinstance(state.cache, FrameKVCache):
-            state.cache.check_fits(self.config, hidden_states, grid)
+            state.cache.check_fits(self.config, hidden_states, grid, dtype)
             slots = (state.allocated_blocks + 1) * grid[0]
             if state.cache.slots < slots:
                 return dataclasses.replace(state, cache=state.cache.grow(slots))
             return state
         if len(state.cache) != self.config.num_layers:
             raise ValueError(f"`state` has {len(state.cache)} layers, this network {self.config.num_layers}")
-        self._check_sparse_cache(state.cache[0], hidden_states, grid)
+        self._check_sparse_cache(state.cache[0], hidden_states, grid, dtype)
         return state
 
     def _check_sparse_cache(
-        self, cache: BlockKVCache, hidden_states: torch.Tensor, grid: tuple[int, int, int]
+        self, cache: BlockKVCache, hidden_states: torch.Tensor, grid: tuple[int, int, int], dtype: torch.dtype
     ) -> None:
         config, buffer = self.config, cache.keys
         found = (buffer.shape[0], cache.height, cache.width, buffer.shape[1], buffer.shape[5], buffer.shape[4])
-        expected = (hidden_states.shape[0], *grid[1:], config.num_attention_heads, config.attention_head_dim)
-        expected += (self._settings.volume,)
+        heads = (config.num_attention_heads, config.attention_head_dim)
+        expected = (hidden_states.shape[0], *grid[1:], *heads, self._settings.volume)
         if found != expected:
             raise ValueError(
                 "`state` was made for (batch, token rows, token columns, heads, head channels, block tokens) "
                 f"{found}, this network and `hidden_states` need {expected}"
             )
-        if (buffer.dtype, buffer.device) != (hidden_states.dtype, hidden_states.device):
-            raise ValueError(
-                f"`state` holds {buffer.dtype} on {buffer.device}, `hidden_states` is {hidden_states.dtype} on "
-                f"{hidden_states.device}: see `state.to`"
-            )
+        check_state_tensor(buffer, hidden_states, dtype)
         if not shapes_are_static():
             cache.check_current()
 

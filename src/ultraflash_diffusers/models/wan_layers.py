@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,10 @@ from diffusers.models.transformers.transformer_wan import WanAttention
 from torch import nn
 
 from .checks import check_video_tensor
+from .frame_kv_cache import shapes_are_static
+from .stream_state import StreamState
+
+State = TypeVar("State", bound=StreamState)
 
 # (query, key, value after RoPE, [batch, tokens, heads, head_dim], backend for what is dense) -> (output, next cache)
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, AttentionBackendName], tuple[torch.Tensor, Any]]
@@ -86,7 +90,8 @@ class WanAttnProcessor:
         attend: Attend | None = None,
     ) -> tuple[torch.Tensor, Any]:
         query, key, value = self._project(attn, hidden_states, encoder_hidden_states)
-        query, key = attn.norm_q(query), attn.norm_k(key)
+        # one dtype for all three: under autocast the norms stay in float32
+        query, key = attn.norm_q(query).type_as(value), attn.norm_k(key).type_as(value)
         query, key, value = (tensor.unflatten(2, (attn.heads, -1)) for tensor in (query, key, value))
         if rotary_emb is not None:
             query, key = apply_rotary(query, *rotary_emb), apply_rotary(key, *rotary_emb)
@@ -235,6 +240,20 @@ class WanBackbone(ModelMixin, ConfigMixin, PeftAdapterMixin, AttentionMixin):
         self.proj_out = nn.Linear(dim, config.out_channels * math.prod(config.patch_size))
         self.scale_shift_table = nn.Parameter(torch.randn(1, 2, dim) / dim**0.5)
         self.gradient_checkpointing = False
+
+    def _shapes_are_static(self) -> bool:
+        """Whether shapes may not depend on how far a stream is: all of a call, or its blocks alone, are compiled."""
+        return shapes_are_static() or any(block._compiled_call_impl is not None for block in self.blocks)
+
+    @staticmethod
+    def _stream_dtype(hidden_states: torch.Tensor) -> torch.dtype:
+        """The dtype that keys and values will have."""
+        device = hidden_states.device.type
+        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_states.dtype
+
+    def _own_buffers(self, state: State) -> State:
+        """The state for a call; its own copy where the backward pass will compute it again from the same buffers."""
+        return state.clone() if self.gradient_checkpointing and torch.is_grad_enabled() else state
 
     def _token_grid(self, size: Sequence[int], name: str) -> tuple[int, int, int]:
         """Tokens over time, height and width of latents of `size` = (frames, height, width)."""
