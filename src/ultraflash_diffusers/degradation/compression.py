@@ -1,0 +1,90 @@
+# Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
+"""What codecs do to a clip: real encoders and decoders, run in memory."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+
+import av
+import numpy as np
+from PIL import Image
+
+from .ranges import Range, check_clip, check_range, draw_integer
+
+
+@dataclass(frozen=True)
+class H264:
+    """Encodes the clip with x264 and decodes it again.
+
+    Args:
+        crf (`int` or pair of `int`, *optional*, defaults to `(20, 32)`): constant rate factor in [0, 51]; larger is
+            worse.
+        preset (`str`, *optional*, defaults to `"veryfast"`): x264's trade of speed for size.
+    """
+
+    crf: Range = (20, 32)
+    preset: str = "veryfast"
+
+    def __post_init__(self) -> None:
+        check_range("crf", self.crf, 0, 51)
+
+    def __call__(self, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        check_clip(frames)
+        crf = draw_integer(rng, self.crf)
+        count, height, width = frames.shape[:3]
+        # 4:2:0 chroma needs even sizes: an odd edge is repeated, and taken off again
+        even = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+        decoded = np.stack(list(_decode(_encode(even, crf, self.preset))))
+        if len(decoded) != count:
+            raise RuntimeError(f"H.264 gave back {len(decoded)} of {count} frames")
+        return np.ascontiguousarray(decoded[:, :height, :width])
+
+
+@dataclass(frozen=True)
+class Jpeg:
+    """Compresses each frame as a JPEG picture.
+
+    Args:
+        quality (`int` or pair of `int`, *optional*, defaults to `(70, 95)`): in [1, 95]; smaller is worse.
+    """
+
+    quality: Range = (70, 95)
+
+    def __post_init__(self) -> None:
+        check_range("quality", self.quality, 1, 95)
+
+    def __call__(self, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        check_clip(frames)
+        quality = draw_integer(rng, self.quality)
+        return np.stack([_through_jpeg(frame, quality) for frame in frames])
+
+
+def _through_jpeg(frame: np.ndarray, quality: int) -> np.ndarray:
+    buffer = io.BytesIO()
+    Image.fromarray(frame).save(buffer, format="JPEG", quality=quality)
+    return np.asarray(Image.open(buffer))
+
+
+def _encode(frames: np.ndarray, crf: int, preset: str) -> list[av.Packet]:
+    encoder = av.VideoCodecContext.create("libx264", "w")
+    encoder.height, encoder.width = frames.shape[1:3]
+    encoder.pix_fmt = "yuv420p"
+    encoder.time_base, encoder.framerate = Fraction(1, 24), Fraction(24)
+    # the number of threads shapes x264's output: one makes it the same on every machine
+    encoder.options = {"crf": str(crf), "preset": preset, "threads": "1"}
+    packets: list[av.Packet] = []
+    for index, pixels in enumerate(frames):
+        frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+        frame.pts = index
+        packets += encoder.encode(frame)
+    return packets + encoder.encode(None)
+
+
+def _decode(packets: list[av.Packet]) -> Iterator[np.ndarray]:
+    decoder = av.VideoCodecContext.create("h264", "r")
+    for packet in [*packets, None]:
+        for frame in decoder.decode(packet):
+            yield frame.to_ndarray(format="rgb24")
