@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from diffusers.hooks import apply_group_offloading
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -252,6 +253,16 @@ def test_gradient_checkpointing_gives_the_same_gradients():
     network(latents).sample.square().mean().backward()
     for name, parameter in network.named_parameters():
         torch.testing.assert_close(parameter.grad, expected[name])
+
+
+@torch.no_grad()
+def test_accelerate_offload_hooks_run():
+    network, latents = make_upsampler("v1 x2"), torch.randn(1, 4, 2, 4, 4)
+    expected = network(latents).sample
+    cpu_offload(network, execution_device=torch.device("cpu"))
+    result = network(latents)
+    torch.testing.assert_close(result.sample, expected)
+    torch.testing.assert_close(network(latents, state=result.state).sample.shape, expected.shape)
 
 
 @torch.no_grad()

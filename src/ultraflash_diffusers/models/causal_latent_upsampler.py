@@ -35,7 +35,8 @@ class CausalLatentUpsamplerOutput(BaseOutput):
     """
 
     sample: torch.Tensor
-    state: CausalMemoryState
+    # the default lets accelerate's offload hooks rebuild the output from its items
+    state: CausalMemoryState | None = None
 
 
 class CausalLatentUpsampler(ModelMixin, ConfigMixin):

@@ -72,7 +72,7 @@ class HRAutoencoderEncoderOutput(BaseOutput):
     """
 
     latents: torch.Tensor
-    state: AutoencoderStreamState
+    state: AutoencoderStreamState | None = None
 
 
 @dataclass
@@ -85,7 +85,7 @@ class HRAutoencoderDecoderOutput(BaseOutput):
     """
 
     sample: torch.Tensor
-    state: AutoencoderStreamState
+    state: AutoencoderStreamState | None = None
 
 
 class ClampLatents(nn.Module):
