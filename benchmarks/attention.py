@@ -12,6 +12,8 @@ selection, attention, back to raster order. Times are medians after warm-up, wit
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import functools
 import json
 import math
 import statistics
@@ -98,10 +100,9 @@ class Layer:
 
     def settings(self, density: float) -> BlockSparseSettings:
         """Settings under which a query block keeps about `density` of all key blocks, cached and new."""
-        positions = self.window + -(-self.grid[0] // 2)
-        return BlockSparseSettings(
-            local_range=self.local_range, top_k_ratio=density * positions, reference_tokens=None
-        )
+        base = BlockSparseSettings(local_range=self.local_range, reference_tokens=None)
+        positions = self.window + base.count_blocks(self.grid)[0]
+        return dataclasses.replace(base, top_k_ratio=density * positions)
 
     def attend(self, settings: BlockSparseSettings, backend: str) -> tuple[torch.Tensor, BlockKVCache | None]:
         query, key, value = self.group
@@ -109,7 +110,8 @@ class Layer:
 
     def dense(self) -> Callable[[], torch.Tensor]:
         """Attention of the group's tokens to as many tokens as the cache and the group have."""
-        keys = self.grid[1] * self.grid[2] * (2 * self.window + self.grid[0])
+        frames = self.grid[0] + self.window * BlockSparseSettings.block_size[0]
+        keys = frames * self.grid[1] * self.grid[2]
         key, value = (self.random(self.batch, self.heads, keys, self.channels) for _ in range(2))
         query = self.group[0].transpose(1, 2).contiguous()
         return lambda: F.scaled_dot_product_attention(query, key, value)
@@ -145,7 +147,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         kept = float(selection().float().mean())
         selection_ms = measure(selection)
         for backend in options.backends:
-            total = measure(lambda settings=settings, backend=backend: layer.attend(settings, backend))
+            total = measure(functools.partial(layer.attend, settings, backend))
             results.append(
                 {
                     "backend": backend,
@@ -156,7 +158,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
                     "share_of_dense": total / dense,
                 }
             )
-    settings_used = {name: str(value) for name, value in vars(options).items() if name != "json"}
+    settings_used = {name: value for name, value in vars(options).items() if name != "json"}
     return {"torch": torch.__version__, "settings": settings_used, "dense_ms": dense, "results": results}
 
 

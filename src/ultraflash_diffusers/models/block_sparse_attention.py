@@ -17,7 +17,6 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -186,8 +185,9 @@ class BlockKVCache(StreamState):
     def check_current(self) -> None:
         """Checks that no later state of the same stream has been advanced since.
 
-        It reads one number from the device: nothing on a CPU, where [`block_sparse_attention`] does it by itself; on a
-        GPU one synchronisation, worth paying once a forward pass, not once a layer.
+        It reads one number from the device: nothing on a CPU or beside a backward pass, where
+        [`block_sparse_attention`] does it by itself; on a GPU one synchronisation, worth paying once a forward pass,
+        not once a layer.
 
         Raises:
             ValueError: the buffers have gone on without this state.
@@ -281,12 +281,8 @@ def block_sparse_attention(
     else:
         if cache.slots < cache.kv_cache_blocks + temporal:
             cache = cache.grow(cache.kv_cache_blocks + temporal)
-        limit = cache.kv_cache_blocks if kv_cache_blocks is None else kv_cache_blocks
-        window = cache.kv_cache_blocks
-        if isinstance(limit, torch.Tensor):
-            limit = limit.clamp(max=window)
-        else:
-            window = limit
+        window = kv_cache_blocks if isinstance(kv_cache_blocks, int) else cache.kv_cache_blocks
+        limit = kv_cache_blocks.clamp(max=window) if isinstance(kv_cache_blocks, torch.Tensor) else window
         held = cache.count.clamp(max=limit)
         slots = cache.slots_of(-window, window + temporal)
         cache.write(keys, values, pooled_keys)
@@ -522,7 +518,7 @@ def _attend_flex(
         seq_lengths=(query.shape[2], key.shape[2]),
         compute_q_blocks=with_gradients,
     )
-    return cast(torch.Tensor, flex_attention(query, key, value, block_mask=mask))
+    return flex_attention(query, key, value, block_mask=mask)
 
 
 @functools.cache
@@ -577,7 +573,9 @@ def _partition(tensor: torch.Tensor, grid: tuple[int, int, int], settings: Block
     temporal, rows, columns = settings.count_blocks(grid)
     tensor = tensor.unflatten(1, grid)
     padding = (0, 0, 0, 0, 0, columns * w - grid[2], 0, rows * h - grid[1], 0, temporal * t - grid[0])
-    blocks = F.pad(tensor, padding).unflatten(3, (columns, w)).unflatten(2, (rows, h)).unflatten(1, (temporal, t))
+    if any(padding):
+        tensor = F.pad(tensor, padding)
+    blocks = tensor.unflatten(3, (columns, w)).unflatten(2, (rows, h)).unflatten(1, (temporal, t))
     # [B, T, t, rows, h, columns, w, H, D]
     return blocks.permute(0, 7, 1, 3, 5, 2, 4, 6, 8).flatten(5, 7).flatten(3, 4)
 
@@ -639,5 +637,7 @@ def _check_cache(
         raise ValueError(
             f"`cache` is {cache.keys.dtype} on {cache.keys.device}, `query` is {query.dtype} on {query.device}"
         )
-    if query.device.type == "cpu" and not torch.compiler.is_compiling():
+    # with gradients everywhere: a checkpointed layer that is run again after the stream went on would be wrong
+    cheap = query.device.type == "cpu" or (torch.is_grad_enabled() and query.requires_grad)
+    if cheap and not torch.compiler.is_compiling():
         cache.check_current()
