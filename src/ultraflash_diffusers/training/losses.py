@@ -1,0 +1,156 @@
+# Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Losses on pixels and the sampling of flow matching (paper, "SR fine-tune", "Latent upsampler", "Phase I")."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch.nn import functional as F
+
+
+def charbonnier(prediction: torch.Tensor, target: torch.Tensor, epsilon: float = 1e-2) -> torch.Tensor:
+    """Mean of `sqrt((prediction - target)^2 + epsilon^2)`: an L1 loss that is smooth at zero.
+
+    Args:
+        prediction (`torch.Tensor`): any shape.
+        target (`torch.Tensor`): the same shape.
+        epsilon (`float`, *optional*, defaults to 1e-2): below it the loss is quadratic; also the least value.
+    """
+    return torch.sqrt((prediction - target).square() + epsilon**2).mean()
+
+
+def warp(frames: torch.Tensor, flow: torch.Tensor) -> torch.Tensor:
+    """Fetches each pixel from where the flow points, bilinearly; outside there are zeros.
+
+    Args:
+        frames (`torch.Tensor`): `[n, channels, height, width]`.
+        flow (`torch.Tensor`): `[n, 2, height, width]`, pixels to the right and down.
+    """
+    height, width = frames.shape[-2:]
+    rows = torch.arange(height, device=flow.device, dtype=flow.dtype)[:, None]
+    columns = torch.arange(width, device=flow.device, dtype=flow.dtype)
+    # pixel centres, in [-1, 1] from border to border
+    x = (2 * (columns + flow[:, 0]) + 1) / width - 1
+    y = (2 * (rows + flow[:, 1]) + 1) / height - 1
+    return F.grid_sample(frames, torch.stack([x, y], dim=-1).to(frames.dtype), align_corners=False)
+
+
+def warped_temporal_loss(prediction: torch.Tensor, flow: torch.Tensor) -> torch.Tensor:
+    """Flow-warped temporal loss (paper): the mean over t of `|x_t - warp(x_{t-1}, F_t)|`, where the flow stays inside.
+
+    The flow is that of the target's frames, so that the prediction has to move as the target does.
+
+    Args:
+        prediction (`torch.Tensor`): `[batch, channels, frames, height, width]`, at least two frames.
+        flow (`torch.Tensor`): `[batch, frames - 1, 2, height, width]` from [`optical_flow`]: for each pixel of frame
+            t, the way to where it was in frame t - 1.
+    """
+    current, past = (frames.transpose(1, 2).flatten(0, 1) for frames in (prediction[:, :, 1:], prediction[:, :, :-1]))
+    flow = flow.flatten(0, 1).to(prediction.dtype)
+    inside = warp(torch.ones_like(current[:, :1]), flow) > 0.999
+    error = (current - warp(past, flow)).abs() * inside
+    return error.sum() / (inside.sum() * prediction.shape[1]).clamp_min(1)
+
+
+def temporal_difference_loss(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Mean of `|(x_t - x_{t-1}) - (y_t - y_{t-1})|`: zero at the target, and it needs no flow.
+
+    Args:
+        prediction (`torch.Tensor`): `[batch, channels, frames, height, width]`, at least two frames.
+        target (`torch.Tensor`): the same shape.
+    """
+    return (prediction - target).diff(dim=2).abs().mean()
+
+
+def wavelet_details(pixels: torch.Tensor) -> torch.Tensor:
+    """The LH, HL and HH bands of one level of the orthonormal Haar wavelet.
+
+    Args:
+        pixels (`torch.Tensor`): `[..., height, width]`, both even.
+
+    Returns:
+        `torch.Tensor`: `[3, ..., height / 2, width / 2]`.
+    """
+    a, b = pixels[..., ::2, ::2], pixels[..., ::2, 1::2]
+    c, d = pixels[..., 1::2, ::2], pixels[..., 1::2, 1::2]
+    return torch.stack([a - b + c - d, a + b - c - d, a - b - c + d]) / 2
+
+
+def wavelet_loss(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Mean L1 distance of the detail bands (paper, "Phase I").
+
+    Args:
+        prediction (`torch.Tensor`): `[..., height, width]`, both even.
+        target (`torch.Tensor`): the same shape.
+    """
+    return (wavelet_details(prediction) - wavelet_details(target)).abs().mean()
+
+
+def psnr(prediction: torch.Tensor, target: torch.Tensor) -> float:
+    """Peak signal-to-noise ratio in dB of pixels in [-1, 1]: the mean over frames, predictions clamped first.
+
+    Args:
+        prediction (`torch.Tensor`): `[batch, channels, frames, height, width]`.
+        target (`torch.Tensor`): the same shape.
+    """
+    error = ((prediction.float().clamp(-1, 1) - target.float()) / 2).square().mean((1, 3, 4))
+    return float((-10 * error.clamp_min(1e-10).log10()).mean())
+
+
+def sample_sigmas(batch_size: int, generator: torch.Generator, shift: float = 1.5) -> torch.Tensor:
+    """Draws noise levels in (0, 1): the logistic function of a normal variable, shifted to more noise.
+
+    `shift s / (1 + (shift - 1) s)`, the shift of flow-matching schedulers. The median is `shift / (1 + shift)`.
+
+    Args:
+        batch_size (`int`): how many.
+        generator (`torch.Generator`): on the CPU.
+        shift (`float`, *optional*, defaults to 1.5): 1 for none (paper: 1.5).
+    """
+    sigmas = torch.sigmoid(torch.randn(batch_size, generator=generator))
+    return shift * sigmas / (1 + (shift - 1) * sigmas)
+
+
+def add_noise(clean: torch.Tensor, noise: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
+    """`z_t = (1 - sigma) z_0 + sigma epsilon`; the flow that a network learns is `epsilon - z_0`.
+
+    Args:
+        clean (`torch.Tensor`): `[batch, ...]`.
+        noise (`torch.Tensor`): the same shape.
+        sigmas (`torch.Tensor`): `[batch]`, in [0, 1].
+    """
+    sigmas = sigmas.to(clean).view(-1, *[1] * (clean.ndim - 1))
+    return (1 - sigmas) * clean + sigmas * noise
+
+
+def corrupt_condition(
+    condition: torch.Tensor,
+    generator: torch.Generator,
+    noise_range: tuple[float, float] = (0.4, 0.6),
+    drop_probability: float = 0.4,
+) -> torch.Tensor:
+    """Mixes noise into the condition, and zeroes it altogether for some samples (paper, "SR fine-tune").
+
+    Args:
+        condition (`torch.Tensor`): `[batch, channels, frames, height, width]`, upsampled latents.
+        generator (`torch.Generator`): on the CPU.
+        noise_range (pair of `float`, *optional*, defaults to `(0.4, 0.6)`): bounds of the share of noise in a sample.
+        drop_probability (`float`, *optional*, defaults to 0.4): of a sample's condition.
+    """
+    low, high = noise_range
+    shares = low + (high - low) * torch.rand(len(condition), generator=generator)
+    kept = torch.rand(len(condition), generator=generator) >= drop_probability
+    noisy = add_noise(condition, randn_like(condition, generator), shares)
+    return noisy * kept.to(condition).view(-1, 1, 1, 1, 1)
+
+
+def randn_like(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Normal noise from a generator on the CPU, so that it is the same whatever device trains."""
+    return torch.randn(tensor.shape, generator=generator).to(tensor)
+
+
+def detail_ratio(prediction: torch.Tensor, target: torch.Tensor) -> float:
+    """Sharpness against the target: the prediction's mean absolute detail band over the target's; 1 is equal."""
+    energy = wavelet_details(target).abs().mean()
+    return math.nan if energy == 0 else float(wavelet_details(prediction).abs().mean() / energy)
