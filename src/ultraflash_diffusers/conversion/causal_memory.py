@@ -62,71 +62,76 @@ class _Stack:
                 if match and re.fullmatch(pattern, match[2]):
                     self._kinds.setdefault(int(match[1]), kind)
 
-    def of_kind(self, kind: _Kind, after: int = -1, before: int | None = None) -> list[int]:
-        """Numbers of the layers of one kind between two others."""
-        end = max(self._kinds, default=0) + 1 if before is None else before
-        return [layer for layer in range(after + 1, end) if self._kinds.get(layer) == kind]
+    def count(self, kind: _Kind, after: int, before: int) -> int:
+        """How many layers of one kind stand between two others."""
+        return sum(self._kinds.get(layer) == kind for layer in range(after + 1, before))
 
-    def convolutions(self, least: int) -> list[int]:
-        """Numbers of the plain convolutions, of which there must be a few."""
-        found = self.of_kind("conv")
-        if len(found) < least:
+    def of_kind(self, kind: _Kind) -> list[int]:
+        """Numbers of the layers of one kind."""
+        return sorted(layer for layer, its_kind in self._kinds.items() if its_kind == kind)
+
+    def ends(self) -> tuple[int, list[int], int]:
+        """Numbers of the first, the inner and the last plain convolution.
+
+        An inner one follows each temporal layer (but one in front of the last activation), so it is found, and its
+        absence reported later, even where its own keys are missing.
+        """
+        convolutions = self.of_kind("conv")
+        if len(convolutions) < 2:
             raise ValueError(
-                f"the checkpoint does not fit a {self._network}: {len(found)} plain convolutions are under "
-                f"`{self._prefix}*`, expected at least {least}"
+                f"the checkpoint does not fit a {self._network}: {len(convolutions)} plain convolutions are under "
+                f"`{self._prefix}*`, expected more"
             )
-        return found
+        first, *inner, last = convolutions
+        followers = {layer + 1 for layer in self.of_kind("temporal") if layer + 2 != last}
+        return first, sorted({*inner, *followers}), last
 
     def width(self, layer: int) -> tuple[int, int]:
         """Output and input channels of a plain convolution."""
         rows, columns, *_ = shape_of(self._weights, f"{self._prefix}{layer}.weight", 4, self._network)
         return rows, columns
 
-    def temporal_stride(self, after: int, before: int, grows: bool) -> int:
-        """Frames that the temporal layer between two others makes of one, or merges into one."""
-        for layer in self.of_kind("temporal", after, before):
-            key = f"{self._prefix}{layer}.conv.weight"
-            rows, columns, *_ = shape_of(self._weights, key, 4, self._network)
-            many, one = (rows, columns) if grows else (columns, rows)
-            if many % one or not many:
-                raise ValueError(
-                    f"the checkpoint does not fit a {self._network}: `{key}` has shape "
-                    f"{tuple(self._weights[key].shape)}, whose {many} channels are not a multiple of {one}"
-                )
-            return many // one
-        return 1
+    def temporal_stride(self, layer: int, grows: bool) -> int:
+        """Frames that a temporal layer makes of one, or merges into one."""
+        key = f"{self._prefix}{layer}.conv.weight"
+        rows, columns, *_ = shape_of(self._weights, key, 4, self._network)
+        many, one = (rows, columns) if grows else (columns, rows)
+        if many % one or not many:
+            raise ValueError(
+                f"the checkpoint does not fit a {self._network}: `{key}` has shape "
+                f"{tuple(self._weights[key].shape)}, whose {many} channels are not a multiple of {one}"
+            )
+        return many // one
 
 
 def _decoder_stages(stack: _Stack, convolve_last: bool) -> _Stages:
     """Stages end at the convolution to the next width; the last one at its own or at the output's convolution."""
-    first, *rest = stack.convolutions(least=3 if convolve_last else 2)
-    ends = rest[:-1] if convolve_last else rest
-    spans = list(zip([first, *ends], ends, strict=False))
+    first, ends, last = stack.ends()
+    temporal = [end - 1 for end in ends]
+    if not convolve_last:
+        ends, temporal = [*ends, last], [*temporal, last - 2]
+    spans = list(zip([first, *ends[:-1]], ends, strict=True))
     return _Stages(
         in_channels=stack.width(first)[1],
-        out_channels=stack.width(rest[-1])[0],
-        channels=(stack.width(first)[0], *(stack.width(end)[0] for end in ends[:-1])),
-        num_blocks=tuple(len(stack.of_kind("block", *span)) for span in spans),
-        shuffles=tuple(bool(stack.of_kind("shuffle", *span)) for span in spans),
-        temporal=tuple(stack.temporal_stride(*span, grows=True) for span in spans),
+        out_channels=stack.width(last)[0],
+        channels=tuple(stack.width(start)[0] for start, _ in spans),
+        num_blocks=tuple(stack.count("block", *span) for span in spans),
+        shuffles=tuple(stack.count("shuffle", *span) > 0 for span in spans),
+        temporal=tuple(stack.temporal_stride(layer, grows=True) for layer in temporal),
     )
 
 
 def _encoder_stages(stack: _Stack) -> _Stages:
     """Stages begin with the temporal pool and the strided convolution to their width."""
-    first, *inner, last = stack.convolutions(least=3)
+    first, starts, last = stack.ends()
+    spans = list(zip(starts, [*starts[1:], last], strict=True))
     return _Stages(
         in_channels=stack.width(first)[1],
         out_channels=stack.width(last)[0],
-        channels=tuple(stack.width(start)[0] for start in inner),
-        num_blocks=tuple(
-            len(stack.of_kind("block", start, end)) for start, end in zip(inner, [*inner[1:], last], strict=True)
-        ),
-        shuffles=(False,) * len(inner),
-        temporal=tuple(
-            stack.temporal_stride(before, start, grows=False)
-            for before, start in zip([first, *inner[:-1]], inner, strict=True)
-        ),
+        channels=tuple(stack.width(start)[0] for start in starts),
+        num_blocks=tuple(stack.count("block", *span) for span in spans),
+        shuffles=(False,) * len(starts),
+        temporal=tuple(stack.temporal_stride(start - 1, grows=False) for start in starts),
     )
 
 
@@ -139,7 +144,7 @@ def recognize_upsampler_v1(weights: Mapping[str, torch.Tensor], given: Mapping[s
     network = "v1 latent upsampler"
     out_channels, width, *_ = shape_of(weights, "final.weight", 4, network)
     head = _Stack(weights, "pre_shuffle.", network)
-    scale = math.prod(math.isqrt(max(head.width(layer)[0] // width, 1)) for layer in head.convolutions(least=1))
+    scale = math.prod(math.isqrt(max(head.width(layer)[0] // width, 1)) for layer in head.of_kind("conv"))
     num_blocks = 1 + max((int(m[1]) for key in weights if (m := re.match(r"blocks\.(\d+)\.", key))), default=-1)
     settings = Settings(given, network)
     config = _upsampler_config(weights, settings, head.width(0)[1], out_channels, scale)

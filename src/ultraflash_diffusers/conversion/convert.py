@@ -35,7 +35,7 @@ class ConvertedFile:
     Args:
         file (`Path`): the published checkpoint.
         component (`str`): the pipeline component that it serves as: `"transformer"`, `"latent_upsampler"`,
-            `"autoencoder"` or `"generator"`.
+            `"autoencoder"` or `"generator_transformer"`.
         class_name (`str`): our class.
         folder (`Path`): where it was saved.
         description (`str`): what was found, in words.
@@ -116,7 +116,7 @@ def convert_files(
 
     Args:
         files (`Sequence[str | Path]`): see [`read_checkpoint`]. One file becomes the folder itself; several become its
-            sub-folders `transformer`, `latent_upsampler`, `autoencoder` and `generator`.
+            sub-folders `transformer`, `latent_upsampler`, `autoencoder` and `generator_transformer`.
         output (`str` or `Path`): the folder, made where it is not there.
         settings (`Mapping[str, Any]`, *optional*): see [`from_original`]. With several files each network takes those
             that it knows.

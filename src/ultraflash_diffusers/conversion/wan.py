@@ -76,7 +76,7 @@ def recognize_transformer(weights: Mapping[str, torch.Tensor], given: Mapping[st
     if in_channels == 2 * out_channels:
         network, component, network_class = "SR transformer", "transformer", UltraFlashSRTransformer
     elif in_channels == out_channels:
-        network, component, network_class = "streaming generator", "generator", CausalWanTransformer
+        network, component, network_class = "streaming generator", "generator_transformer", CausalWanTransformer
     else:
         raise ValueError(
             f"a Wan transformer with {in_channels} input and {out_channels} output channels is neither an SR "

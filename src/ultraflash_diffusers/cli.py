@@ -1,0 +1,138 @@
+# Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
+"""The `ultraflash` command.
+
+Each sub-command is one function that declares its arguments and one that runs them; what a sub-command needs is
+imported when it runs, so that `--help` answers at once. To add one, write the two and list the first in `_COMMANDS`.
+Results go to the standard output (as JSON with `--json`), everything else to the standard error. A mistake of the user
+is one line and exit code 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import __version__
+
+if TYPE_CHECKING:
+    SubParsers = argparse._SubParsersAction[argparse.ArgumentParser]
+
+_DTYPES = ("float32", "float16", "bfloat16")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit code.
+
+    Args:
+        arguments (`Sequence[str]`, *optional*): the words after `ultraflash`; those of the process by default.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except (ValueError, TypeError, OSError) as error:
+        return _fail(options, error)
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ultraflash", description="High-resolution video while it is being generated."
+    )
+    parser.add_argument("--version", action="version", version=f"ultraflash {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for add_command in _COMMANDS:
+        command = add_command(commands)
+        command.add_argument("--json", action="store_true", help="print the result as JSON, for scripts")
+    return parser
+
+
+def _fail(options: argparse.Namespace, error: Exception) -> int:
+    message = " ".join(str(error).split())
+    if options.json:
+        print(json.dumps({"error": message}))
+    print(f"ultraflash: error: {message}", file=sys.stderr)
+    return 2
+
+
+def _add_convert(commands: SubParsers) -> argparse.ArgumentParser:
+    command = commands.add_parser(
+        "convert",
+        help="published checkpoints to folders that from_pretrained loads",
+        description="Converts published checkpoints (Ultra Flash, Self-Forcing, LongLive, Wan 2.1) to folders that "
+        "from_pretrained loads. What a file holds is found out from its tensors.",
+    )
+    command.add_argument(
+        "files", nargs="+", type=Path, metavar="FILE", help=".pth, .pt, .ckpt, .bin, .safetensors (or its .index.json)"
+    )
+    command.add_argument(
+        "--output",
+        required=True,
+        type=Path,
+        metavar="FOLDER",
+        help="where to write; with several files each component gets a sub-folder",
+    )
+    command.add_argument(
+        "--setting",
+        action="append",
+        default=[],
+        type=_setting,
+        metavar="KEY=VALUE",
+        help="what tensors do not show, in our spelling or the published one, e.g. local_attn_size=12; repeatable",
+    )
+    command.add_argument("--dtype", choices=_DTYPES, help="precision to save in; as in the file by default")
+    command.set_defaults(run=_convert)
+    return command
+
+
+def _convert(options: argparse.Namespace) -> None:
+    import torch
+
+    from .conversion import convert_files
+
+    dtype = getattr(torch, options.dtype) if options.dtype else None
+    converted = convert_files(options.files, options.output, dict(options.setting), dtype)
+    if options.json:
+        components = [
+            {
+                "file": str(item.file),
+                "component": item.component,
+                "class": item.class_name,
+                "folder": str(item.folder),
+                "description": item.description,
+                "parameters": item.parameters,
+                "config": item.config,
+            }
+            for item in converted
+        ]
+        print(json.dumps({"components": components}))
+        return
+    for item in converted:
+        print(f"{item.file}: {item.description}, {item.parameters:,} parameters -> {item.folder} ({item.class_name})")
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    """Reads `key=value`; a value that is no number, list, true, false or null is a string."""
+    key, equals, value = text.partition("=")
+    if not key.strip() or not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
+    words = {"true": True, "false": False, "null": None, "none": None}
+    if value.strip().lower() in words:
+        return key.strip(), words[value.strip().lower()]
+    try:
+        return key.strip(), ast.literal_eval(value.strip())
+    except (ValueError, SyntaxError):
+        return key.strip(), value.strip()
+
+
+_COMMANDS: tuple[Callable[[SubParsers], argparse.ArgumentParser], ...] = (_add_convert,)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
