@@ -1,0 +1,223 @@
+# Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Batches of random crops. A batch depends on the seed and its number alone, so that a resumed run sees the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from diffusers.utils import logging
+from torch.utils.data import DataLoader, Dataset
+
+from .preparation import CachedClip
+
+logger = logging.get_logger(__name__)
+
+
+class Crop(NamedTuple):
+    """Size of a training crop at high resolution."""
+
+    frames: int
+    height: int
+    width: int
+
+    @classmethod
+    def parse(cls, text: str) -> Crop:
+        """Reads `FRAMESxHEIGHTxWIDTH`, for instance `9x128x128`.
+
+        Raises:
+            ValueError: not three positive whole numbers.
+        """
+        parts = text.lower().split("x")
+        if len(parts) != 3 or not all(part.isdigit() and int(part) > 0 for part in parts):
+            raise ValueError(f"a crop must be FRAMESxHEIGHTxWIDTH, such as 9x128x128, got {text!r}")
+        return cls(*map(int, parts))
+
+    def check(self, spatial: int, temporal: int) -> None:
+        """Checks the size against what the networks compress.
+
+        Args:
+            spatial (`int`): what height and width must be multiples of.
+            temporal (`int`): the temporal compression; the frames must be one more than a multiple of it.
+
+        Raises:
+            ValueError: they are not.
+        """
+        if self.height % spatial or self.width % spatial or self.frames % temporal != 1 % temporal:
+            raise ValueError(
+                f"crop {self}: these networks need a height and a width that are multiples of {spatial} and "
+                f"{temporal} n + 1 frames"
+            )
+
+    def __str__(self) -> str:
+        return "x".join(map(str, self))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch of crops; `low` and `flow` are there if they were asked for.
+
+    Args:
+        high (`torch.Tensor`): `[batch, 3, frames, height, width]`, uint8, or in [-1, 1] after [`~Batch.to`].
+        low (`torch.Tensor`, *optional*): the same crops of degraded clips, `scale` times smaller.
+        flow (`torch.Tensor`, *optional*): `[batch, frames - 1, 2, height, width]`, see [`optical_flow`].
+        texts (`list[str]`): one a sample.
+    """
+
+    high: torch.Tensor
+    low: torch.Tensor | None
+    flow: torch.Tensor | None
+    texts: list[str]
+
+    def to(self, device: torch.device) -> Batch:
+        """Moves the tensors to a device and the pixels to [-1, 1]."""
+        low = None if self.low is None else _pixels(self.low, device)
+        flow = None if self.flow is None else self.flow.to(device).float()
+        return Batch(_pixels(self.high, device), low, flow, self.texts)
+
+
+class CropDataset(Dataset):
+    """Random crops of cached clips, a whole batch an item: item `n` is the same in every process and run.
+
+    Crops are mirrored half of the time and played backwards a fifth of the time.
+
+    Args:
+        clips (list of `CachedClip`): where crops come from, each clip as often as the others; those that are too small
+            for one of the crops are left out, with a warning.
+        crops (list of `Crop`): sizes; one is drawn for each batch.
+        batch_size (`int`): samples of a batch.
+        crop_weights (list of `float`, *optional*): how often each size is drawn, relative to the others; equally by
+            default.
+        scale (`int`, *optional*): gives the low-resolution crops too, `scale` times smaller.
+        with_flow (`bool`, *optional*, defaults to `False`): gives the optical flow too.
+        seed (`int`, *optional*, defaults to 0): of all choices.
+
+    Raises:
+        ValueError: no clip is large enough, not one weight a crop, or clips without low-resolution versions.
+    """
+
+    def __init__(
+        self,
+        clips: Sequence[CachedClip],
+        crops: Sequence[Crop],
+        batch_size: int,
+        crop_weights: Sequence[float] | None = None,
+        scale: int | None = None,
+        with_flow: bool = False,
+        seed: int = 0,
+    ) -> None:
+        weights = np.ones(len(crops)) if crop_weights is None else np.asarray(crop_weights, float)
+        if len(weights) != len(crops) or not (weights > 0).all():
+            raise ValueError(f"`crop_weights` must be {len(crops)} positive numbers, one a crop, got {crop_weights}")
+        self.clips = _large_enough(clips, crops)
+        if scale is not None and not all(clip.lows for clip in self.clips):
+            raise ValueError("`clips` were prepared without low-resolution versions, which `scale` asks for")
+        self.crops, self.batch_size, self.scale, self.with_flow, self.seed = crops, batch_size, scale, with_flow, seed
+        self._shares = weights / weights.sum()
+
+    def __getitem__(self, number: int) -> Batch:
+        rng = np.random.default_rng((self.seed, number))
+        crop = self.crops[rng.choice(len(self.crops), p=self._shares)]
+        samples = [self._sample(crop, rng) for _ in range(self.batch_size)]
+        low = None if self.scale is None else torch.stack([sample[1] for sample in samples])
+        flow = torch.stack([optical_flow(sample[0]) for sample in samples]) if self.with_flow else None
+        return Batch(torch.stack([sample[0] for sample in samples]), low, flow, [sample[2] for sample in samples])
+
+    def _sample(self, crop: Crop, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor, str]:
+        clip = self.clips[rng.integers(len(self.clips))]
+        scale = self.scale or 1
+        start = rng.integers(clip.frames - crop.frames + 1)
+        top, left = (
+            scale * rng.integers((have - want) // scale + 1)
+            for have, want in ((clip.height, crop.height), (clip.width, crop.width))
+        )
+        mirrored, backwards = rng.random() < 0.5, rng.random() < 0.2
+        low_file = clip.lows[rng.integers(len(clip.lows))] if self.scale else clip.high
+
+        def cut(file: str, divisor: int) -> torch.Tensor:
+            rows = slice(top // divisor, (top + crop.height) // divisor)
+            columns = slice(left // divisor, (left + crop.width) // divisor)
+            frames = np.load(file, mmap_mode="r")[start : start + crop.frames, rows, columns]
+            frames = frames[:: -1 if backwards else 1, :, :: -1 if mirrored else 1]
+            return torch.from_numpy(np.ascontiguousarray(frames)).permute(3, 0, 1, 2)
+
+        return cut(str(clip.high), 1), cut(str(low_file), scale), clip.text
+
+
+def batches(dataset: CropDataset, numbers: Sequence[int], num_workers: int) -> Iterator[Batch]:
+    """Loads batches by their numbers, in this order, ahead of time if there are workers.
+
+    Args:
+        dataset (`CropDataset`): what they are of.
+        numbers (sequence of `int`): for instance a range.
+        num_workers (`int`): processes; 0 loads in this one.
+    """
+    # a generator of its own: the loader takes nothing from the global one, whatever `num_workers` is
+    generator = torch.Generator()
+    loader = DataLoader(dataset, batch_size=None, sampler=numbers, num_workers=num_workers, generator=generator)
+    return iter(loader)
+
+
+def validation_crop(clip: CachedClip, frames: int, spatial: int, with_low: bool) -> Batch:
+    """The first frames of a clip, whole but for the edges that the networks cannot take: a batch of one.
+
+    Args:
+        clip (`CachedClip`): the clip.
+        frames (`int`): how many.
+        spatial (`int`): what height and width must be multiples of; the right and lower edges are cut to it.
+        with_low (`bool`): gives the first low-resolution version too.
+
+    Raises:
+        ValueError: the clip is too short or too small.
+    """
+    height, width = clip.height - clip.height % spatial, clip.width - clip.width % spatial
+    if clip.frames < frames or not height or not width:
+        raise ValueError(
+            f"{str(clip.high)!r} has {clip.frames} frames of {clip.height}x{clip.width}: validation needs {frames} "
+            f"frames, and heights and widths of at least {spatial}"
+        )
+
+    def cut(file: str, rows: int, columns: int) -> torch.Tensor:
+        pixels = np.load(file, mmap_mode="r")[:frames, :rows, :columns]
+        return torch.from_numpy(np.array(pixels)).permute(3, 0, 1, 2)[None]
+
+    high, low = cut(str(clip.high), height, width), None
+    if with_low:
+        divisor = clip.height // np.load(clip.lows[0], mmap_mode="r").shape[1]
+        low = cut(str(clip.lows[0]), height // divisor, width // divisor)
+    return Batch(high, low, None, [clip.text])
+
+
+def optical_flow(clip: torch.Tensor) -> torch.Tensor:
+    """Dense inverse-search flow of a clip: from each pixel of frame t to where it was in frame t - 1.
+
+    Args:
+        clip (`torch.Tensor`): uint8 `[3, frames, height, width]`, at least 16 pixels high and wide.
+
+    Returns:
+        `torch.Tensor`: float16 `[frames - 1, 2, height, width]`, pixels to the right and down.
+    """
+    method = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+    frames = clip.permute(1, 2, 3, 0).contiguous().numpy()
+    grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
+    start = np.zeros((*grey[0].shape, 2), np.float32)
+    flows = [method.calc(now, before, start.copy()) for before, now in zip(grey[:-1], grey[1:], strict=True)]
+    return torch.from_numpy(np.stack(flows)).permute(0, 3, 1, 2).half()
+
+
+def _pixels(frames: torch.Tensor, device: torch.device) -> torch.Tensor:
+    return frames.to(device).float() / 127.5 - 1
+
+
+def _large_enough(clips: Sequence[CachedClip], crops: Sequence[Crop]) -> list[CachedClip]:
+    needed = Crop(*(max(sizes) for sizes in zip(*crops, strict=True)))
+    fitting = [c for c in clips if c.frames >= needed.frames and c.height >= needed.height and c.width >= needed.width]
+    if not fitting:
+        raise ValueError(f"none of the {len(clips)} `clips` is as large as crops of {needed}")
+    if len(fitting) < len(clips):
+        logger.warning(f"left out {len(clips) - len(fitting)} of {len(clips)} clips: they are smaller than {needed}")
+    return fitting

@@ -1,0 +1,218 @@
+# Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
+"""From a folder of videos and pictures to a cache of decoded clips, which training reads as memory maps.
+
+The folder is laid out as `datasets`' video folders are: files at any depth and, optionally, a `metadata.jsonl` with
+`file_name` and `text`. Each source has its own folder in the cache, named after the source and the settings, and an
+index that is written last: an interrupted preparation goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from diffusers.utils import logging
+from PIL import Image, ImageOps
+from tqdm import tqdm
+
+from ..degradation import Transform
+from ..video_io import VideoReader
+from .camera_motion import animate_picture
+
+logger = logging.get_logger(__name__)
+
+PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+VIDEOS = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A video or a picture, and the text that belongs to it (`""` if none)."""
+
+    path: Path
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class CachedClip:
+    """A decoded clip in the cache.
+
+    Args:
+        high (`Path`): `.npy`, uint8 `[frames, height, width, 3]`.
+        lows (tuple of `Path`): degraded versions, each `scale` times smaller.
+        text (`str`): of the source.
+        frames (`int`), height (`int`), width (`int`): of `high`.
+    """
+
+    high: Path
+    lows: tuple[Path, ...]
+    text: str
+    frames: int
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How sources become clips.
+
+    Args:
+        resolution (`int`, *optional*): the shorter side of clips; larger sources are made smaller, none is enlarged.
+            `None` keeps every size.
+        clip_frames (`int`, *optional*, defaults to 97): longer videos are cut into clips of this length; a picture
+            gives one clip of it.
+        scale (`int`, *optional*, defaults to 1): heights and widths are cropped, around the centre, to multiples.
+        degradation (`Transform`, *optional*): what makes a low-resolution version, `scale` times smaller.
+        versions (`int`, *optional*, defaults to 0): number of low-resolution versions of each clip.
+        seed (`int`, *optional*, defaults to 0): of degradations and camera motion.
+    """
+
+    resolution: int | None = None
+    clip_frames: int = 97
+    scale: int = 1
+    degradation: Transform | None = None
+    versions: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if (self.versions > 0) != (self.degradation is not None):
+            raise ValueError(f"`versions` is {self.versions}, `degradation` is {self.degradation}: give both or none")
+
+
+def find_sources(folder: str | Path) -> list[Source]:
+    """Lists the videos and pictures of a folder, in the order of their names or of its `metadata.jsonl`.
+
+    A file that the metadata names several times counts as often.
+
+    Args:
+        folder (`str` or `Path`): the folder.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or the metadata names a file that is not there.
+        ValueError: nothing in it is a video or a picture, or a line of the metadata has no `file_name`.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"`folder` {str(folder)!r} is not a folder")
+    metadata = folder / "metadata.jsonl"
+    if metadata.is_file():
+        sources = [_from_metadata(folder, line) for line in metadata.read_text().splitlines() if line.strip()]
+    else:
+        files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES | VIDEOS)
+        sources = [Source(path) for path in files]
+    if not sources:
+        kinds = ", ".join(sorted(VIDEOS | PICTURES))
+        raise ValueError(f"`folder` {str(folder)!r} holds no video and no picture ({kinds})")
+    return sources
+
+
+def prepare_clips(sources: Iterable[Source], cache_dir: str | Path, how: Preparation) -> list[CachedClip]:
+    """Decodes and degrades what the cache does not hold yet, and lists all clips.
+
+    A source that cannot be read is left out, with a warning.
+
+    Args:
+        sources (iterable of `Source`): from [`find_sources`].
+        cache_dir (`str` or `Path`): created if there is none. Each hour of 384x640 video takes about 64 GB.
+        how (`Preparation`): sizes, degradation and seed.
+
+    Raises:
+        ValueError: none of the sources could be read.
+    """
+    clips: list[CachedClip] = []
+    for source in tqdm(list(sources), desc="Preparing", unit="source", disable=None):
+        folder = Path(cache_dir) / _fingerprint(source, how)
+        index = folder / "index.json"
+        if not index.is_file():
+            try:
+                _prepare(source, folder, how)
+            except (OSError, ValueError) as error:
+                logger.warning(f"left out {str(source.path)!r}: {error}")
+                continue
+        clips += [_from_index(folder, entry, source.text) for entry in json.loads(index.read_text())]
+    if not clips:
+        raise ValueError("`sources`: not one of them could be read")
+    return clips
+
+
+def _from_metadata(folder: Path, line: str) -> Source:
+    entry = json.loads(line)
+    if "file_name" not in entry:
+        raise ValueError(f"a line of {str(folder / 'metadata.jsonl')!r} has no `file_name`: {line}")
+    path = folder / entry["file_name"]
+    if not path.is_file():
+        raise FileNotFoundError(f"{str(folder / 'metadata.jsonl')!r} names {entry['file_name']!r}, which is not there")
+    return Source(path, entry.get("text") or "")
+
+
+def _fingerprint(source: Source, how: Preparation) -> str:
+    stat = source.path.stat()
+    identity = f"{source.path.name} {stat.st_size} {stat.st_mtime_ns} {how}"
+    return f"{source.path.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+
+
+def _from_index(folder: Path, entry: dict, text: str) -> CachedClip:
+    lows = tuple(folder / name for name in entry["lows"])
+    return CachedClip(folder / entry["high"], lows, text, entry["frames"], entry["height"], entry["width"])
+
+
+def _prepare(source: Source, folder: Path, how: Preparation) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    entries = []
+    for number, clip in enumerate(_clips(source, how)):
+        high = f"{number:04d}.npy"
+        if not (folder / high).is_file():
+            _save(folder / high, clip)
+        lows = [f"{number:04d}_low{version}.npy" for version in range(how.versions)]
+        for version, low in enumerate(lows):
+            if how.degradation is not None and not (folder / low).is_file():
+                # seeded by the name too: clips are degraded in different ways, the same ones on every machine
+                name = int.from_bytes(hashlib.sha256(source.path.name.encode()).digest()[:8], "little")
+                _save(folder / low, how.degradation(clip, np.random.default_rng((how.seed, name, number, version))))
+        frames, height, width = clip.shape[:3]
+        entries.append({"high": high, "lows": lows, "frames": frames, "height": height, "width": width})
+    temporary = folder / "index.tmp"
+    temporary.write_text(json.dumps(entries))
+    os.replace(temporary, folder / "index.json")
+
+
+def _save(path: Path, clip: np.ndarray) -> None:
+    """Writes a clip so that its file is whole or not there."""
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("wb") as file:
+        np.save(file, clip)
+    os.replace(temporary, path)
+
+
+def _clips(source: Source, how: Preparation) -> Iterator[np.ndarray]:
+    if source.path.suffix.lower() in PICTURES:
+        with Image.open(source.path) as picture:
+            pixels = np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
+        rng = np.random.default_rng((how.seed, pixels.shape[0], pixels.shape[1], int(pixels.sum())))
+        clip = animate_picture(pixels, how.clip_frames, how.resolution, rng)
+        yield _cropped(clip, how.scale)
+        return
+    frames = (_fitted(frame.pixels, how.resolution) for frame in VideoReader(source.path))
+    while clip_frames := list(islice(frames, how.clip_frames)):
+        yield _cropped(np.stack(clip_frames), how.scale)
+
+
+def _fitted(pixels: np.ndarray, resolution: int | None) -> np.ndarray:
+    """Makes a picture smaller, without aliasing, until its shorter side is `resolution`."""
+    shorter = min(pixels.shape[:2])
+    if resolution is None or shorter <= resolution:
+        return pixels
+    height, width = (round(size * resolution / shorter) for size in pixels.shape[:2])
+    return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS))
+
+
+def _cropped(clip: np.ndarray, multiple: int) -> np.ndarray:
+    height, width = (size - size % multiple for size in clip.shape[1:3])
+    top, left = (clip.shape[1] - height) // 2, (clip.shape[2] - width) // 2
+    return np.ascontiguousarray(clip[:, top : top + height, left : left + width])
