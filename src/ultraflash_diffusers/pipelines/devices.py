@@ -18,6 +18,9 @@ def execution_device(module: nn.Module) -> torch.device:
     if _is_group_offload_enabled(module):
         return _get_group_onload_device(module)
     for part in module.modules():
-        if hasattr(part, "_hf_hook") and getattr(part._hf_hook, "execution_device", None) is not None:
-            return torch.device(part._hf_hook.execution_device)
+        hook = part.__dict__.get("_hf_hook")
+        # a module that is only the frame of offloaded ones has a hook without a device
+        device = getattr(hook, "execution_device", None)
+        if device is not None:
+            return torch.device(device)
     return next(module.parameters()).device

@@ -18,8 +18,9 @@ def draw_seeds(generator: torch.Generator | Sequence[torch.Generator] | None) ->
         generator (`torch.Generator` or a list of them, *optional*): as in any diffusers pipeline; `None` draws from
             torch's global generator. A generator moves on by one number.
     """
-    generators = list(generator) if isinstance(generator, (list, tuple)) else [generator]
-    return [_draw_seed(each) for each in generators]
+    if isinstance(generator, Sequence):
+        return [_draw_seed(each) for each in generator]
+    return [_draw_seed(generator)]
 
 
 def _draw_seed(generator: torch.Generator | None) -> int:

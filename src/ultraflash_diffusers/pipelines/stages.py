@@ -8,9 +8,10 @@ goes from stage to stage is a [`LatentSegment`].
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from diffusers import SchedulerMixin
@@ -18,11 +19,14 @@ from diffusers import SchedulerMixin
 from ..models.causal_latent_upsampler import CausalLatentUpsampler
 from ..models.hr_autoencoder import HRAutoencoder
 from ..models.stream_state import StreamState
-from ..models.ultraflash_sr_transformer import UltraFlashSRTransformer
+from ..models.ultraflash_sr_transformer import SRStreamState, UltraFlashSRTransformer
+from .cache_management import DynamicCacheManagement
 from .color_correction import ColorCorrection, wavelet_color_correction
+from .devices import execution_device
 from .noise import SeededFrameNoise
 from .sources.base import Source, SourceChunk, stage_timer
 
+OutputType = Literal["pil", "np", "pt", "latent"]
 StepCallback = Callable[[int, torch.Tensor, dict[str, torch.Tensor | None]], dict[str, torch.Tensor]]
 
 
@@ -102,6 +106,7 @@ class Regrouper:
     def __init__(
         self, source: Source, group_frames: int, ratio: int, waiting: list[LatentSegment] | None = None
     ) -> None:
+        self.source = source
         self._chunks: Iterator[SourceChunk] = source.chunks()
         self._group_frames = group_frames
         self._ratio = ratio
@@ -162,16 +167,22 @@ class Regrouper:
 
 
 class UpsampleStage:
-    """Low-resolution latents to the high-resolution condition."""
+    """Low-resolution latents to the high-resolution condition.
 
-    def __init__(self, upsampler: CausalLatentUpsampler, device: torch.device, state: StreamState | None) -> None:
+    Args:
+        upsampler ([`CausalLatentUpsampler`]): the network.
+        state (`StreamState`, *optional*): what a saved stream carried.
+    """
+
+    def __init__(self, upsampler: CausalLatentUpsampler, state: StreamState | None) -> None:
         self._upsampler = upsampler
-        self._device = device
-        self.state = None if state is None else state.to(device)
+        self.device = execution_device(upsampler)
+        self.state = None if state is None else state.to(self.device)
 
     def __call__(self, segment: LatentSegment) -> torch.Tensor:
+        """Returns the condition, `[batch, channels, frames, scale * height, scale * width]`."""
         state = None if segment.starts_clip else self.state
-        output = self._upsampler(segment.latents.to(self._device, self._upsampler.dtype), state=state)
+        output = self._upsampler(segment.latents.to(self.device, self._upsampler.dtype), state=state)
         self.state = output.state
         return output.sample
 
@@ -202,11 +213,10 @@ class SRStage:
     Args:
         transformer ([`UltraFlashSRTransformer`]): the network.
         scheduler (`SchedulerMixin`): a flow-matching scheduler; the stage works on a copy of its own.
-        device (`torch.device`): where the network runs.
         settings ([`SRSettings`]): see there.
         on_step (`Callable`, *optional*): called after each step with its index, the timestep and the tensors
             `latents`, `condition`, `prompt_embeds` and `negative_prompt_embeds`; what it returns replaces them.
-        states (`list[StreamState]`, *optional*): what a saved stream carried: one for the prompt and, with guidance,
+        states (`list[SRStreamState]`, *optional*): what a saved stream carried: one for the prompt and, with guidance,
             one for the negative prompt.
     """
 
@@ -214,17 +224,16 @@ class SRStage:
         self,
         transformer: UltraFlashSRTransformer,
         scheduler: SchedulerMixin,
-        device: torch.device,
         settings: SRSettings,
         on_step: StepCallback | None,
-        states: list[StreamState] | None,
+        states: list[SRStreamState] | None,
     ) -> None:
         self._transformer = transformer
         self._scheduler = deepcopy(scheduler)
-        self._device = device
         self._settings = settings
         self._on_step = on_step
-        self.states = None if states is None else [state.to(device) for state in states]
+        self.device = execution_device(transformer)
+        self.states = None if states is None else [state.to(self.device) for state in states]
 
     def __call__(
         self,
@@ -247,16 +256,16 @@ class SRStage:
             kv_cache_blocks (`int`): temporal blocks of the cache to use from now on.
         """
         frames = condition.shape[2]
-        condition = self._filled(condition.to(self._device, torch.float32))
+        condition = self._filled(condition.to(self.device, torch.float32))
         shape = (condition.shape[1], *condition.shape[3:])
         count = condition.shape[2]
-        latents = noise("sr", start, count, shape).to(self._device)
+        latents = noise("sr", start, count, shape).to(self.device)
         share = self._settings.condition_noise
         if share > 0:
-            condition = (1 - share) * condition + share * noise("condition", start, count, shape).to(self._device)
+            condition = (1 - share) * condition + share * noise("condition", start, count, shape).to(self.device)
         states = self._starting_states(condition, starts_clip, len(prompt_embeds), kv_cache_blocks)
         steps = self._settings.num_inference_steps
-        self._scheduler.set_timesteps(sigmas=torch.linspace(1, 1 / steps, steps).tolist(), device=self._device)
+        self._scheduler.set_timesteps(sigmas=torch.linspace(1, 1 / steps, steps).tolist(), device=self.device)
         for index, timestep in enumerate(self._scheduler.timesteps):
             flow, next_states = self._flow(latents, condition, timestep, prompt_embeds, states)
             latents = self._scheduler.step(flow, timestep, latents, return_dict=False)[0]
@@ -274,12 +283,12 @@ class SRStage:
 
     def _starting_states(
         self, condition: torch.Tensor, starts_clip: bool, count: int, kv_cache_blocks: int
-    ) -> list[StreamState]:
+    ) -> list[SRStreamState]:
         if starts_clip or self.states is None:
-            batch, _, *sizes = condition.shape
+            batch, _, frames, height, width = condition.shape
+            blocks = self._settings.kv_cache_blocks
             states = [
-                self._transformer.new_stream(self._settings.kv_cache_blocks, batch, *sizes, device=self._device)
-                for _ in range(count)
+                self._transformer.new_stream(blocks, batch, frames, height, width, self.device) for _ in range(count)
             ]
         else:
             states = self.states
@@ -293,13 +302,13 @@ class SRStage:
         condition: torch.Tensor,
         timestep: torch.Tensor,
         prompt_embeds: list[torch.Tensor],
-        states: list[StreamState],
-    ) -> tuple[torch.Tensor, list[StreamState]]:
+        states: list[SRStreamState],
+    ) -> tuple[torch.Tensor, list[SRStreamState]]:
         dtype = self._transformer.dtype
         inputs = torch.cat([latents, condition], dim=1).to(dtype)
         timesteps = timestep.expand(latents.shape[0])
         outputs = [
-            self._transformer(inputs, timesteps, embeds.to(self._device, dtype), state=state)
+            self._transformer(inputs, timesteps, embeds.to(self.device, dtype), state=state)
             for embeds, state in zip(prompt_embeds, states, strict=True)
         ]
         flow = outputs[0].sample.float()
@@ -326,6 +335,132 @@ def _updated(prompt_embeds: list[torch.Tensor], tensors: dict[str, torch.Tensor]
     return [tensors.get(name, embeds) for name, embeds in zip(names, prompt_embeds, strict=False)]
 
 
+@dataclass(frozen=True)
+class StreamSettings:
+    """What the arguments of a call come to; see [`UltraFlashStreamingPipeline.stream`]."""
+
+    sr: SRSettings
+    scale: int
+    size: tuple[int, int] | None
+    num_frames: int | None
+    frames_per_chunk: int
+    output_type: OutputType
+    color_correction: ColorCorrection
+    cache_management: DynamicCacheManagement | None
+
+
+@dataclass
+class RefinedGroup:
+    """High-resolution latents, and what they took."""
+
+    segment: LatentSegment
+    timings: dict[str, float]
+    statistics: dict[str, Any]
+
+
+class GroupMaker:
+    """The stages in front of the decoder: takes one group after the other from the source to clean latents.
+
+    Args:
+        regrouper ([`Regrouper`]): where the groups come from.
+        upsample ([`UpsampleStage`]): makes their condition.
+        refine ([`SRStage`]): makes their latents.
+        device (`torch.device`): where these go.
+        settings ([`StreamSettings`]): see there.
+        seeds (`list[int]`): of the stream's noise.
+        prompt_embeds (`list[torch.Tensor]`): what the source was made with.
+    """
+
+    def __init__(
+        self,
+        regrouper: Regrouper,
+        upsample: UpsampleStage,
+        refine: SRStage,
+        device: torch.device,
+        settings: StreamSettings,
+        seeds: list[int],
+        prompt_embeds: list[torch.Tensor],
+    ) -> None:
+        self.regrouper = regrouper
+        self.upsample = upsample
+        self.refine = refine
+        self._device = device
+        self._settings = settings
+        self._seeds = seeds
+        self._source_prompt_embeds = prompt_embeds
+        self.size: tuple[int, int] | None = None
+        self.latents_done = 0
+        self.groups_done = 0
+        self.cuda_stream: torch.cuda.Stream | None = None
+
+    @torch.no_grad()
+    def __call__(self, prompt_embeds: list[torch.Tensor]) -> RefinedGroup | None:
+        """Makes the next group, `None` after the last one.
+
+        Args:
+            prompt_embeds (`list[torch.Tensor]`): `[prompts, length, text_dim]` of the prompt and, with guidance, of
+                the negative prompt.
+        """
+        timings: dict[str, float] = {}
+        statistics: dict[str, Any] = {}
+        with on_cuda_stream(self.cuda_stream):
+            if prompt_embeds is not self._source_prompt_embeds:
+                self.regrouper.source.set_prompt_embeds(prompt_embeds[0])
+                self._source_prompt_embeds = prompt_embeds
+            segment = self.regrouper.next_group(timings, statistics)
+            if segment is None:
+                return None
+            self._check_source(segment.latents.shape[0], prompt_embeds[0].shape[0])
+            refined = self._refined(segment, prompt_embeds, timings, statistics)
+        return RefinedGroup(refined, timings, statistics)
+
+    def _refined(
+        self,
+        segment: LatentSegment,
+        prompt_embeds: list[torch.Tensor],
+        timings: dict[str, float],
+        statistics: dict[str, Any],
+    ) -> LatentSegment:
+        batch_size = segment.latents.shape[0]
+        group = 0 if segment.starts_clip else self.groups_done
+        blocks = self._settings.sr.kv_cache_blocks
+        if self._settings.cache_management is not None:
+            blocks = self._settings.cache_management.sr_kv_cache_blocks(group, blocks)
+        with stage_timer(timings, "upsampler", self.upsample.device):
+            condition = self.upsample(segment)
+        with stage_timer(timings, "transformer", self.refine.device):
+            latents = self.refine(
+                condition,
+                segment.starts_clip,
+                self.latents_done,
+                SeededFrameNoise(self._seeds, batch_size),
+                [embeds.expand(batch_size, -1, -1) for embeds in prompt_embeds],
+                blocks,
+            ).to(self._device)
+        self.latents_done += len(segment)
+        self.groups_done = group + 1
+        statistics["sr_kv_cache_blocks"] = [blocks]
+        return replace(segment, latents=latents)
+
+    def _check_source(self, batch_size: int, prompts: int) -> None:
+        """Compares what was asked for with what the source turned out to give."""
+        if prompts not in (1, batch_size):
+            raise ValueError(f"`prompt` holds {prompts} prompts, `source` gives a batch of {batch_size}")
+        if self.size is not None:
+            return
+        source, scale = self.regrouper.source, self._settings.scale
+        if source.height is None or source.width is None:
+            raise ValueError(f"`source`, a {type(source).__name__}, gave a chunk, but no height and width")
+        natural = (source.height * scale, source.width * scale)
+        size = self._settings.size or natural
+        if any(-(-asked // scale) * scale != side for asked, side in zip(size, natural, strict=True)):
+            raise ValueError(
+                f"`height` and `width` are {size}, but `source` has frames of {source.height} x {source.width}, which "
+                f"scale {scale} brings to {natural}"
+            )
+        self.size = size
+
+
 class DecodeStage:
     """High-resolution latents to frames, one latent frame after the other.
 
@@ -333,22 +468,17 @@ class DecodeStage:
 
     Args:
         autoencoder ([`HRAutoencoder`]): the network.
-        device (`torch.device`): where it runs.
         color_correction (`str`): `"wavelet"` or `"none"`.
         state (`StreamState`, *optional*): what a saved stream carried.
     """
 
     def __init__(
-        self,
-        autoencoder: HRAutoencoder,
-        device: torch.device,
-        color_correction: ColorCorrection,
-        state: StreamState | None,
+        self, autoencoder: HRAutoencoder, color_correction: ColorCorrection, state: StreamState | None
     ) -> None:
         self._autoencoder = autoencoder
-        self._device = device
         self._color_correction = color_correction
-        self.state = None if state is None else state.to(device)
+        self.device = execution_device(autoencoder)
+        self.state = None if state is None else state.to(self.device)
 
     def __call__(self, segment: LatentSegment, size: tuple[int, int], timings: dict[str, float]) -> torch.Tensor:
         """Returns the frames of `segment` that belong to the video, `[batch, 3, frames, *size]`, cropped to `size`."""
@@ -358,14 +488,19 @@ class DecodeStage:
             latent, rest = rest.split(1)
             frames = self._decode(latent, timings)[:, :, : latent.kept[0]]
             if self._color_correction == "wavelet" and latent.pixels is not None:
-                with stage_timer(timings, "color_correction", self._device):
-                    frames = wavelet_color_correction(frames, latent.pixels[:, :, : latent.kept[0]].to(self._device))
+                with stage_timer(timings, "color_correction", self.device):
+                    frames = wavelet_color_correction(frames, latent.pixels[:, :, : latent.kept[0]].to(self.device))
             pieces.append(frames[..., : size[0], : size[1]])
         return torch.cat(pieces, dim=2)
 
     def _decode(self, latent: LatentSegment, timings: dict[str, float]) -> torch.Tensor:
-        with stage_timer(timings, "decoder", self._device):
+        with stage_timer(timings, "decoder", self.device):
             state = None if latent.starts_clip else self.state
-            output = self._autoencoder.decode(latent.latents.to(self._device, self._autoencoder.dtype), state=state)
+            output = self._autoencoder.decode(latent.latents.to(self.device, self._autoencoder.dtype), state=state)
             self.state = output.state
         return output.sample
+
+
+def on_cuda_stream(stream: torch.cuda.Stream | None) -> AbstractContextManager:
+    """Runs a block on a CUDA stream, or where it would run anyway."""
+    return nullcontext() if stream is None else torch.cuda.stream(stream)

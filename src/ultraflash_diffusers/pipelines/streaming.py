@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import ftfy
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
@@ -29,17 +30,13 @@ from .lora import UltraFlashLoraLoaderMixin
 from .noise import SeededFrameNoise, draw_seeds
 from .pipeline_output import Frames, StreamChunk, UltraFlashPipelineOutput
 from .sources import Source, make_source
-from .stages import SRSettings
-from .video_stream import OutputType, PipelineStreamState, StreamSettings, VideoStream
+from .stages import OutputType, SRSettings, StreamSettings
+from .video_stream import PipelineStreamState, VideoStream
 
 logger = logging.get_logger(__name__)
 
 OUTPUT_TYPES: tuple[OutputType, ...] = ("pil", "np", "pt", "latent")
-StepEndCallback = (
-    Callable[[DiffusionPipeline, int, torch.Tensor, dict[str, Any]], dict[str, Any]]
-    | PipelineCallback
-    | MultiPipelineCallbacks
-)
+StepEndCallback = Callable[..., dict[str, Any]]
 
 
 class UltraFlashStreamingPipeline(DiffusionPipeline, UltraFlashLoraLoaderMixin):
@@ -302,6 +299,8 @@ class UltraFlashStreamingPipeline(DiffusionPipeline, UltraFlashLoraLoaderMixin):
             color_correction=color_correction,
             cache_management=cache_management,
         )
+        # a copy, since a stream writes into the buffers of its state
+        state = None if state is None else state.clone()
         opened = self._open_source(source, prompt, embeds[0], seeds, settings, source_kwargs, state)
         return VideoStream(self, opened, settings, embeds, seeds, on_step, state)
 
@@ -379,7 +378,7 @@ class UltraFlashStreamingPipeline(DiffusionPipeline, UltraFlashLoraLoaderMixin):
         return torch.zeros(1, length, channels)
 
     def _encoded_text(self, texts: list[str], length: int) -> torch.Tensor:
-        texts = [" ".join(html.unescape(text).split()) for text in texts]
+        texts = [_cleaned(text) for text in texts]
         for text, ids in zip(texts, self.tokenizer(texts).input_ids, strict=True):
             if len(ids) > length:
                 logger.warning(f"a prompt of {len(ids)} tokens was cut off after {length} of them: {text[:60]!r}...")
@@ -469,10 +468,10 @@ class UltraFlashStreamingPipeline(DiffusionPipeline, UltraFlashLoraLoaderMixin):
             raise ValueError(f"`height` is {height} and `width` is {width}: give both or none")
         if height is None or width is None:
             if state is not None:
-                return tuple(state.size)
+                return state.size
             return (self.config.default_height, self.config.default_width) if source is None else None
-        if state is not None and (height, width) != tuple(state.size):
-            raise ValueError(f"`height` and `width` are {height} and {width}, those of `state` {tuple(state.size)}")
+        if state is not None and (height, width) != state.size:
+            raise ValueError(f"`height` and `width` are {height} and {width}, those of `state` {state.size}")
         return height, width
 
     def _checked_scale(self, scale: int | None) -> int:
@@ -506,7 +505,7 @@ class UltraFlashStreamingPipeline(DiffusionPipeline, UltraFlashLoraLoaderMixin):
     def _step_callback(self, callback: StepEndCallback | None, names: Sequence[str]) -> Any:
         if callback is None:
             return None
-        if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)):
+        if isinstance(callback, PipelineCallback | MultiPipelineCallbacks):
             names = callback.tensor_inputs
         unknown = [name for name in names if name not in self._callback_tensor_inputs]
         if unknown:
@@ -525,6 +524,11 @@ def _call_back(
     tensors: dict[str, torch.Tensor | None],
 ) -> dict[str, Any]:
     return callback(pipe, step, timestep, {name: tensors[name] for name in names}) or {}
+
+
+def _cleaned(text: str) -> str:
+    """As Wan's networks were trained: broken Unicode repaired, HTML entities resolved, white space collapsed."""
+    return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split())
 
 
 def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:

@@ -5,25 +5,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import nullcontext
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Self
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
 from ..models.stream_state import StreamState
-from .cache_management import DynamicCacheManagement
-from .color_correction import ColorCorrection
+from ..models.ultraflash_sr_transformer import SRStreamState
 from .devices import execution_device
-from .noise import SeededFrameNoise
 from .pipeline_output import Frames, StreamChunk
-from .sources.base import Source, stage_timer
-from .stages import DecodeStage, LatentSegment, Regrouper, SRSettings, SRStage, StepCallback, UpsampleStage
+from .sources import Source
+from .stages import (
+    DecodeStage,
+    GroupMaker,
+    LatentSegment,
+    RefinedGroup,
+    Regrouper,
+    SRStage,
+    StepCallback,
+    StreamSettings,
+    UpsampleStage,
+    on_cuda_stream,
+)
 
 if TYPE_CHECKING:
     from .streaming import UltraFlashStreamingPipeline
-
-OutputType = Literal["pil", "np", "pt", "latent"]
 
 
 @dataclass
@@ -41,7 +47,7 @@ class PipelineStreamState(StreamState):
         waiting (`list[LatentSegment]`): low-resolution latents that were read and do not make a group yet.
         undecoded (`list[LatentSegment]`): high-resolution latents whose frames were not yielded yet.
         upsampler, decoder (`StreamState`, *optional*): of these networks.
-        sr (`list[StreamState]`, *optional*): of the SR transformer: for the prompt and, with guidance, for the
+        sr (`list[SRStreamState]`, *optional*): of the SR transformer: for the prompt and, with guidance, for the
             negative prompt.
     """
 
@@ -56,30 +62,7 @@ class PipelineStreamState(StreamState):
     undecoded: list[LatentSegment]
     upsampler: StreamState | None
     decoder: StreamState | None
-    sr: list[StreamState] | None
-
-
-@dataclass(frozen=True)
-class StreamSettings:
-    """What the arguments of a call come to."""
-
-    sr: SRSettings
-    scale: int
-    size: tuple[int, int] | None
-    num_frames: int | None
-    frames_per_chunk: int
-    output_type: OutputType
-    color_correction: ColorCorrection
-    cache_management: DynamicCacheManagement | None
-
-
-@dataclass
-class _RefinedGroup:
-    """High-resolution latents, and what they took."""
-
-    segment: LatentSegment
-    timings: dict[str, float] = field(default_factory=dict)
-    statistics: dict[str, Any] = field(default_factory=dict)
+    sr: list[SRStreamState] | None
 
 
 class VideoStream(Iterator[StreamChunk]):
@@ -116,12 +99,9 @@ class VideoStream(Iterator[StreamChunk]):
         self._pipe = pipe
         self._source = source
         self._settings = settings
-        self._prompt_embeds = self._source_prompt_embeds = prompt_embeds
+        self._prompt_embeds = prompt_embeds
         self._seeds = seeds
-        self._size = None if state is None else tuple(state.size)
         self._frames_done = 0 if state is None else state.frames_done
-        self._latents_done = 0 if state is None else state.latents_done
-        self._groups_done = 0 if state is None else state.groups_done
         self._undecoded = [] if state is None else list(state.undecoded)
         self._make_stages(on_step, state)
         self._iterated = False
@@ -132,41 +112,31 @@ class VideoStream(Iterator[StreamChunk]):
 
     def _make_stages(self, on_step: StepCallback | None, state: PipelineStreamState | None) -> None:
         pipe, settings = self._pipe, self._settings
-        names = ("latent_upsampler", "transformer", "autoencoder")
-        devices = {name: execution_device(pipe.components[name]) for name in names}
-        self._devices = devices
-        self._regrouper = Regrouper(
+        device = execution_device(pipe.autoencoder)
+        regrouper = Regrouper(
             self._source,
             settings.sr.group_frames,
             pipe.autoencoder.temporal_compression_ratio,
-            None if state is None else list(state.waiting),
+            None if state is None else state.waiting,
         )
-        self._upsample = UpsampleStage(
-            pipe.latent_upsampler, devices["latent_upsampler"], None if state is None else state.upsampler
-        )
-        self._refine = SRStage(
-            pipe.transformer,
-            pipe.scheduler,
-            devices["transformer"],
-            settings.sr,
-            on_step,
-            None if state is None else state.sr,
-        )
+        upsample = UpsampleStage(pipe.latent_upsampler, None if state is None else state.upsampler)
+        refine = SRStage(pipe.transformer, pipe.scheduler, settings.sr, on_step, None if state is None else state.sr)
+        self._maker = GroupMaker(regrouper, upsample, refine, device, settings, self._seeds, self._prompt_embeds)
+        if state is not None:
+            self._maker.size = state.size
+            self._maker.latents_done, self._maker.groups_done = state.latents_done, state.groups_done
         self._decode = DecodeStage(
-            pipe.autoencoder,
-            devices["autoencoder"],
-            settings.color_correction,
-            None if state is None else state.decoder,
+            pipe.autoencoder, settings.color_correction, None if state is None else state.decoder
         )
-        self._ahead: Future[_RefinedGroup | None] | None = None
         overlaps = settings.output_type != "latent" and pipe.can_overlap_decoding
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="ultraflash-denoiser") if overlaps else None
-        self._refining_stream = self._decoding_stream = None
-        if overlaps and devices["transformer"].type == "cuda":
-            self._refining_stream = torch.cuda.current_stream(devices["transformer"])
-            if devices["autoencoder"] == devices["transformer"]:
-                self._decoding_stream = torch.cuda.Stream(devices["transformer"])
-                self._decoding_stream.wait_stream(self._refining_stream)
+        self._ahead: Future[RefinedGroup | None] | None = None
+        self._decoding_stream = None
+        if overlaps and refine.device.type == "cuda":
+            self._maker.cuda_stream = torch.cuda.current_stream(refine.device)
+            if device == refine.device:
+                self._decoding_stream = torch.cuda.Stream(device)
+                self._decoding_stream.wait_stream(self._maker.cuda_stream)
 
     def __iter__(self) -> Self:
         if self._iterated:
@@ -188,6 +158,19 @@ class VideoStream(Iterator[StreamChunk]):
             raise StopIteration
         self._bar.update(chunk.num_frames)
         return chunk
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the frames.
+
+        Raises:
+            RuntimeError: nothing was yielded yet, or the stream has ended.
+        """
+        if self._closed:
+            raise RuntimeError("the stream has ended or was closed: its state is gone")
+        if self._maker.size is None:
+            raise RuntimeError("the stream has not yielded a chunk yet: neither its state nor its size is known")
+        return self._maker.size
 
     def set_prompt(
         self,
@@ -225,10 +208,7 @@ class VideoStream(Iterator[StreamChunk]):
         Raises:
             RuntimeError: nothing was yielded yet, or the stream has ended.
         """
-        if self._closed:
-            raise RuntimeError("the stream has ended or was closed: it has no state any more")
-        if self._size is None:
-            raise RuntimeError("the stream has not yielded a chunk yet: there is no state to save")
+        size = self.size
         undecoded = list(self._undecoded)
         if self._ahead is not None:
             wait([self._ahead])
@@ -239,16 +219,16 @@ class VideoStream(Iterator[StreamChunk]):
         return PipelineStreamState(
             seeds=self._seeds,
             prompt_embeds=self._prompt_embeds,
-            size=self._size,
+            size=size,
             frames_done=self._frames_done,
-            latents_done=self._latents_done,
-            groups_done=self._groups_done,
+            latents_done=self._maker.latents_done,
+            groups_done=self._maker.groups_done,
             source=self._source.state(),
-            waiting=self._regrouper.waiting,
+            waiting=self._maker.regrouper.waiting,
             undecoded=undecoded,
-            upsampler=self._upsample.state,
+            upsampler=self._maker.upsample.state,
             decoder=self._decode.state,
-            sr=self._refine.states,
+            sr=self._maker.refine.states,
         ).clone()
 
     def close(self) -> None:
@@ -260,7 +240,7 @@ class VideoStream(Iterator[StreamChunk]):
             self._worker.shutdown(wait=True, cancel_futures=True)
         self._source.close()
         self._bar.close()
-        del self._source, self._regrouper, self._upsample, self._refine, self._decode
+        del self._source, self._maker, self._decode
         self._undecoded, self._ahead = [], None
         self._pipe.maybe_free_model_hooks()
 
@@ -321,90 +301,27 @@ class VideoStream(Iterator[StreamChunk]):
             statistics.setdefault(name, []).extend(values)
         return True
 
-    def _next_refined(self) -> _RefinedGroup | None:
+    def _next_refined(self) -> RefinedGroup | None:
         if self._worker is None:
-            return self._make_group(self._prompt_embeds)
-        ahead = self._ahead or self._worker.submit(self._make_group, self._prompt_embeds)
+            return self._maker(self._prompt_embeds)
+        ahead = self._ahead or self._worker.submit(self._maker, self._prompt_embeds)
         self._ahead = None
         refined = ahead.result()
         if refined is not None:
-            self._ahead = self._worker.submit(self._make_group, self._prompt_embeds)
+            self._ahead = self._worker.submit(self._maker, self._prompt_embeds)
         return refined
-
-    @torch.no_grad()
-    def _make_group(self, prompt_embeds: list[torch.Tensor]) -> _RefinedGroup | None:
-        """Takes one group from the source to high-resolution latents."""
-        timings: dict[str, float] = {}
-        statistics: dict[str, Any] = {}
-        with _on_stream(self._refining_stream):
-            if prompt_embeds is not self._source_prompt_embeds:
-                self._source.set_prompt_embeds(prompt_embeds[0])
-                self._source_prompt_embeds = prompt_embeds
-            segment = self._regrouper.next_group(timings, statistics)
-            if segment is None:
-                return None
-            refined = self._refined(segment, prompt_embeds, timings, statistics)
-        return _RefinedGroup(refined, timings, statistics)
-
-    def _refined(
-        self,
-        segment: LatentSegment,
-        prompt_embeds: list[torch.Tensor],
-        timings: dict[str, float],
-        statistics: dict[str, Any],
-    ) -> LatentSegment:
-        batch_size = segment.latents.shape[0]
-        self._check_source(batch_size, prompt_embeds)
-        group = 0 if segment.starts_clip else self._groups_done
-        blocks = self._settings.sr.kv_cache_blocks
-        if self._settings.cache_management is not None:
-            blocks = self._settings.cache_management.sr_kv_cache_blocks(group, blocks)
-        with stage_timer(timings, "upsampler", self._devices["latent_upsampler"]):
-            condition = self._upsample(segment)
-        with stage_timer(timings, "transformer", self._devices["transformer"]):
-            latents = self._refine(
-                condition,
-                segment.starts_clip,
-                self._latents_done,
-                SeededFrameNoise(self._seeds, batch_size),
-                [embeds.expand(batch_size, -1, -1) for embeds in prompt_embeds],
-                blocks,
-            ).to(self._devices["autoencoder"])
-        self._latents_done += len(segment)
-        self._groups_done = group + 1
-        statistics["sr_kv_cache_blocks"] = [blocks]
-        return LatentSegment(latents, segment.kept, segment.starts_clip, segment.ratio, segment.pixels)
-
-    def _check_source(self, batch_size: int, prompt_embeds: list[torch.Tensor]) -> None:
-        """Compares what was asked for with what the source turned out to give."""
-        prompts = prompt_embeds[0].shape[0]
-        if prompts not in (1, batch_size):
-            raise ValueError(f"`prompt` holds {prompts} prompts, `source` gives a batch of {batch_size}")
-        if self._size is not None:
-            return
-        scale, height, width = self._settings.scale, self._source.height, self._source.width
-        requested = self._settings.size or (height * scale, width * scale)
-        if (-(-requested[0] // scale), -(-requested[1] // scale)) != (height, width):
-            raise ValueError(
-                f"`height` and `width` {requested} ask for another size than `source`, {height} x {width}, gives at "
-                f"scale {scale}: {height * scale} x {width * scale}"
-            )
-        self._size = requested
 
     def _output(self, segment: LatentSegment, timings: dict[str, float]) -> torch.Tensor:
         if self._settings.output_type == "latent":
             return segment.latents
-        with _on_stream(self._decoding_stream):
-            return self._decode(segment, self._size, timings)
+        with on_cuda_stream(self._decoding_stream):
+            return self._decode(segment, self.size, timings)
 
     def _postprocess(self, video: torch.Tensor) -> Frames:
         if self._settings.output_type == "latent":
             return video
         if self._decoding_stream is not None:
             # it is complete, but its memory must not go back to the decoder while somebody still reads it
-            video.record_stream(self._refining_stream)
+            video.record_stream(torch.cuda.current_stream(video.device))
         return self._pipe.video_processor.postprocess_video(video, output_type=self._settings.output_type)
 
-
-def _on_stream(stream: torch.cuda.Stream | None) -> Any:
-    return nullcontext() if stream is None else torch.cuda.stream(stream)
