@@ -94,4 +94,4 @@ def test_versions_are_pinned_for_everything_that_is_required():
     pinned = {line.split("==")[0] for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
     required = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
     required += project["optional-dependencies"]["demo"]
-    assert {name.split(">=")[0].replace("_", "-").lower() for name in required} <= pinned
+    assert {name.split(">=")[0].replace("_", "-") for name in required} <= pinned

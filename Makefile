@@ -1,0 +1,56 @@
+# Each target makes what it needs: the environment is a folder of this checkout, rebuilt when its inputs change.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
+export HF_HUB_OFFLINE ?= 1
+
+.DELETE_ON_ERROR:
+.PHONY: help generate demo test lint benchmark clean
+
+help:
+	@echo "make generate   stream a short video with the packaged checkpoint"
+	@echo "make demo       the same in a browser"
+	@echo "make test       all tests"
+	@echo "make lint       ruff and mypy"
+	@echo "make benchmark  how fast the attention is on this machine"
+	@echo "make clean      remove the environment and everything that was made"
+
+$(VENV)/core: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) torch
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/dev: $(VENV)/core
+	$(PIP) --editable '.[dev,demo,train]'
+	@touch $@
+
+$(VENV)/demo: $(VENV)/core
+	$(PIP) --editable '.[demo]'
+	@touch $@
+
+$(VENV)/benchmark: $(VENV)/core
+	$(PIP) --editable '.[benchmark]'
+	@touch $@
+
+generate: $(VENV)/core
+	$(BIN)/python examples/generate.py
+
+demo: $(VENV)/demo
+	$(BIN)/ultraflash demo
+
+test: $(VENV)/dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/dev
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+benchmark: $(VENV)/benchmark
+	$(BIN)/python benchmarks/attention.py
+
+clean:
+	rm -rf $(VENV) build dist outputs src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
