@@ -25,6 +25,8 @@ from .color import ColorTags, RGBConverter, has_alpha
 
 # Formats that FFmpeg sees in text files, and lists that would open other files
 _NOT_CLIPS = {"tty", "hls", "dash", "concat", "imf"}
+# Without a frame count, a clip's end is judged by time, and how long its last frame shows is not always known
+_UNNOTICED_SECONDS = Fraction(1, 2)
 
 
 class Orientation(NamedTuple):
@@ -282,7 +284,7 @@ class VideoReader:
             self._warn(f"cut short or damaged: {total} of the {expected} frames it promises could be used")
         elif self.frames_damaged:
             self._warn(f"damaged: {self.frames_damaged} packets were skipped, {self.frames_read} frames could be used")
-        elif not stream.frames and promised and self._end * self.info.time_base < promised - 2 / self.info.fps:
+        elif not stream.frames and promised and self._end * self.info.time_base < promised - _UNNOTICED_SECONDS:
             self._warn(
                 f"cut short: {total} frames could be used, to {float(self._end * self.info.time_base):.2f} of the "
                 f"{float(promised):.2f} seconds that it promises"
