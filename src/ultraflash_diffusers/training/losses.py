@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-import math
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch.nn import functional as F
@@ -87,7 +88,59 @@ def wavelet_loss(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor
     return (wavelet_details(prediction) - wavelet_details(target)).abs().mean()
 
 
-def psnr(prediction: torch.Tensor, target: torch.Tensor) -> float:
+@dataclass(frozen=True)
+class PixelLoss:
+    """The weighted sum of pixel losses that all stages share; a weight of 0 leaves a term out.
+
+    Args:
+        charbonnier_weight (`float`, *optional*, defaults to 1.0): of [`charbonnier`].
+        mse_weight (`float`, *optional*, defaults to 10.0): of the mean squared error.
+        temporal_weight (`float`, *optional*, defaults to 0.25): of the temporal loss.
+        temporal_loss (`str`, *optional*, defaults to `"warped"`): [`warped_temporal_loss`] (the paper's) or
+            `"difference"`, [`temporal_difference_loss`].
+        wavelet_weight (`float`, *optional*, defaults to 0.0): of [`wavelet_loss`].
+    """
+
+    charbonnier_weight: float = 1.0
+    mse_weight: float = 10.0
+    temporal_weight: float = 0.25
+    temporal_loss: Literal["warped", "difference"] = "warped"
+    wavelet_weight: float = 0.0
+
+    @property
+    def needs_flow(self) -> bool:
+        return self.temporal_weight > 0 and self.temporal_loss == "warped"
+
+    def __call__(
+        self, prediction: torch.Tensor, target: torch.Tensor, flow: torch.Tensor | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Returns the weighted terms by name, computed in float32.
+
+        Args:
+            prediction (`torch.Tensor`): `[batch, 3, frames, height, width]`, nominally in [-1, 1].
+            target (`torch.Tensor`): the same shape.
+            flow (`torch.Tensor`, *optional*): of the target's frames; needed where `needs_flow` says so.
+        """
+        prediction = prediction.float()
+        terms = {}
+        if self.charbonnier_weight > 0:
+            terms["charbonnier"] = self.charbonnier_weight * charbonnier(prediction, target)
+        if self.mse_weight > 0:
+            terms["mse"] = self.mse_weight * F.mse_loss(prediction, target)
+        if self.temporal_weight > 0 and prediction.shape[2] > 1:
+            if self.temporal_loss == "warped":
+                if flow is None:
+                    raise ValueError("`flow` is needed by the warped temporal loss")
+                temporal = warped_temporal_loss(prediction, flow)
+            else:
+                temporal = temporal_difference_loss(prediction, target)
+            terms["temporal"] = self.temporal_weight * temporal
+        if self.wavelet_weight > 0:
+            terms["wavelet"] = self.wavelet_weight * wavelet_loss(prediction, target)
+        return terms
+
+
+def psnr(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Peak signal-to-noise ratio in dB of pixels in [-1, 1]: the mean over frames, predictions clamped first.
 
     Args:
@@ -95,7 +148,7 @@ def psnr(prediction: torch.Tensor, target: torch.Tensor) -> float:
         target (`torch.Tensor`): the same shape.
     """
     error = ((prediction.float().clamp(-1, 1) - target.float()) / 2).square().mean((1, 3, 4))
-    return float((-10 * error.clamp_min(1e-10).log10()).mean())
+    return (-10 * error.clamp_min(1e-10).log10()).mean()
 
 
 def sample_sigmas(batch_size: int, generator: torch.Generator, shift: float = 1.5) -> torch.Tensor:
@@ -150,7 +203,11 @@ def randn_like(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor
     return torch.randn(tensor.shape, generator=generator).to(tensor)
 
 
-def detail_ratio(prediction: torch.Tensor, target: torch.Tensor) -> float:
-    """Sharpness against the target: the prediction's mean absolute detail band over the target's; 1 is equal."""
-    energy = wavelet_details(target).abs().mean()
-    return math.nan if energy == 0 else float(wavelet_details(prediction).abs().mean() / energy)
+def detail_ratio(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Sharpness against the target: the prediction's mean absolute detail band over the target's; 1 is equal.
+
+    Args:
+        prediction (`torch.Tensor`): `[..., height, width]`, both even.
+        target (`torch.Tensor`): the same shape.
+    """
+    return wavelet_details(prediction).abs().mean() / wavelet_details(target).abs().mean().clamp_min(1e-10)

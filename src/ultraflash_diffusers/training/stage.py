@@ -1,0 +1,92 @@
+# Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
+"""What a training script defines, and how it finds its networks."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from diffusers.models.modeling_utils import ModelMixin
+from torch import nn
+
+from .data import Batch
+
+Network = TypeVar("Network", bound=ModelMixin)
+
+
+class Stage(nn.Module, ABC):
+    """A training stage: networks as submodules, of which those with `requires_grad` are trained.
+
+    Only calling the stage, as the loop does, passes through distributed training's and mixed precision's wrappers;
+    under the latter the networks' outputs may be half precision and have to be brought to the next network's dtype.
+    """
+
+    @abstractmethod
+    def forward(self, batch: Batch, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Returns the loss of a batch and the numbers to log.
+
+        Args:
+            batch (`Batch`): pixels in [-1, 1].
+            generator (`torch.Generator`): on the CPU, seeded for this batch: all randomness has to come from it.
+        """
+
+    @abstractmethod
+    def validate(self, batch: Batch) -> dict[str, float]:
+        """Returns the quality measures of one held-out clip. It is called without gradients."""
+
+    @abstractmethod
+    def save_pretrained(self, folder: Path) -> None:
+        """Writes what was trained so that it can be loaded from `folder` (with diffusers' usual methods)."""
+
+    def parameter_groups(self, learning_rate: float) -> list[dict]:
+        """Returns the optimiser's parameter groups; by default one of all trained parameters."""
+        return [{"params": self.trained_parameters(), "lr": learning_rate}]
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """Returns the parameters that are trained, in the order of the modules."""
+        return list(self.named_trained_parameters().values())
+
+    def named_trained_parameters(self) -> dict[str, nn.Parameter]:
+        """Returns the parameters that are trained, by name."""
+        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+
+def load_network(network_class: type[Network], name_or_path: str, subfolder: str) -> Network:
+    """Loads a network from its own folder or repository, or from a local pipeline folder that has it in `subfolder`.
+
+    Args:
+        network_class (`type`): a diffusers model class.
+        name_or_path (`str`): folder or Hub repository.
+        subfolder (`str`): the component's name in a pipeline.
+    """
+    if (Path(name_or_path) / subfolder).is_dir():
+        return network_class.from_pretrained(name_or_path, subfolder=subfolder)
+    return network_class.from_pretrained(name_or_path)
+
+
+def new_network(network_class: type[Network], config: str | Path) -> Network:
+    """Builds a network with random weights from a JSON file of its constructor's arguments.
+
+    A saved network's `config.json` is such a file.
+
+    Args:
+        network_class (`type`): a diffusers model class.
+        config (`str` or `Path`): the file.
+
+    Raises:
+        ValueError: the file is no JSON object, or names an argument that the class does not have.
+    """
+    try:
+        settings = json.loads(Path(config).read_text())
+        arguments = {name: _as_tuple(value) for name, value in settings.items() if not name.startswith("_")}
+        return network_class(**arguments)
+    except (json.JSONDecodeError, AttributeError, TypeError) as error:
+        name = network_class.__name__
+        raise ValueError(f"`config` {str(config)!r} is no configuration of {name}: {error}") from error
+
+
+def _as_tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
