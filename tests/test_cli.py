@@ -72,7 +72,7 @@ def test_wrong_words_exit_with_2(arguments, capsys):
 def test_convert_in_a_process(upsampler_file, tmp_path):
     result = run("convert", upsampler_file, "--output", tmp_path / "out")
     assert (result.returncode, result.stderr) == (0, "")
-    assert "v1 latent upsampler (x2, 3 blocks of 24 channels), 79,816 parameters" in result.stdout
+    assert "v1 latent upsampler (x2, 3 blocks of 24 channels), found under `model`, 79,816" in result.stdout
     network = CausalLatentUpsampler.from_pretrained(tmp_path / "out")
     expected = fill_layout(LAYOUTS / "upsampler_v1_x2.json")
     assert torch.equal(network.final.weight, expected["final.weight"])

@@ -151,6 +151,12 @@ def test_state_dicts_inside_of_training_checkpoints(keys):
     assert same_network(from_original(checkpoint), from_original(state_dict))
 
 
+def test_where_the_weights_were_found_is_told(tmp_path):
+    path = write(tmp_path / "training.pt", {"step": 1, "generator": {"model": layout("upsampler_v1_x3")}})
+    (converted,) = convert_files([path], tmp_path / "out")
+    assert converted.description.endswith("found under `generator.model`")
+
+
 def test_averaged_weights_come_first():
     state_dict = layout("upsampler_v1_x3")
     averaged = {f"model.{key}": tensor + 1 for key, tensor in state_dict.items()}
@@ -245,6 +251,18 @@ def test_upsamplers_of_other_sizes(name):
         state_dict = {key.replace("skip_up.0.", "skip_up."): tensor for key, tensor in state_dict.items()}
     settings = {key: value for key, value in config.items() if key in NOT_SHOWN}
     assert same_network(from_original(state_dict, **settings), network)
+
+
+def test_published_and_own_names_of_what_tensors_show():
+    settings = {"in_channels": 16, "out_channels": 3, "stage_channels": [256, 128, 64], "blocks_per_stage": 3}
+    settings |= {"spatial_scale": 8, "temporal_scale": 4, "temporal_stage_factors": [1, 2, 2], "residual": False}
+    network = from_original(meta_layout("ultra_decoder_v3"), **settings)
+    for name in ("tiny_decoder", "ultra_decoder", "ultra_decoder_v3", "upsampler_v1_x2", "sr_dense_full"):
+        network = from_original(meta_layout(name))
+        own = {key: value for key, value in network.config.items() if key[0] != "_"}
+        if name == "ultra_decoder_v3":  # `in_channels` is what its published class calls the latents'
+            del own["in_channels"]
+        assert public_config(from_original(meta_layout(name), **own)) == public_config(network)
 
 
 @pytest.mark.parametrize("variant", ["tiny", "ultra", "v3"])
@@ -560,6 +578,18 @@ def test_output_folders_that_cannot_be(tmp_path):
         convert_files([path], path / "below")
     with pytest.raises(OSError, match="cannot be written"):
         convert_files([path], "/proc/ultraflash")
+
+
+def test_a_full_disk(tmp_path):
+    resource = pytest.importorskip("resource")  # POSIX; a limit on a file's size stands in for the disk
+    path = write(tmp_path / "upsampler.pth", layout("upsampler_v1_x3"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+    try:
+        with pytest.raises(OSError, match="could not be written"):
+            convert_files([path], tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_refusals_of_many_files(tmp_path):

@@ -189,11 +189,10 @@ def _recognize_upsampler_v3(
     }
     settings.agree(spatial, "spatial_stage_factors")
     settings.agree(stages.temporal, "temporal_stage_factors")
-    # without upsampling, the published skip is a bare convolution
-    names = [*_shuffle_names(weights, "net.", "net."), ("skip_up.0.weight", "skip_up.weight")]
-    names += [("skip_up.0.bias", "skip_up.bias")]
+    names = _shuffle_names(weights, "net.", "net.")
+    if scale == 1:  # the published skip is a bare convolution then
+        names.append(("skip_up.0.", "skip_up."))
     description = f"{network} (x{scale} in space, x{temporal_scale} in time, channels {stages.channels})"
-    names = names if scale == 1 else names[:-2]
     return Recognition("latent_upsampler", CausalLatentUpsampler, config, description, settings, names, weights)
 
 
@@ -226,9 +225,14 @@ def _recognize_decoder_v3(
     network = "v3 decoder"
     settings = Settings(given, network)
     spatial = tuple(2 if shuffle else 1 for shuffle in stages.shuffles)
-    config = _autoencoder_config(settings, "v3", stages, spatial, stages.temporal, network)
-    settings.agree(math.prod(stages.temporal), "temporal_scale")
+    config = _autoencoder_config(settings, "v3", None, stages, spatial, stages.temporal)
+    # the published class is an upsampler's, so its input channels are the latents'
+    settings.agree(stages.in_channels, "in_channels")
+    settings.agree(stages.out_channels, "out_channels")
     settings.agree(math.prod(spatial), "spatial_scale")
+    settings.agree(math.prod(stages.temporal), "temporal_scale")
+    settings.agree(spatial, "spatial_stage_factors")
+    settings.agree(stages.temporal, "temporal_stage_factors")
     settings.only(False, "residual")
     settings.without_effect("zero_init_final", "default_parallel")
     names = [*_shuffle_names(weights, "decoder.", "net."), ("decoder.", "net.")]
@@ -253,15 +257,9 @@ def recognize_autoencoder(weights: Mapping[str, torch.Tensor], given: Mapping[st
     network = f"{variant} autoencoder" if has_encoder else f"{variant} decoder"
     spatial = _spatial_strides(settings, decoder.shuffles, learned)
     temporal = _temporal_strides(settings, decoder.temporal)
-    config = _autoencoder_config(settings, variant, decoder, spatial, temporal, network)
-    if has_encoder:
-        encoder = _encoder_stages(_Stack(weights, "encoder.", network))
-        config |= {
-            "encoder_channels": settings.agree(encoder.channels, "encoder_channels"),
-            "encoder_blocks": settings.agree(encoder.num_blocks, "encoder_blocks"),
-            "encoder_spatial_strides": settings.take((2,) * len(encoder.channels), "encoder_spatial_strides"),
-            "encoder_temporal_strides": settings.agree(encoder.temporal, "encoder_temporal_strides"),
-        }
+    encoder = _encoder_stages(_Stack(weights, "encoder.", network)) if has_encoder else None
+    config = _autoencoder_config(settings, variant, encoder, decoder, spatial, temporal)
+    settings.agree(3, "in_channels")
     ratio = math.prod(spatial) * config["patch_size"]
     description = f"{network} (x{ratio} in space, x{math.prod(temporal)} in time)"
     names = _shuffle_names(weights, "decoder.", "decoder.")
@@ -305,31 +303,33 @@ def _with_last_rows(weights: Mapping[str, torch.Tensor], strides: tuple[int, ...
 def _autoencoder_config(
     settings: Settings,
     variant: str,
+    encoder: _Stages | None,
     decoder: _Stages,
     spatial: tuple[int, ...],
     temporal: tuple[int, ...],
-    network: str,
 ) -> dict[str, Any]:
-    """What all decoders have; the config of one without an encoder."""
+    """What all variants have."""
     patch_size = math.isqrt(decoder.out_channels // 3)
     if decoder.out_channels != 3 * patch_size**2:
         raise ValueError(
-            f"the checkpoint does not fit a {network}: it gives {decoder.out_channels} channels for "
+            f"the checkpoint does not fit a {settings.network}: it gives {decoder.out_channels} channels for "
             f"{decoder.in_channels} latent ones; expected 3 (RGB), or 3 times the square of a patch"
         )
+    channels, num_blocks = (encoder.channels, encoder.num_blocks) if encoder else ((), ())
     settings.only("relu", "activation")
+    settings.only(False, "linear_shortcut")
     settings.only("zero" if variant == "tiny" else "replicate", "memory_init")
     settings.agree(math.prod(temporal) - 1, "frames_to_trim")
     settings.agree((-1, 1) if variant == "v3" else (0, 1), "output_range")
     return {
         "variant": settings.agree(variant, "variant"),
         "in_channels": 3,
-        "latent_channels": settings.agree(decoder.in_channels, "latent_channels", "in_channels"),
+        "latent_channels": settings.agree(decoder.in_channels, "latent_channels"),
         "patch_size": settings.agree(patch_size, "patch_size"),
-        "encoder_channels": (),
-        "encoder_blocks": (),
-        "encoder_spatial_strides": (),
-        "encoder_temporal_strides": (),
+        "encoder_channels": settings.agree(channels, "encoder_channels"),
+        "encoder_blocks": settings.agree(num_blocks, "encoder_blocks"),
+        "encoder_spatial_strides": settings.take((2,) * len(channels), "encoder_spatial_strides"),
+        "encoder_temporal_strides": settings.agree(encoder.temporal if encoder else (), "encoder_temporal_strides"),
         "decoder_channels": settings.agree(decoder.channels, "decoder_channels", "stage_channels"),
         "decoder_blocks": settings.agree(decoder.num_blocks, "decoder_blocks", "blocks_per_stage"),
         "decoder_spatial_strides": settings.agree(spatial, "decoder_spatial_strides"),

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 from diffusers.models.modeling_utils import ModelMixin
+from safetensors import SafetensorError
 
 from .causal_memory import recognize_autoencoder, recognize_upsampler_v1, recognize_v3
 from .reading import find_network, read_checkpoint, shorten
@@ -91,7 +93,7 @@ def recognize(checkpoint: Mapping[str, Any], settings: Mapping[str, Any]) -> Rec
     """Finds out what a checkpoint holds; see [`from_original`]."""
     if not isinstance(checkpoint, Mapping):
         raise TypeError(f"`state_dict` must be a dictionary of tensors, got {type(checkpoint).__name__}")
-    weights, _ = find_network(checkpoint)
+    weights, found_under = find_network(checkpoint)
     found = [(key, anchor) for key in weights for anchor in _FAMILIES if f".{key}".endswith(f".{anchor}")]
     if len(found) != 1:
         anchors = ", ".join(f"`{anchor}`" for anchor in _FAMILIES)
@@ -103,7 +105,10 @@ def recognize(checkpoint: Mapping[str, Any], settings: Mapping[str, Any]) -> Rec
     prefix = key[: len(key) - len(anchor)]
     if foreign := sorted(name for name in weights if not name.startswith(prefix)):
         raise ValueError(f"left-over keys, without the prefix `{prefix}` that `{key}` has: {shorten(foreign)}")
-    return _FAMILIES[anchor]({name[len(prefix) :]: tensor for name, tensor in weights.items()}, settings)
+    recognition = _FAMILIES[anchor]({name[len(prefix) :]: tensor for name, tensor in weights.items()}, settings)
+    if not found_under:
+        return recognition
+    return dataclasses.replace(recognition, description=f"{recognition.description}, found under `{found_under}`")
 
 
 def convert_files(
@@ -135,8 +140,9 @@ def convert_files(
     _check_output(output)
     recognitions: list[Recognition] = []
     for path in paths:
+        checkpoint = read_checkpoint(path)
         with _naming(path):
-            recognitions.append(recognize(read_checkpoint(path), settings or {}))
+            recognitions.append(recognize(checkpoint, settings or {}))
     check_known([recognition.settings for recognition in recognitions])
     folders = _folders(paths, recognitions, output)
     for path, recognition in zip(paths, recognitions, strict=True):
@@ -188,7 +194,10 @@ def _save(path: Path, recognition: Recognition, folder: Path, dtype: torch.dtype
     for name, parameter in network.named_parameters():
         target = torch.float32 if kept.intersection(name.split(".")) else dtype
         parameter.data = parameter.data.to(target).contiguous()
-    network.save_pretrained(folder)
+    try:
+        network.save_pretrained(folder)
+    except SafetensorError as error:
+        raise OSError(f"{str(folder)!r} could not be written: {error}") from error
     return ConvertedFile(
         file=path,
         component=recognition.component,
