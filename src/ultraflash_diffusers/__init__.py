@@ -2,15 +2,27 @@
 """Ultra Flash for diffusers: high-resolution video while it is being generated.
 
 The public names are imported when they are first used, so that importing the package (and `ultraflash --help`) takes
-no time. `ModelMixin` and `SchedulerMixin` are among them because diffusers looks them up here when it loads a component
-that a `model_index.json` lists under `ultraflash_diffusers` (see `ultraflash_diffusers.models`).
+no time. `ModelMixin` and `SchedulerMixin` are among them because diffusers looks them up here when it loads a
+component that a `model_index.json` lists under `ultraflash_diffusers` (see `ultraflash_diffusers.models`).
 """
 
 from __future__ import annotations
 
 import importlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # for editors and type checkers, which cannot follow `_EXPORTS`
+    from .models.causal_latent_upsampler import CausalLatentUpsampler as CausalLatentUpsampler
+    from .models.causal_wan_transformer import CausalWanTransformer as CausalWanTransformer
+    from .models.hr_autoencoder import HRAutoencoder as HRAutoencoder
+    from .models.stream_state import StreamState as StreamState
+    from .models.ultraflash_sr_transformer import UltraFlashSRTransformer as UltraFlashSRTransformer
+    from .pipelines.cache_management import DynamicCacheManagement as DynamicCacheManagement
+    from .pipelines.pipeline_output import StreamChunk as StreamChunk
+    from .pipelines.pipeline_output import UltraFlashPipelineOutput as UltraFlashPipelineOutput
+    from .pipelines.streaming import UltraFlashStreamingPipeline as UltraFlashStreamingPipeline
+    from .pipelines.video_stream import PipelineStreamState as PipelineStreamState
 
 __version__ = "0.1.0"
 
@@ -20,13 +32,16 @@ _EXPORTS = {
     "DynamicCacheManagement": ".pipelines.cache_management",
     "HRAutoencoder": ".models.hr_autoencoder",
     "ModelMixin": "diffusers",
+    "PipelineStreamState": ".pipelines.video_stream",
     "SchedulerMixin": "diffusers",
+    "StreamChunk": ".pipelines.pipeline_output",
     "StreamState": ".models.stream_state",
+    "UltraFlashPipelineOutput": ".pipelines.pipeline_output",
     "UltraFlashSRTransformer": ".models.ultraflash_sr_transformer",
     "UltraFlashStreamingPipeline": ".pipelines.streaming",
 }
 
-__all__ = [*_EXPORTS, "__version__", "default_checkpoint"]  # noqa: PLE0604
+__all__ = [*_EXPORTS, "__version__", "default_checkpoint"]
 
 
 def default_checkpoint() -> Path:
