@@ -1,0 +1,79 @@
+# Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Embeddings of the training clips' texts, made once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers.utils import logging
+from tqdm import tqdm
+from transformers import AutoTokenizer, UMT5EncoderModel
+
+from ..models.causal_latent_upsampler import CausalLatentUpsampler
+from ..models.hr_autoencoder import HRAutoencoder
+from ..models.ultraflash_sr_transformer import UltraFlashSRTransformer
+from ..pipelines.streaming import UltraFlashStreamingPipeline
+
+logger = logging.get_logger(__name__)
+
+
+class Prompts:
+    """Looks texts up; without a text encoder all are zeros, as in the pipeline.
+
+    Args:
+        embeddings (`dict[str, torch.Tensor]`): `[tokens, text_dim]` of each text, on the CPU; padding left out.
+        length (`int`): tokens that embeddings are zero-padded to.
+        channels (`int`): `text_dim`.
+    """
+
+    def __init__(self, embeddings: dict[str, torch.Tensor], length: int, channels: int) -> None:
+        self._embeddings, self._length, self._channels = embeddings, length, channels
+
+    @classmethod
+    def embed(cls, texts: Iterable[str], pipe: UltraFlashStreamingPipeline) -> Prompts:
+        """Embeds texts as a pipeline does, and the empty one, which stands for a dropped text.
+
+        Args:
+            texts (iterable of `str`): of the clips.
+            pipe (`UltraFlashStreamingPipeline`): with a text encoder and a tokenizer, or without either.
+        """
+        config = pipe.transformer.config
+        unique = sorted({"", *texts})
+        embeddings = {}
+        if pipe.text_encoder is not None:
+            for text in tqdm(unique, desc="Embedding", unit="text", disable=None):
+                embedded = pipe.encode_prompt(text)[0][0].float().cpu()
+                # after a prompt's tokens there are rows of zeros only
+                embeddings[text] = embedded[: int(embedded.any(dim=1).sum())].clone()
+        elif len(unique) > 1:
+            logger.warning(f"the texts of the clips ({len(unique) - 1}) are not used: there is no text encoder")
+        return cls(embeddings, config.text_length, config.text_dim)
+
+    def __call__(self, texts: Sequence[str]) -> torch.Tensor:
+        """Returns float32 `[texts, length, channels]`."""
+        padded = torch.zeros(len(texts), self._length, self._channels)
+        if self._embeddings:
+            for row, text in zip(padded, texts, strict=True):
+                row[: len(self._embeddings[text])] = self._embeddings[text]
+        return padded
+
+
+def text_pipeline(
+    text_encoder: str | None,
+    transformer: UltraFlashSRTransformer,
+    upsampler: CausalLatentUpsampler,
+    autoencoder: HRAutoencoder,
+) -> UltraFlashStreamingPipeline:
+    """Makes a pipeline that embeds texts, if there is an encoder.
+
+    Args:
+        text_encoder (`str`, *optional*): pipeline folder or repository with a UMT5 `text_encoder` and a `tokenizer`.
+        transformer, upsampler, autoencoder: the pipeline's networks.
+    """
+    scheduler, encoder, tokenizer = FlowMatchEulerDiscreteScheduler(), None, None
+    if text_encoder is not None:
+        encoder = UMT5EncoderModel.from_pretrained(text_encoder, subfolder="text_encoder")
+        tokenizer = AutoTokenizer.from_pretrained(text_encoder, subfolder="tokenizer")
+    return UltraFlashStreamingPipeline(transformer, upsampler, autoencoder, scheduler, encoder, tokenizer)

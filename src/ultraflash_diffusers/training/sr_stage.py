@@ -1,0 +1,189 @@
+# Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
+"""The super-resolution transformer's training on real clips (paper, "SR fine-tune")."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from peft import get_peft_model_state_dict
+from torch.nn import functional as F
+
+from ..models.causal_latent_upsampler import CausalLatentUpsampler
+from ..models.hr_autoencoder import HRAutoencoder
+from ..models.ultraflash_sr_transformer import UltraFlashSRTransformer
+from ..pipelines.lora import UltraFlashLoraLoaderMixin
+from .data import Batch
+from .losses import (
+    PixelLoss,
+    add_noise,
+    corrupt_condition,
+    detail_ratio,
+    psnr,
+    randn_like,
+    sample_sigmas,
+)
+from .prompts import Prompts
+from .stage import Stage
+
+# blocks that a validation stream remembers, the pipeline's default
+KV_CACHE_BLOCKS = 3
+
+
+@dataclass(frozen=True)
+class SRObjective:
+    """What the transformer learns from a clip.
+
+    Args:
+        name (`str`, *optional*, defaults to `"one_step"`): `"one_step"`, from noise to clean latents at once, compared
+            as decoded pixels; or `"flow_matching"`, the flow at a random noise level (the paper's multi-step model).
+        pixel_loss (`PixelLoss`, *optional*): one step: of the decoded result.
+        latent_weight (`float`, *optional*, defaults to 0.0): one step: of the mean squared error of the latents.
+        flow_shift (`float`, *optional*, defaults to 1.5): flow matching: see [`sample_sigmas`].
+        condition_noise (pair of `float`, *optional*, defaults to `(0.0, 0.0)`): bounds of the noise share in the
+            condition (paper: 0.4, 0.6).
+        condition_dropout (`float`, *optional*, defaults to 0.0): share of samples without a condition (paper: 0.4).
+        text_dropout (`float`, *optional*, defaults to 0.0): share of samples with the empty text (paper: 0.1).
+    """
+
+    name: Literal["one_step", "flow_matching"] = "one_step"
+    pixel_loss: PixelLoss = PixelLoss()
+    latent_weight: float = 0.0
+    flow_shift: float = 1.5
+    condition_noise: tuple[float, float] = (0.0, 0.0)
+    condition_dropout: float = 0.0
+    text_dropout: float = 0.0
+
+
+class SRStage(Stage):
+    """Trains the transformer, or its LoRA layers, on the upsampled latents of degraded clips.
+
+    Args:
+        transformer (`UltraFlashSRTransformer`): those of its parameters that require gradients are trained.
+        upsampler (`CausalLatentUpsampler`): frozen.
+        autoencoder (`HRAutoencoder`): frozen, but perhaps for the decoder; with an encoder.
+        prompts (`Prompts`): embeddings of the clips' texts.
+        objective (`SRObjective`): what is learnt.
+        num_inference_steps (`int`, *optional*, defaults to 1): denoising steps in validation.
+        decoder_learning_rate (`float`, *optional*): trains the decoder too, with this learning rate.
+    """
+
+    def __init__(
+        self,
+        transformer: UltraFlashSRTransformer,
+        upsampler: CausalLatentUpsampler,
+        autoencoder: HRAutoencoder,
+        prompts: Prompts,
+        objective: SRObjective,
+        num_inference_steps: int = 1,
+        decoder_learning_rate: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.transformer, self.upsampler = transformer, upsampler.requires_grad_(False)
+        self.autoencoder = autoencoder.requires_grad_(False)
+        self.prompts, self.objective, self.num_inference_steps = prompts, objective, num_inference_steps
+        self.decoder_learning_rate = decoder_learning_rate
+        if decoder_learning_rate is not None:
+            for name, parameter in autoencoder.named_parameters():
+                parameter.requires_grad_(name.startswith("decoder"))
+
+    def parameter_groups(self, learning_rate: float) -> list[dict]:
+        groups = [{"params": [p for p in self.transformer.parameters() if p.requires_grad], "lr": learning_rate}]
+        if self.decoder_learning_rate is not None:
+            decoder = [p for p in self.autoencoder.parameters() if p.requires_grad]
+            groups.append({"params": decoder, "lr": self.decoder_learning_rate})
+        return groups
+
+    def forward(self, batch: Batch, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        objective = self.objective
+        condition = corrupt_condition(
+            self.condition(batch), generator, objective.condition_noise, objective.condition_dropout
+        )
+        dropped = torch.rand(len(batch.texts), generator=generator) < objective.text_dropout
+        texts = ["" if drop else text for drop, text in zip(dropped.tolist(), batch.texts, strict=True)]
+        prompt_embeds = self.prompts(texts).to(condition)
+        noise = randn_like(condition, generator)
+        if objective.name == "flow_matching":
+            return self._flow_matching(batch, condition, noise, prompt_embeds, generator)
+        return self._one_step(batch, condition, noise, prompt_embeds)
+
+    @torch.no_grad()
+    def condition(self, batch: Batch) -> torch.Tensor:
+        """Returns the upsampled latents of the degraded clips, float32."""
+        return self.upsampler(self.autoencoder.encode(batch.low).latents.float()).sample.float()
+
+    def _one_step(
+        self, batch: Batch, condition: torch.Tensor, noise: torch.Tensor, prompt_embeds: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        timestep = torch.full((len(noise),), 1000.0, device=noise.device)
+        flow = self.transformer(torch.cat([noise, condition], dim=1), timestep, prompt_embeds).sample
+        latents = noise - flow.float()
+        decoded = self.autoencoder.decode(latents).sample
+        terms = self.objective.pixel_loss(decoded, batch.high, batch.flow)
+        if self.objective.latent_weight > 0:
+            terms["latent"] = self.objective.latent_weight * F.mse_loss(latents, self._target(batch))
+        return torch.stack(list(terms.values())).sum(), terms | {"psnr": psnr(decoded.detach(), batch.high)}
+
+    def _flow_matching(
+        self,
+        batch: Batch,
+        condition: torch.Tensor,
+        noise: torch.Tensor,
+        prompt_embeds: torch.Tensor,
+        generator: torch.Generator,
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        clean = self._target(batch)
+        sigmas = sample_sigmas(len(clean), generator, self.objective.flow_shift).to(clean.device)
+        noisy = add_noise(clean, noise, sigmas)
+        flow = self.transformer(torch.cat([noisy, condition], dim=1), 1000 * sigmas, prompt_embeds).sample
+        return F.mse_loss(flow.float(), noise - clean), {"sigma": sigmas.mean()}
+
+    @torch.no_grad()
+    def _target(self, batch: Batch) -> torch.Tensor:
+        return self.autoencoder.encode(batch.high).latents.float()
+
+    def validate(self, batch: Batch) -> dict[str, float]:
+        condition = self.condition(batch)
+        result = self.autoencoder.decode(self._restore(condition, batch.texts)).sample.float()
+        before = self.autoencoder.decode(condition).sample
+        return {
+            "psnr": psnr(result, batch.high).item(),
+            "psnr_of_condition": psnr(before, batch.high).item(),
+            "detail": detail_ratio(result, batch.high).item(),
+        }
+
+    def _restore(self, condition: torch.Tensor, texts: list[str]) -> torch.Tensor:
+        """Streams the condition through the transformer as the pipeline does, group by group."""
+        generator = torch.Generator().manual_seed(0)
+        low, high = self.objective.condition_noise
+        share = torch.full((len(condition),), (low + high) / 2)
+        condition = add_noise(condition, randn_like(condition, generator), share)
+        prompt_embeds = self.prompts(texts).to(condition)
+        state = self.transformer.new_stream(KV_CACHE_BLOCKS)
+        groups = []
+        for group in condition.split(self.transformer.config.chunk_size, dim=2):
+            latents, sigmas = randn_like(group, generator), self._inference_sigmas()
+            for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
+                timestep = torch.full((len(group),), 1000 * sigma, device=group.device)
+                output = self.transformer(torch.cat([latents, group], dim=1), timestep, prompt_embeds, state=state)
+                latents = latents + (following - sigma) * output.sample.float()
+            state = output.state
+            groups.append(latents)
+        return torch.cat(groups, dim=2)
+
+    def _inference_sigmas(self) -> list[float]:
+        """Noise levels from 1 to 0, evenly spaced and then shifted as in training."""
+        shift, steps = self.objective.flow_shift, self.num_inference_steps
+        even = [1 - step / steps for step in range(steps + 1)]
+        return [shift * sigma / (1 + (shift - 1) * sigma) for sigma in even]
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Writes the transformer to `transformer` (LoRA layers to `folder`), a trained decoder to `autoencoder`."""
+        if self.transformer._hf_peft_config_loaded:
+            UltraFlashLoraLoaderMixin.save_lora_weights(folder, get_peft_model_state_dict(self.transformer))
+        else:
+            self.transformer.save_pretrained(folder / "transformer")
+        if self.decoder_learning_rate is not None:
+            self.autoencoder.save_pretrained(folder / "autoencoder")

@@ -1,0 +1,161 @@
+# Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Trains the super-resolution transformer on real clips: as a multi-step flow-matching model, or at once in one step.
+
+    python training/train_sr.py --objective one_step --config sr.json --autoencoder outputs/autoencoder \
+        --latent_upsampler outputs/upsampler --train_data_dir clips --validation_data_dir held_out \
+        --output_dir outputs/sr
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+
+import torch
+from accelerate.utils import set_seed
+from peft import LoraConfig
+
+from ultraflash_diffusers import CausalLatentUpsampler, HRAutoencoder, UltraFlashSRTransformer
+from ultraflash_diffusers.training.arguments import (
+    add_pixel_loss_arguments,
+    non_negative,
+    pixel_loss,
+    positive,
+    share,
+    training_parser,
+)
+from ultraflash_diffusers.training.inputs import load_data
+from ultraflash_diffusers.training.loop import make_accelerator, train
+from ultraflash_diffusers.training.prompts import Prompts, text_pipeline
+from ultraflash_diffusers.training.sr_stage import SRObjective, SRStage
+from ultraflash_diffusers.training.stage import load_network, new_network
+
+LORA_LAYERS = ["to_q", "to_k", "to_v", "to_out.0"]
+# condition noise, condition dropout, text dropout: the paper's for flow matching; a one-step network starts clean
+CORRUPTION = {"flow_matching": ((0.4, 0.6), 0.4, 0.1), "one_step": ((0.0, 0.0), 0.0, 0.0)}
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = training_parser("Trains the super-resolution transformer.", crops="9x192x256", learning_rate=1e-5)
+    networks = parser.add_argument_group("networks")
+    start = networks.add_mutually_exclusive_group(required=True)
+    start.add_argument(
+        "--config", type=Path, help="JSON file of UltraFlashSRTransformer's arguments, for a new network"
+    )
+    start.add_argument("--pretrained_model_name_or_path", help="folder or repository of the network to go on from")
+    start.add_argument("--pretrained_wan", help="folder or repository of a Wan T2V model to widen (dense attention)")
+    networks.add_argument("--autoencoder", required=True, help="folder or repository of the autoencoder")
+    networks.add_argument("--latent_upsampler", required=True, help="folder or repository of the latent upsampler")
+    networks.add_argument(
+        "--text_encoder", help="pipeline folder or repository with `text_encoder` and `tokenizer`; no text without it"
+    )
+    networks.add_argument("--rank", type=positive(int), help="trains LoRA layers of this rank instead of the network")
+    networks.add_argument(
+        "--train_decoder", action="store_true", help="tunes the decoder along with it (one_step only)"
+    )
+    networks.add_argument("--decoder_learning_rate", type=positive(float), help="0.3 times the other one by default")
+    objective = parser.add_argument_group("objective")
+    objective.add_argument("--objective", choices=("one_step", "flow_matching"), default="one_step", help=" ")
+    objective.add_argument("--flow_shift", type=positive(float), default=1.5, help="of noise levels (flow_matching)")
+    objective.add_argument(
+        "--condition_noise",
+        type=share,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="bounds of the share of noise in the condition; 0.4 0.6 for flow_matching, 0 0 for one_step by default",
+    )
+    objective.add_argument("--condition_dropout", type=share, help="0.4 for flow_matching, 0 for one_step by default")
+    objective.add_argument("--text_dropout", type=share, help="0.1 for flow_matching, 0 for one_step by default")
+    objective.add_argument("--latent_weight", type=non_negative(float), default=0.0, help="of the latents (one_step)")
+    objective.add_argument(
+        "--num_inference_steps",
+        type=positive(int),
+        help="in validation; 8 for flow_matching, 1 for one_step by default",
+    )
+    objective.add_argument(
+        "--degraded_versions", type=positive(int), default=4, help="low-resolution versions of each training clip"
+    )
+    add_pixel_loss_arguments(parser)
+    parsed = parser.parse_args(arguments)
+    if parsed.train_decoder and parsed.objective == "flow_matching":
+        parser.error("--train_decoder needs --objective one_step: flow matching does not decode")
+    noise, condition_dropout, text_dropout = CORRUPTION[parsed.objective]
+    parsed.condition_noise = tuple(parsed.condition_noise or noise)
+    if parsed.condition_noise[0] > parsed.condition_noise[1]:
+        parser.error(f"--condition_noise: LOW must not be above HIGH, got {parsed.condition_noise}")
+    parsed.condition_dropout = condition_dropout if parsed.condition_dropout is None else parsed.condition_dropout
+    parsed.text_dropout = text_dropout if parsed.text_dropout is None else parsed.text_dropout
+    if parsed.decoder_learning_rate is None:
+        parsed.decoder_learning_rate = 0.3 * parsed.learning_rate
+    elif not parsed.train_decoder:
+        parser.error("--decoder_learning_rate needs --train_decoder")
+    parsed.num_inference_steps = parsed.num_inference_steps or (1 if parsed.objective == "one_step" else 8)
+    return parsed
+
+
+def load_transformer(arguments: argparse.Namespace) -> UltraFlashSRTransformer:
+    """The network to train, with LoRA layers if they are asked for."""
+    if arguments.config is not None:
+        transformer = new_network(UltraFlashSRTransformer, arguments.config)
+        # at first a "detail" network gives the condition back, a "flow" network no flow
+        torch.nn.init.zeros_(transformer.proj_out.weight)
+        torch.nn.init.zeros_(transformer.proj_out.bias)
+    elif arguments.pretrained_wan is not None:
+        transformer = UltraFlashSRTransformer.from_wan(arguments.pretrained_wan)
+    else:
+        transformer = load_network(UltraFlashSRTransformer, arguments.pretrained_model_name_or_path, "transformer")
+    transformer.requires_grad_(arguments.rank is None)
+    if arguments.rank is not None:
+        rank = arguments.rank
+        transformer.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=LORA_LAYERS))
+    return transformer
+
+
+def main(arguments: argparse.Namespace) -> dict[str, float]:
+    set_seed(arguments.seed)
+    autoencoder = load_network(HRAutoencoder, arguments.autoencoder, "autoencoder")
+    upsampler = load_network(CausalLatentUpsampler, arguments.latent_upsampler, "latent_upsampler")
+    transformer = load_transformer(arguments)
+    if arguments.gradient_checkpointing:
+        transformer.enable_gradient_checkpointing()
+        autoencoder.enable_gradient_checkpointing()
+    accelerator = make_accelerator(arguments)
+    objective = SRObjective(
+        arguments.objective,
+        pixel_loss(arguments),
+        arguments.latent_weight,
+        arguments.flow_shift,
+        arguments.condition_noise,
+        arguments.condition_dropout,
+        arguments.text_dropout,
+    )
+    scale, patch = upsampler.config.scale, transformer.config.patch_size[1]
+    # low-resolution crops are whole latents, and high-resolution ones whole patches
+    spatial = autoencoder.spatial_compression_ratio * math.lcm(scale, patch)
+    with_flow = objective.name == "one_step" and objective.pixel_loss.needs_flow
+    dataset, validation = load_data(
+        arguments,
+        accelerator,
+        spatial,
+        autoencoder.temporal_compression_ratio,
+        with_flow,
+        scale,
+        arguments.degraded_versions,
+    )
+    texts = {clip.text for clip in dataset.clips} | {text for batch in validation for text in batch.texts}
+    prompts = Prompts.embed(texts, text_pipeline(arguments.text_encoder, transformer, upsampler, autoencoder))
+    stage = SRStage(
+        transformer,
+        upsampler,
+        autoencoder,
+        prompts,
+        objective,
+        arguments.num_inference_steps,
+        decoder_learning_rate=arguments.decoder_learning_rate if arguments.train_decoder else None,
+    )
+    return train(stage, dataset, validation, arguments, accelerator)
+
+
+if __name__ == "__main__":
+    main(parse_arguments())
