@@ -7,11 +7,19 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
 from diffusers.pipelines.pipeline_loading_utils import _get_custom_components_and_folders
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model_state_dict
-from tiny import TEMPORAL_RATIO, TEXT_DIM, TEXT_LENGTH, make_tiny_autoencoder, make_tiny_pipeline
+from tiny import (
+    TEMPORAL_RATIO,
+    TEXT_DIM,
+    TEXT_LENGTH,
+    make_tiny_autoencoder,
+    make_tiny_pipeline,
+    make_tiny_text_encoder,
+)
 
 from ultraflash_diffusers import DynamicCacheManagement, UltraFlashStreamingPipeline
 from ultraflash_diffusers.pipelines.noise import SeededFrameNoise, draw_seeds
@@ -293,6 +301,52 @@ def test_an_independent_clip_does_not_see_the_one_before():
     assert torch.equal(clips[0][:, 15:], clips[1][:, 15:])
 
 
+# ---- after another pipeline
+
+
+@pytest.fixture(scope="module")
+def base():
+    text_encoder, tokenizer = make_tiny_text_encoder()
+    torch.manual_seed(0)
+    wan = WanPipeline(
+        tokenizer,
+        text_encoder,
+        AutoencoderKLWan(base_dim=3, num_res_blocks=1, dim_mult=[1, 1, 1, 1]),
+        FlowMatchEulerDiscreteScheduler(shift=3.0),
+        WanTransformer3DModel(
+            num_attention_heads=2, attention_head_dim=12, text_dim=TEXT_DIM, freq_dim=16, ffn_dim=32, num_layers=1
+        ),
+    )
+    wan.set_progress_bar_config(disable=True)
+    return wan
+
+
+def after(base, pipe=PIPE, **arguments):
+    source_kwargs = {"num_inference_steps": 2, "max_sequence_length": TEXT_LENGTH}
+    sizes = {"height": 64, "width": 96, "num_frames": 21}
+    return run(base, pipe, source_kwargs=source_kwargs, **{"prompt": "a red ball", **sizes, **arguments})
+
+
+def test_the_seed_and_the_prompt_reach_the_base_pipeline(base):
+    video = after(base)
+    assert video.shape == (1, 21, 3, 64, 96)
+    assert_close(after(base), video)
+    assert differ(after(base, generator=1), video)
+    silent = make_tiny_pipeline(text=False, generator=False)
+    assert differ(after(base, silent), after(base, silent, prompt="the cat"))
+
+
+def test_a_stream_after_another_pipeline_resumes(base):
+    whole = after(base)
+    source_kwargs = {"num_inference_steps": 2, "max_sequence_length": TEXT_LENGTH}
+    arguments = {"prompt": "a red ball", "source": base, "height": 64, "width": 96, "num_frames": 21}
+    with PIPE.stream(**arguments, source_kwargs=source_kwargs, generator=seed(), output_type="pt") as stream:
+        first = next(stream)
+        state = first.state()
+    rest = PIPE(**arguments, source_kwargs=source_kwargs, state=state, output_type="pt").frames
+    assert_close(torch.cat([first.frames, rest], dim=1), whole)
+
+
 # ---- outputs, callbacks, progress
 
 
@@ -386,7 +440,7 @@ def test_save_and_load_without_optional_components(tmp_path):
 
 def test_load_in_another_dtype(tmp_path):
     PIPE.save_pretrained(tmp_path)
-    loaded = UltraFlashStreamingPipeline.from_pretrained(tmp_path, torch_dtype=torch.bfloat16)
+    loaded = UltraFlashStreamingPipeline.from_pretrained(tmp_path, dtype=torch.bfloat16)
     loaded.set_progress_bar_config(disable=True)
     assert loaded.dtype == torch.bfloat16
     video = clip(9)
@@ -447,6 +501,16 @@ def test_lora_in_the_naming_of_the_original_wan_code():
 def test_foreign_weights_are_no_lora():
     with pytest.raises(ValueError, match="no LoRA.*blocks.0.weight"):
         make_tiny_pipeline().load_lora_weights({"transformer.blocks.0.weight": torch.zeros(1)})
+
+
+def test_model_offloading_gives_the_same():
+    pipe, video = make_tiny_pipeline(), clip(9)
+    expected = run(video, prompt="a red ball"), run(prompt="cat", num_frames=20)
+    pipe.enable_model_cpu_offload(device="cpu")
+    assert not pipe.can_overlap_decoding
+    for _ in range(2):  # the hooks are taken off and put on again at the end of each stream
+        assert_close(run(video, pipe=pipe, prompt="a red ball"), expected[0])
+        assert_close(run(prompt="cat", num_frames=20, pipe=pipe), expected[1])
 
 
 def test_group_offloading_gives_the_same():

@@ -13,6 +13,7 @@ import pytest
 import torch
 from tiny import make_tiny_pipeline
 
+from benchmarks.memory import measure
 from ultraflash_diffusers import DynamicCacheManagement, UltraFlashStreamingPipeline
 from ultraflash_diffusers.pipelines.sources import Source, SourceChunk
 from ultraflash_diffusers.pipelines.video_stream import PipelineStreamState
@@ -302,6 +303,24 @@ def test_a_network_that_fails_does_not_break_the_pipeline():
     assert joined(start(clip())).shape[1] == FRAMES
 
 
+def test_a_group_that_fails_ahead_leaves_the_state_as_it_was():
+    """With overlapping, the next group has failed already when the state is asked for."""
+    calls = []
+
+    def fail(pipe, step, timestep, tensors):
+        calls.append(step)
+        if len(calls) == 2:
+            raise RuntimeError("no more memory")
+
+    stream = start(clip(), callback_on_step_end=fail)
+    first = next(stream)
+    state = first.state()
+    with pytest.raises(RuntimeError, match="no more memory"):
+        next(stream)
+    expected = joined(start(clip()))
+    assert torch.equal(joined([first, *start(clip(), state=state)]), expected)
+
+
 # ---- the end
 
 
@@ -398,3 +417,10 @@ def test_devices_and_offloading_give_the_same(overlap):
             pipe = make_tiny_pipeline()
             getattr(pipe, enable)()
             check(pipe)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("overlap", ["in turns"], indirect=True)
+def test_ten_thousand_frames_take_the_memory_of_the_first(overlap):
+    usage = measure(make_tiny_pipeline(), 10_000, height=8, width=12, settled_after=20)
+    assert usage["end"]["resident"] == pytest.approx(usage["settled"]["resident"], rel=0.02)

@@ -41,6 +41,7 @@ def make_tiny_autoencoder(**config: Any) -> HRAutoencoder:
     """Compresses 4 x 4 pixels and 4 frames; `config` overrides."""
     settings: dict[str, Any] = {
         "variant": "ultra",
+        "latent_space": "tiny",
         "latent_channels": LATENT_CHANNELS,
         "patch_size": 2,
         "encoder_channels": (8, 8),

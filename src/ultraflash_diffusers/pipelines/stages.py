@@ -410,8 +410,15 @@ class GroupMaker:
             segment = self.regrouper.next_group(timings, statistics)
             if segment is None:
                 return None
-            self._check_source(segment.latents.shape[0], prompt_embeds[0].shape[0])
-            refined = self._refined(segment, prompt_embeds, timings, statistics)
+            upsampler_state = self.upsample.state
+            try:
+                self._check_source(segment.latents.shape[0], prompt_embeds[0].shape[0])
+                refined = self._refined(segment, prompt_embeds, timings, statistics)
+            except BaseException:
+                # as if it had not been begun: the stream's state may still be asked for
+                self.upsample.state = upsampler_state
+                self.regrouper.waiting.insert(0, segment)
+                raise
         return RefinedGroup(refined, timings, statistics)
 
     def _refined(

@@ -329,8 +329,8 @@ class UltraFlashStreamingPipeline(DiffusionPipeline, UltraFlashLoraLoaderMixin):
             negative prompts.
 
         Raises:
-            ValueError: a text and its embeddings, a text without a text encoder, embeddings of a wrong shape, as many
-                negative prompts as there are not prompts, a `max_sequence_length` above the text length.
+            ValueError: a text and its embeddings together, a text without a text encoder, embeddings of a wrong shape,
+                another number of negative prompts than of prompts, a `max_sequence_length` above the text length.
         """
         positive = self._embedded("prompt", prompt, prompt_embeds, max_sequence_length)
         if not do_classifier_free_guidance:

@@ -81,7 +81,8 @@ class VideoStream(Iterator[StreamChunk]):
     While a group is decoded, the next one is being denoised in a worker thread, where a GPU or several devices make
     that worthwhile: always exactly one group ahead, so that the result does not depend on who is faster.
 
-    Everything that a stream carries is in this object. A pipeline can run any number of them in turns.
+    Everything that a stream carries is in this object: a pipeline can run any number of them in turns. One stream
+    belongs to one thread.
     """
 
     _closed = True  # until there is something to close
@@ -263,7 +264,7 @@ class VideoStream(Iterator[StreamChunk]):
         timings: dict[str, float] = {}
         statistics: dict[str, Any] = {}
         start, missing = self._frames_done, self._settings.frames_per_chunk
-        while missing > 0 and self._fetch(timings, statistics, may_wait=not pieces):
+        while missing > 0 and self._fetch(timings, statistics, keep_errors=bool(pieces)):
             segment, rest = self._undecoded.pop(0).split(missing)
             if rest is not None:
                 self._undecoded.insert(0, rest)
@@ -276,10 +277,10 @@ class VideoStream(Iterator[StreamChunk]):
         frame_range = (start, self._frames_done)
         return StreamChunk(self._postprocess(video), frame_range, timings, statistics, self._state_after)
 
-    def _fetch(self, timings: dict[str, float], statistics: dict[str, Any], may_wait: bool) -> bool:
+    def _fetch(self, timings: dict[str, float], statistics: dict[str, Any], keep_errors: bool) -> bool:
         """Sees to it that there is something to decode; returns whether there is.
 
-        An error is kept back while frames from before it are still to be yielded (`may_wait` is then `False`).
+        While frames from before an error are still to be yielded, it is kept for the next call (`keep_errors`).
         """
         if self._undecoded:
             return True
@@ -288,7 +289,7 @@ class VideoStream(Iterator[StreamChunk]):
                 raise self._error
             refined = self._next_refined()
         except Exception as error:
-            if may_wait:
+            if not keep_errors:
                 raise
             self._error = error
             return False
