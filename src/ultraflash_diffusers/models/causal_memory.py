@@ -9,11 +9,13 @@ the state holds the memory of frame 0.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from .stream_state import StreamState
 
@@ -118,6 +120,18 @@ class TemporalGrow(nn.Module):
         return self.conv(frames).reshape(-1, *frames.shape[1:])
 
 
+class NearestUpsample(nn.Module):
+    """Spatial upsampling that repeats each value `factor` times along height and width."""
+
+    def __init__(self, factor: int) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, frames: torch.Tensor) -> torch.Tensor:
+        """`[frames, channels, height, width]` to `[frames, channels, factor * height, factor * width]`."""
+        return F.interpolate(frames, scale_factor=self.factor, mode="nearest")
+
+
 class PixelShuffleUpsample(nn.Module):
     """Learned spatial upsampling: a 3x3 convolution to `factor^2` times the channels and a pixel shuffle."""
 
@@ -135,10 +149,11 @@ class PixelShuffleUpsample(nn.Module):
 class CausalMemoryStack(nn.Sequential):
     """A sequence of frame-wise layers and memory blocks, run over a chunk of a stream with explicit state."""
 
-    # set by diffusers' `enable_gradient_checkpointing`, which also sets `_gradient_checkpointing_func`
-    gradient_checkpointing = False
+    # both are set by diffusers' `enable_gradient_checkpointing`
+    gradient_checkpointing: bool = False
+    _gradient_checkpointing_func: Callable[..., tuple[torch.Tensor, torch.Tensor]]
 
-    def forward(  # type: ignore[override]
+    def forward(
         self, frames: torch.Tensor, state: CausalMemoryState | None = None
     ) -> tuple[torch.Tensor, CausalMemoryState]:
         """Runs one chunk.
@@ -236,5 +251,5 @@ def _spatial_upsample(channels: int, factor: int, nearest: bool) -> nn.Module:
     if factor == 1:
         return nn.Identity()
     if nearest:
-        return nn.Upsample(scale_factor=factor, mode="nearest")
+        return NearestUpsample(factor)
     return PixelShuffleUpsample(channels, channels, factor)

@@ -21,6 +21,7 @@ from .causal_memory import (
     CausalMemoryBlock,
     CausalMemoryStack,
     CausalMemoryState,
+    NearestUpsample,
     TemporalPool,
     conv3x3,
     make_activation,
@@ -178,7 +179,8 @@ class HRAutoencoder(ModelMixin, AutoencoderMixin, ConfigMixin):
         )
         if linear_shortcut:
             code = in_channels * self.spatial_compression_ratio**2 * self.temporal_compression_ratio
-            self.encoder_shortcut = nn.Conv2d(code, latent_channels, kernel_size=1) if self.has_encoder else None
+            if self.has_encoder:
+                self.encoder_shortcut = nn.Conv2d(code, latent_channels, kernel_size=1)
             self.decoder_shortcut = nn.Conv2d(latent_channels, code, kernel_size=1)
         # whether the networks' own pixels are in [0, 1] instead of [-1, 1]
         self.unit_range = _VARIANTS[variant].unit_range
@@ -390,8 +392,8 @@ class HRAutoencoder(ModelMixin, AutoencoderMixin, ConfigMixin):
             if isinstance(layer, nn.Conv2d):
                 radius += cell * (layer.kernel_size[0] // 2)
                 cell *= layer.stride[0]
-            elif isinstance(layer, nn.Upsample):
-                cell /= layer.scale_factor
+            elif isinstance(layer, NearestUpsample):
+                cell /= layer.factor
             elif isinstance(layer, nn.PixelShuffle):
                 cell /= layer.upscale_factor
         return math.ceil(radius) + 1

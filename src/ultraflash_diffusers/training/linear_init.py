@@ -45,9 +45,8 @@ def fit_linear_shortcut(autoencoder: HRAutoencoder, clips: Iterable[torch.Tensor
     into, out = components / spread, components * spread
     _set_pointwise(autoencoder.encoder_shortcut, into.T, -(mean @ into))
     _set_pointwise(autoencoder.decoder_shortcut, out, mean)
-    for stack in (autoencoder.encoder, autoencoder.decoder):
-        nn.init.zeros_(stack[-1].weight)
-        nn.init.zeros_(stack[-1].bias)
+    _silence(autoencoder.encoder[-1])
+    _silence(autoencoder.decoder[-1])
     return (variances.sum() / covariance.trace()).item()
 
 
@@ -72,7 +71,8 @@ def fit_linear_upsampling(
     Raises:
         ValueError: `upsampler` has no such head, or `pairs` is empty.
     """
-    if upsampler.skip_up is None or len(upsampler.skip_up) > 2:
+    head = upsampler.skip_up
+    if not isinstance(head, nn.Sequential) or len(head) > 2:
         raise ValueError("`upsampler` must be built with `residual=True` and a prime `scale`")
     gram: torch.Tensor | None = None
     for low, high in pairs:
@@ -83,15 +83,13 @@ def fit_linear_upsampling(
         gram = joined.T @ joined + (0 if gram is None else gram)
     if gram is None:
         raise ValueError("`pairs` is empty")
-    width = upsampler.skip_up[0].weight[0].numel() + 1
+    width = 9 * upsampler.config.in_channels + 1
     inputs, cross, total = gram[:width, :width], gram[:width, width:], gram[width:, width:].trace()
     damping = ridge * inputs.diagonal()[:-1].mean() * torch.eye(width, dtype=gram.dtype)
     solution = torch.linalg.solve(inputs + damping, cross)
-    upsampler.skip_up[0].weight.copy_(solution[:-1].T.reshape(upsampler.skip_up[0].weight.shape))
-    upsampler.skip_up[0].bias.copy_(solution[-1])
-    final = upsampler.final if upsampler.config.layout == "v1" else upsampler.net[-1]
-    nn.init.zeros_(final.weight)
-    nn.init.zeros_(final.bias)
+    weight = solution[:-1].T.unflatten(1, (-1, 3, 3))
+    head[0].load_state_dict({"weight": weight, "bias": solution[-1]})
+    _silence(upsampler.final if upsampler.config.layout == "v1" else upsampler.net[-1])
     samples = gram[width - 1, width - 1] * (gram.shape[0] - width)
     return ((total - 2 * (solution * cross).sum() + (solution * (inputs @ solution)).sum()) / samples).item()
 
@@ -104,18 +102,21 @@ def _fold(autoencoder: HRAutoencoder, clip: torch.Tensor) -> torch.Tensor:
 
 
 def _moments(rows: Iterable[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    count, total, products = 0, 0.0, 0.0
+    gram: torch.Tensor | None = None
     for block in rows:
-        block = block.double()
-        count += block.shape[0]
-        total = total + block.sum(0)
-        products = products + block.T @ block
-    if count == 0:
+        # the column of ones makes count, sums and products one matrix
+        block = torch.cat([torch.ones_like(block[:, :1]), block], dim=1).double()
+        gram = block.T @ block if gram is None else gram + block.T @ block
+    if gram is None:
         raise ValueError("`clips` is empty")
-    mean = total / count
-    return mean, products / count - torch.outer(mean, mean)
+    count, mean = gram[0, 0], gram[0, 1:] / gram[0, 0]
+    return mean, gram[1:, 1:] / count - torch.outer(mean, mean)
 
 
-def _set_pointwise(layer: nn.Conv2d, weight: torch.Tensor, bias: torch.Tensor) -> None:
-    layer.weight.copy_(weight[:, :, None, None])
-    layer.bias.copy_(bias)
+def _set_pointwise(layer: nn.Module, weight: torch.Tensor, bias: torch.Tensor) -> None:
+    layer.load_state_dict({"weight": weight[:, :, None, None], "bias": bias})
+
+
+def _silence(layer: nn.Module) -> None:
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
