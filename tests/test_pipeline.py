@@ -567,6 +567,8 @@ def test_a_prompt_needs_a_text_encoder():
 def test_networks_must_fit_together():
     with pytest.raises(ValueError, match="latent channels.*'autoencoder': 6"):
         run(clip(5), pipe=make_tiny_pipeline(autoencoder=make_tiny_autoencoder(latent_channels=6)))
+    with pytest.raises(ValueError, match="`group_frames` must be an integer of at least 1, got 0"):
+        run(clip(5), pipe=make_tiny_pipeline(group_frames=0))
     with pytest.raises(ValueError, match="without transformer"):
         run(clip(5), pipe=make_tiny_pipeline(transformer=None))
 

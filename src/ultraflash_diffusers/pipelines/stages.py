@@ -66,11 +66,11 @@ class LatentSegment(StreamState):
         return sum(self.kept)
 
     def join(self, other: LatentSegment) -> LatentSegment:
-        """Appends the segment that follows in the same clip."""
+        """Appends the segment that follows in the same clip, on whose device the result is."""
         pixels = None
         if self.pixels is not None and other.pixels is not None:
-            pixels = torch.cat([self.pixels, other.pixels], dim=2)
-        latents = torch.cat([self.latents, other.latents], dim=2)
+            pixels = torch.cat([self.pixels.to(other.pixels), other.pixels], dim=2)
+        latents = torch.cat([self.latents.to(other.latents), other.latents], dim=2)
         return replace(self, latents=latents, kept=self.kept + other.kept, pixels=pixels)
 
     def split(self, count: int) -> tuple[LatentSegment, LatentSegment | None]:

@@ -265,6 +265,8 @@ class UltraFlashStreamingPipeline(DiffusionPipeline, UltraFlashLoraLoaderMixin):
             num_frames=(num_frames, 1),
             num_inference_steps=(num_inference_steps, 1),
             frames_per_chunk=(frames_per_chunk, 1),
+            group_frames=(self.config.group_frames, 1),
+            kv_cache_blocks=(self.config.kv_cache_blocks, 1),
         )
         if not 0 <= condition_noise <= 1:
             raise ValueError(f"`condition_noise` must be in [0, 1], got {condition_noise}")

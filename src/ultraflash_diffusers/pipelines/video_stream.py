@@ -103,7 +103,8 @@ class VideoStream(Iterator[StreamChunk]):
         self._prompt_embeds = prompt_embeds
         self._seeds = seeds
         self._frames_done = 0 if state is None else state.frames_done
-        self._undecoded = [] if state is None else list(state.undecoded)
+        device = execution_device(pipe.autoencoder)
+        self._undecoded = [] if state is None else [segment.to(device) for segment in state.undecoded]
         self._make_stages(on_step, state)
         self._iterated = False
         self._error: Exception | None = None
@@ -149,7 +150,7 @@ class VideoStream(Iterator[StreamChunk]):
         if self._closed:
             raise StopIteration
         try:
-            with torch.no_grad():
+            with torch.no_grad(), on_cuda_stream(self._decoding_stream):
                 chunk = self._next_chunk()
         except BaseException:
             self.close()
@@ -157,6 +158,7 @@ class VideoStream(Iterator[StreamChunk]):
         if chunk is None:
             self.close()
             raise StopIteration
+        self._hand_over(chunk)
         self._bar.update(chunk.num_frames)
         return chunk
 
@@ -239,11 +241,13 @@ class VideoStream(Iterator[StreamChunk]):
         self._closed = True
         if self._worker is not None:
             self._worker.shutdown(wait=True, cancel_futures=True)
-        self._source.close()
-        self._bar.close()
-        del self._source, self._maker, self._decode
-        self._undecoded, self._ahead = [], None
-        self._pipe.maybe_free_model_hooks()
+        try:
+            self._source.close()
+        finally:
+            self._bar.close()
+            del self._source, self._maker, self._decode
+            self._undecoded, self._ahead = [], None
+            self._pipe.maybe_free_model_hooks()
 
     def __enter__(self) -> Self:
         return self
@@ -315,14 +319,17 @@ class VideoStream(Iterator[StreamChunk]):
     def _output(self, segment: LatentSegment, timings: dict[str, float]) -> torch.Tensor:
         if self._settings.output_type == "latent":
             return segment.latents
-        with on_cuda_stream(self._decoding_stream):
-            return self._decode(segment, self.size, timings)
+        return self._decode(segment, self.size, timings)
+
+    def _hand_over(self, chunk: StreamChunk) -> None:
+        """Lets the CUDA stream of whoever asked for the chunk wait for it, and keep its memory as long as needed."""
+        if self._decoding_stream is not None and isinstance(chunk.frames, torch.Tensor):
+            reader = torch.cuda.current_stream(chunk.frames.device)
+            reader.wait_stream(self._decoding_stream)
+            chunk.frames.record_stream(reader)
 
     def _postprocess(self, video: torch.Tensor) -> Frames:
         if self._settings.output_type == "latent":
             return video
-        if self._decoding_stream is not None:
-            # it is complete, but its memory must not go back to the decoder while somebody still reads it
-            video.record_stream(torch.cuda.current_stream(video.device))
         return self._pipe.video_processor.postprocess_video(video, output_type=self._settings.output_type)
 
