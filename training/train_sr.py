@@ -144,12 +144,12 @@ def main(arguments: argparse.Namespace) -> dict[str, float]:
         arguments.degraded_versions,
     )
     texts = {clip.text for clip in dataset.clips} | {text for batch in validation for text in batch.texts}
-    prompts = Prompts.embed(texts, text_pipeline(arguments.text_encoder, transformer, upsampler, autoencoder))
+    pipe = text_pipeline(arguments.text_encoder, transformer, upsampler, autoencoder, accelerator.device)
     stage = SRStage(
         transformer,
         upsampler,
         autoencoder,
-        prompts,
+        Prompts.embed(texts, pipe),
         objective,
         arguments.num_inference_steps,
         decoder_learning_rate=arguments.decoder_learning_rate if arguments.train_decoder else None,

@@ -8,11 +8,11 @@ from pathlib import Path
 from huggingface_hub import ModelCard, ModelCardData, create_repo, upload_folder
 
 # what stays at home
-PRIVATE = ["cache/**", "checkpoint-*/**", "events.out.*", "ultraflash/**"]
+PRIVATE = ["cache/**", "checkpoint-*/**", "ultraflash/**", "wandb/**"]
 
 
 def create_repository(name: str | None, output_dir: Path) -> str:
-    """Creates the repository, or finds it; before training, so that a missing login shows at once.
+    """Creates the repository, or finds it.
 
     Args:
         name (`str`, *optional*): repository; the output folder's name in the user's own space by default.

@@ -36,15 +36,19 @@ logger = logging.get_logger(__name__)
 
 
 def make_accelerator(arguments: argparse.Namespace) -> Accelerator:
-    """Makes the accelerator that the arguments ask for, and the output folder."""
+    """Makes the accelerator that the arguments ask for, the output folder and, to push to, the repository."""
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
     folders = ProjectConfiguration(project_dir=str(arguments.output_dir), logging_dir=str(arguments.output_dir))
-    return Accelerator(
+    accelerator = Accelerator(
         gradient_accumulation_steps=arguments.gradient_accumulation_steps,
         mixed_precision=arguments.mixed_precision,
         log_with=None if arguments.report_to == "none" else arguments.report_to,
         project_config=folders,
     )
+    if arguments.push_to_hub and accelerator.is_main_process:
+        # before training, so that a missing login shows at once
+        arguments.hub_model_id = create_repository(arguments.hub_model_id, arguments.output_dir)
+    return accelerator
 
 
 def train(
@@ -161,8 +165,6 @@ class _Training:
         settings = {name: _plain(value) for name, value in vars(arguments).items()}
         if self.accelerator.is_main_process:
             (arguments.output_dir / "training_arguments.json").write_text(json.dumps(settings, indent=2) + "\n")
-            if arguments.push_to_hub:
-                arguments.hub_model_id = create_repository(arguments.hub_model_id, arguments.output_dir)
         self.accelerator.init_trackers("ultraflash", {name: str(value) for name, value in settings.items()})
         if arguments.resume_from_checkpoint is not None:
             self._resume(arguments.resume_from_checkpoint)

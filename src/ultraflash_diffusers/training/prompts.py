@@ -32,6 +32,7 @@ class Prompts:
         self._embeddings, self._length, self._channels = embeddings, length, channels
 
     @classmethod
+    @torch.no_grad()
     def embed(cls, texts: Iterable[str], pipe: UltraFlashStreamingPipeline) -> Prompts:
         """Embeds texts as a pipeline does, and the empty one, which stands for a dropped text.
 
@@ -65,15 +66,17 @@ def text_pipeline(
     transformer: UltraFlashSRTransformer,
     upsampler: CausalLatentUpsampler,
     autoencoder: HRAutoencoder,
+    device: torch.device,
 ) -> UltraFlashStreamingPipeline:
     """Makes a pipeline that embeds texts, if there is an encoder.
 
     Args:
         text_encoder (`str`, *optional*): pipeline folder or repository with a UMT5 `text_encoder` and a `tokenizer`.
         transformer, upsampler, autoencoder: the pipeline's networks.
+        device (`torch.device`): where the encoder runs.
     """
     scheduler, encoder, tokenizer = FlowMatchEulerDiscreteScheduler(), None, None
     if text_encoder is not None:
-        encoder = UMT5EncoderModel.from_pretrained(text_encoder, subfolder="text_encoder")
+        encoder = UMT5EncoderModel.from_pretrained(text_encoder, subfolder="text_encoder").to(device)
         tokenizer = AutoTokenizer.from_pretrained(text_encoder, subfolder="tokenizer")
     return UltraFlashStreamingPipeline(transformer, upsampler, autoencoder, scheduler, encoder, tokenizer)

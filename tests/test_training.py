@@ -1,0 +1,516 @@
+# Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Training: losses with known values, data that can be trusted, and scripts that move what they exist to move."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import torch
+from huggingface_hub.utils import filter_repo_objects
+from PIL import Image
+from safetensors.torch import load_file
+from tiny import make_tiny_pipeline
+
+from ultraflash_diffusers import CausalLatentUpsampler, HRAutoencoder, UltraFlashSRTransformer
+from ultraflash_diffusers.degradation import Downscale
+from ultraflash_diffusers.training import hub, losses
+from ultraflash_diffusers.training.camera_motion import animate_picture
+from ultraflash_diffusers.training.data import Crop, CropDataset, batches, optical_flow, validation_crop
+from ultraflash_diffusers.training.preparation import CachedClip, Preparation, find_sources, prepare_clips
+from ultraflash_diffusers.training.prompts import Prompts
+
+SCRIPTS = Path(__file__).parent.parent / "training"
+AUTOENCODER = {
+    "variant": "ultra",
+    "latent_channels": 8,
+    "patch_size": 4,
+    "encoder_channels": [8],
+    "encoder_blocks": [1],
+    "encoder_spatial_strides": [1],
+    "encoder_temporal_strides": [4],
+    "decoder_channels": [8],
+    "decoder_blocks": [1],
+    "decoder_spatial_strides": [1],
+    "decoder_temporal_strides": [4],
+    "linear_shortcut": True,
+}
+UPSAMPLER = {"in_channels": 8, "out_channels": 8, "channels": [8], "num_blocks": [1], "residual": True}
+TRANSFORMER = {
+    "patch_size": [1, 2, 2],
+    "num_attention_heads": 2,
+    "attention_head_dim": 12,
+    "in_channels": 16,
+    "out_channels": 8,
+    "text_dim": 8,
+    "text_length": 6,
+    "freq_dim": 16,
+    "ffn_dim": 32,
+    "num_layers": 1,
+    "block_size": [2, 2, 2],
+    "reference_tokens": None,
+    "prediction_type": "detail",
+}
+BASE = {
+    "crops": "5x32x32",
+    "train_batch_size": 2,
+    "max_train_steps": 100,
+    "lr_warmup_steps": 2,
+    "learning_rate": 2e-3,
+    "validation_frames": 5,
+    "clip_frames": 9,
+    "logging_steps": 1,
+}
+
+
+def texture(seed: int, frames: int = 9, height: int = 48, width: int = 64) -> np.ndarray:
+    """Sharp shapes on a soft texture, moving together, other ones for each seed."""
+    rng = np.random.default_rng(seed)
+    rows, columns = np.mgrid[: height + frames, : width + 2 * frames]
+    canvas = np.stack(
+        [128 + 40 * np.sin((rows + columns * tilt) / rng.uniform(3, 5) + seed) for tilt in (1, 0.5, -1)], axis=-1
+    )
+    for _ in range(8):
+        top, left = rng.integers(height), rng.integers(width)
+        canvas[top : top + rng.integers(6, 16), left : left + rng.integers(6, 16)] += rng.choice([-60, 60])
+    clip = np.stack([canvas[t : t + height, 2 * t : 2 * t + width] for t in range(frames)])
+    return clip.clip(0, 255).astype(np.uint8)
+
+
+def write_video(path: Path, clip: np.ndarray) -> None:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=24, options={"crf": "5", "preset": "ultrafast"})
+        stream.height, stream.width, stream.pix_fmt = *clip.shape[1:3], "yuv420p"
+        for pixels in clip:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode(None))
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Training clips in `train`, one other in `held_out`, a cache for all tests, networks' configurations."""
+    folder = tmp_path_factory.mktemp("material")
+    for name, seeds in {"train": (1, 2, 3, 4, 5, 6), "held_out": (7,)}.items():
+        (folder / name).mkdir()
+        for seed in seeds:
+            write_video(folder / name / f"clip_{seed}.mp4", texture(seed))
+    Image.fromarray(texture(5, 1, 96, 128)[0]).save(folder / "train" / "picture.png")
+    for name, config in {"autoencoder": AUTOENCODER, "upsampler": UPSAMPLER, "transformer": TRANSFORMER}.items():
+        (folder / f"{name}.json").write_text(json.dumps(config))
+    return folder
+
+
+def script(name: str) -> ModuleType:
+    specification = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
+    assert specification is not None and specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+def run(name: str, material: Path, output_dir: Path, *flags: str, **options: Any) -> dict[str, float]:
+    """Runs a training script with command-line arguments and returns the last validation's measures."""
+    options = BASE | {"train_data_dir": material / "train", "cache_dir": material / "cache"} | options
+    arguments = [part for key, value in options.items() for part in (f"--{key}", *str(value).split(" "))]
+    flags = (*flags, "--output_dir", str(output_dir), "--validation_data_dir", str(material / "held_out"))
+    module = script(name)
+    return module.main(module.parse_arguments([*arguments, *flags]))
+
+
+def log(output_dir: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (output_dir / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def autoencoder(material: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("autoencoder")
+    flags = ("--config", str(material / "autoencoder.json"), "--linear_init", "--linear_init_batches", "20")
+    run("train_hr_autoencoder", material, folder, *flags, learning_rate=2e-3)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def upsampler(material: Path, autoencoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("upsampler")
+    flags = ("--config", str(material / "upsampler.json"), "--linear_init", "--linear_init_batches", "20")
+    run("train_latent_upsampler", material, folder, *flags, autoencoder=autoencoder)
+    return folder
+
+
+# ---- losses
+
+
+def test_charbonnier_of_known_differences() -> None:
+    target = torch.zeros(1, 3, 2, 4, 4)
+    assert losses.charbonnier(target, target).item() == pytest.approx(0.01)
+    assert losses.charbonnier(target + 0.3, target, epsilon=0.4).item() == pytest.approx(0.5)
+
+
+def test_warping_by_whole_pixels_is_a_shift() -> None:
+    frames = torch.rand(1, 3, 6, 8)
+    flow = torch.zeros(1, 2, 6, 8)
+    flow[:, 0], flow[:, 1] = 2, -1
+    warped = losses.warp(frames, flow)
+    torch.testing.assert_close(warped[..., 1:, :-2], frames[..., :-1, 2:])
+    assert warped[..., 0, :].abs().max() < 1e-5 and warped[..., -2:].abs().max() < 1e-5  # from outside
+
+
+def test_warped_loss_is_zero_where_pixels_follow_the_flow() -> None:
+    wide = torch.rand(1, 3, 8, 20)
+    clip = torch.stack([wide[..., 2 * t : 2 * t + 12] for t in range(3)], dim=2)  # contents move 2 to the left
+    flow = torch.zeros(1, 2, 2, 8, 12)
+    flow[:, :, 0] = 2
+    assert losses.warped_temporal_loss(clip, flow).item() == pytest.approx(0, abs=1e-5)
+    assert losses.warped_temporal_loss(clip, torch.zeros_like(flow)).item() > 0.1
+    # a brightness that flickers by 0.2 costs 0.2, whatever moves
+    flicker = clip + torch.tensor([0.0, 0.2, 0.0]).view(1, 1, 3, 1, 1)
+    assert losses.warped_temporal_loss(flicker, flow).item() == pytest.approx(0.2, abs=1e-4)
+
+
+def test_optical_flow_points_to_where_a_pixel_was() -> None:
+    clip = texture(7, frames=3, height=64, width=96)  # contents move 1 up and 2 to the left
+    flow = optical_flow(torch.from_numpy(clip).permute(3, 0, 1, 2)).float()
+    assert flow.shape == (2, 2, 64, 96)
+    assert flow[:, 0].median().item() == pytest.approx(2, abs=0.3)
+    assert flow[:, 1].median().item() == pytest.approx(1, abs=0.3)
+
+
+def test_temporal_difference_forgives_what_does_not_change() -> None:
+    target = torch.rand(1, 3, 4, 4, 4)
+    assert losses.temporal_difference_loss(target + 0.3, target).item() == pytest.approx(0, abs=1e-6)
+    flicker = target + torch.tensor([0.0, 0.1, 0.0, 0.1]).view(1, 1, 4, 1, 1)
+    assert losses.temporal_difference_loss(flicker, target).item() == pytest.approx(0.1, abs=1e-5)
+
+
+def test_wavelet_details_are_the_orthonormal_bands() -> None:
+    stripes = torch.tensor([1.0, -1.0]).repeat(4).expand(8, 8)
+    horizontal, vertical, diagonal = losses.wavelet_details(stripes)
+    assert horizontal.eq(2).all() and not vertical.any() and not diagonal.any()
+    assert not losses.wavelet_details(torch.ones(4, 4)).any()
+    assert losses.wavelet_loss(stripes, torch.zeros(8, 8)).item() == pytest.approx(2 / 3)
+    assert losses.detail_ratio(0.5 * stripes, stripes).item() == pytest.approx(0.5)
+
+
+def test_psnr_of_a_known_error() -> None:
+    target = torch.zeros(1, 3, 2, 4, 4)
+    assert losses.psnr(target + 0.2, target).item() == pytest.approx(20)
+    assert losses.psnr(target + 9, target + 1).item() == pytest.approx(100)  # clamped to white, which it is
+
+
+def test_pixel_loss_sums_the_terms_that_have_a_weight() -> None:
+    prediction, target = torch.full((1, 3, 2, 4, 4), 0.5), torch.zeros(1, 3, 2, 4, 4)
+    assert losses.PixelLoss(0, 2, 0, wavelet_weight=0)(prediction, target) == {"mse": torch.tensor(0.5)}
+    assert set(losses.PixelLoss(1, 1, 1, "difference", 1)(prediction, target)) == {
+        "charbonnier",
+        "mse",
+        "temporal",
+        "wavelet",
+    }
+    with pytest.raises(ValueError, match="`flow`"):
+        losses.PixelLoss()(prediction, target)
+
+
+def test_noise_levels_are_logit_normal_and_shifted() -> None:
+    sigmas = losses.sample_sigmas(20000, torch.Generator().manual_seed(0))
+    assert sigmas.min() > 0 and sigmas.max() < 1
+    assert sigmas.median().item() == pytest.approx(1.5 / 2.5, abs=0.01)
+    logits = torch.logit(losses.sample_sigmas(20000, torch.Generator().manual_seed(0), shift=1.0))
+    assert logits.mean().item() == pytest.approx(0, abs=0.03) and logits.std().item() == pytest.approx(1, abs=0.03)
+
+
+def test_conditions_are_noised_and_dropped_as_often_as_asked() -> None:
+    condition = torch.full((2000, 1, 1, 4, 4), 5.0)
+    corrupted = losses.corrupt_condition(condition, torch.Generator().manual_seed(0))
+    dropped = ~corrupted.flatten(1).any(1)
+    assert dropped.float().mean().item() == pytest.approx(0.4, abs=0.04)
+    # the noise has mean 0: what is left of the condition is 1 - share, between 0.4 and 0.6
+    left = corrupted[~dropped].mean((1, 2, 3, 4)) / 5
+    assert left.mean().item() == pytest.approx(0.5, abs=0.01)
+    assert corrupted[~dropped].std(dim=(1, 2, 3, 4)).mean().item() == pytest.approx(0.5, abs=0.03)
+    generator = torch.Generator().manual_seed(0)
+    torch.testing.assert_close(losses.corrupt_condition(condition, generator, (0, 0), 0.0), condition)
+
+
+# ---- data
+
+
+def prepared(material: Path, cache: Path, **how: Any) -> list[CachedClip]:
+    settings = {"clip_frames": 9, "scale": 2, "degradation": Downscale(2), "versions": 1} | how
+    return prepare_clips(find_sources(material / "train"), cache, Preparation(**settings))
+
+
+def test_preparation_goes_on_where_it_stopped(material: Path, tmp_path: Path) -> None:
+    clips = prepared(material, tmp_path)
+    assert [(clip.frames, clip.height, clip.width) for clip in clips[:3]] == [(9, 48, 64)] * 3
+    contents = {path: path.read_bytes() for path in tmp_path.rglob("*.npy")}
+    # as if it had been stopped while it degraded the second clip
+    (clips[1].high.parent / "index.json").unlink()
+    clips[1].lows[0].unlink()
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npy")}
+    assert prepared(material, tmp_path) == clips
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.npy")} == contents
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+
+
+def test_long_videos_are_cut_and_large_ones_made_smaller(material: Path, tmp_path: Path) -> None:
+    clips = prepared(material, tmp_path, clip_frames=4, resolution=24)
+    assert [(clip.frames, clip.height, clip.width) for clip in clips[:3]] == [(4, 24, 32), (4, 24, 32), (1, 24, 32)]
+    assert np.load(clips[0].lows[0]).shape == (4, 12, 16, 3)
+
+
+def test_metadata_names_files_and_texts(material: Path, tmp_path: Path) -> None:
+    shutil.copy(material / "train" / "clip_1.mp4", tmp_path / "one.mp4")
+    lines = [{"file_name": "one.mp4", "text": "a cat"}, {"file_name": "one.mp4"}]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert [source.text for source in find_sources(tmp_path)] == ["a cat", ""]
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "two.mp4"}')
+    with pytest.raises(FileNotFoundError, match="two.mp4"):
+        find_sources(tmp_path)
+    (tmp_path / "metadata.jsonl").write_text('{"text": "a cat"}')
+    with pytest.raises(ValueError, match="file_name"):
+        find_sources(tmp_path)
+
+
+def test_unreadable_files_are_left_out_and_said_so(
+    material: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copy(material / "train" / "clip_1.mp4", tmp_path / "good.mp4")
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    assert len(prepare_clips(find_sources(tmp_path), tmp_path / "cache", Preparation())) == 1
+    assert "broken.mp4" in caplog.text and "broken.png" in caplog.text
+    (tmp_path / "good.mp4").unlink()
+    with pytest.raises(ValueError, match="`sources`"):
+        prepare_clips(find_sources(tmp_path), tmp_path / "cache", Preparation())
+
+
+def test_pictures_get_smooth_camera_motion() -> None:
+    picture = texture(6, 1, 120, 160)[0]
+    clip = animate_picture(picture, 24, 64, np.random.default_rng(3))
+    assert clip.shape == (24, 64, 85, 3)
+    flow = optical_flow(torch.from_numpy(clip).permute(3, 0, 1, 2)).float().mean((2, 3))
+    assert flow.abs().sum() > 1  # it moves
+    assert flow.diff(dim=0).abs().max() < 0.5  # and never jerks
+    np.testing.assert_array_equal(clip, animate_picture(picture, 24, 64, np.random.default_rng(3)))
+
+
+def test_a_batch_depends_on_its_number_alone(material: Path) -> None:
+    clips = prepared(material, material / "cache")
+    dataset = CropDataset(clips, [Crop(5, 32, 32), Crop(1, 16, 48)], 2, scale=2, with_flow=False, seed=3)
+    alone, within = dataset[7], list(batches(dataset, range(6, 9), num_workers=0))[1]
+    torch.testing.assert_close(alone.high, within.high)
+    torch.testing.assert_close(alone.low, within.low)
+    assert {tuple(dataset[number].high.shape[2:]) for number in range(12)} == {(5, 32, 32), (1, 16, 48)}
+    assert not torch.equal(dataset[0].high.float().mean(), dataset[2].high.float().mean())
+
+
+def test_low_resolution_crops_show_the_same_as_high_ones(material: Path) -> None:
+    dataset = CropDataset(prepared(material, material / "cache"), [Crop(5, 32, 32)], 4, scale=2, with_flow=True)
+    for number in range(4):
+        batch = dataset[number].to(torch.device("cpu"))
+        means = torch.nn.functional.avg_pool3d(batch.high, (1, 2, 2))
+        assert (means - batch.low).abs().max() < 0.02
+        # the flow is that of these frames: mirrored and played backwards with them
+        still = losses.warped_temporal_loss(batch.high, torch.zeros_like(batch.flow))
+        assert losses.warped_temporal_loss(batch.high, batch.flow) < 0.5 * still
+
+
+def test_crops_that_do_not_fit_are_refused(material: Path) -> None:
+    clips = prepared(material, material / "cache")
+    with pytest.raises(ValueError, match="5x99x32"):
+        CropDataset(clips, [Crop(5, 99, 32)], 1)
+    with pytest.raises(ValueError, match="crop_weights"):
+        CropDataset(clips, [Crop(5, 32, 32)], 1, crop_weights=[1, 2])
+    with pytest.raises(ValueError, match="30x32"):
+        Crop(5, 30, 32).check(4, 4)
+    with pytest.raises(ValueError, match="4x32x32"):
+        Crop(4, 32, 32).check(4, 4)
+    with pytest.raises(ValueError, match="9x128"):
+        Crop.parse("9x128")
+    with pytest.raises(ValueError, match="validation needs 17"):
+        validation_crop(clips[0], 17, 8, with_low=False)
+
+
+# ---- the scripts, through their command lines
+
+
+def test_autoencoder_training_improves_the_reconstruction(autoencoder: Path) -> None:
+    measures = [line["validation/psnr"] for line in log(autoencoder) if "validation/psnr" in line]
+    assert measures[-1] > measures[0] + 0.1
+    assert HRAutoencoder.from_pretrained(autoencoder).config.latent_channels == 8
+
+
+def test_upsampler_training_improves_on_the_linear_map(upsampler: Path) -> None:
+    measures = [line["validation/psnr"] for line in log(upsampler) if "validation/psnr" in line]
+    assert measures[-1] > measures[0] + 0.02
+    assert log(upsampler)[-1]["validation/gain_over_bicubic_latents"] > 0.5
+    assert CausalLatentUpsampler.from_pretrained(upsampler).config.residual
+
+
+def networks(material: Path, autoencoder: Path, upsampler: Path) -> tuple[str, ...]:
+    config = str(material / "transformer.json")
+    return ("--config", config, "--autoencoder", str(autoencoder), "--latent_upsampler", str(upsampler))
+
+
+def test_one_step_training_improves_on_the_condition(material: Path, autoencoder: Path, tmp_path: Path) -> None:
+    # an upsampler that leaves much to do: random weights
+    torch.manual_seed(0)
+    CausalLatentUpsampler(**UPSAMPLER).save_pretrained(tmp_path / "upsampler")
+    flags = networks(material, autoencoder, tmp_path / "upsampler")
+    run("train_sr", material, tmp_path, *flags, temporal_loss="difference", learning_rate=5e-3)
+    first, last = (line for line in log(tmp_path) if "validation/psnr" in line)
+    # the output layer starts at zero: the condition comes back
+    assert first["validation/psnr"] == pytest.approx(first["validation/psnr_of_condition"], abs=1e-3)
+    assert last["validation/psnr"] > last["validation/psnr_of_condition"] + 0.5
+    assert last["validation/psnr_of_condition"] == pytest.approx(first["validation/psnr_of_condition"], abs=1e-4)
+    assert UltraFlashSRTransformer.from_pretrained(tmp_path / "transformer").proj_out.weight.any()
+
+
+def test_the_decoder_is_tuned_on_request(material: Path, autoencoder: Path, upsampler: Path, tmp_path: Path) -> None:
+    flags = (*networks(material, autoencoder, upsampler), "--train_decoder")
+    run("train_sr", material, tmp_path, *flags, max_train_steps=3, decoder_learning_rate=1e-3)
+    before, after = (
+        load_file(folder / "diffusion_pytorch_model.safetensors") for folder in (autoencoder, tmp_path / "autoencoder")
+    )
+    changed = {name.split(".")[0].split("_")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"decoder"}
+
+
+def test_flow_matching_learns_the_flow(material: Path, autoencoder: Path, upsampler: Path, tmp_path: Path) -> None:
+    config = tmp_path / "transformer.json"
+    config.write_text(json.dumps(TRANSFORMER | {"prediction_type": "flow"}))
+    flags = (*networks(material, autoencoder, upsampler), "--config", str(config), "--objective", "flow_matching")
+    run("train_sr", material, tmp_path, *flags, num_inference_steps=2, train_batch_size=4, learning_rate=5e-3)
+    losses_by_step = [line["loss"] for line in log(tmp_path) if "loss" in line]
+    assert np.mean(losses_by_step[-10:]) < 0.85 * np.mean(losses_by_step[:10])
+
+
+def test_lora_layers_alone_are_trained_and_load_into_a_pipeline(
+    material: Path, autoencoder: Path, upsampler: Path, tmp_path: Path
+) -> None:
+    pipe = make_tiny_pipeline(
+        transformer=UltraFlashSRTransformer(**TRANSFORMER),
+        latent_upsampler=CausalLatentUpsampler.from_pretrained(upsampler),
+        autoencoder=HRAutoencoder.from_pretrained(autoencoder),
+        generator=False,
+    )
+    pipe.save_pretrained(tmp_path / "pipeline")
+    folder = str(tmp_path / "pipeline")
+    flags = ("--pretrained_model_name_or_path", folder, "--autoencoder", folder, "--latent_upsampler", folder)
+    run("train_sr", material, tmp_path, *flags, "--text_encoder", folder, max_train_steps=3, rank=2)
+    weights = load_file(tmp_path / "pytorch_lora_weights.safetensors")
+    assert all("lora" in name for name in weights) and any(t.any() for n, t in weights.items() if "lora_B" in n)
+    assert not (tmp_path / "transformer").exists()
+    pipe.load_lora_weights(tmp_path)
+    assert pipe.transformer.peft_config
+
+
+@pytest.fixture
+def quick(material: Path) -> Callable[..., Path]:
+    """Runs the autoencoder's script for some steps from random weights."""
+
+    def train(output_dir: Path, *flags: str, **options: Any) -> Path:
+        flags = ("--config", str(material / "autoencoder.json"), *flags)
+        run("train_hr_autoencoder", material, output_dir, *flags, **{"max_train_steps": 6} | options)
+        return output_dir
+
+    return train
+
+
+def test_resumed_equals_uninterrupted(quick: Callable[..., Path], tmp_path: Path) -> None:
+    options = {"checkpointing_steps": 3, "gradient_accumulation_steps": 2, "dataloader_num_workers": 0}
+    whole = quick(tmp_path / "whole", "--use_ema", **options)
+    (tmp_path / "resumed").mkdir()
+    shutil.copytree(whole / "checkpoint-3", tmp_path / "resumed" / "checkpoint-3")
+    shutil.copy(whole / "log.jsonl", tmp_path / "resumed")
+    torch.manual_seed(99)
+    resumed = quick(tmp_path / "resumed", "--use_ema", "--resume_from_checkpoint", "latest", **options)
+    for file in ("diffusion_pytorch_model.safetensors", "checkpoint-6/trained.safetensors"):
+        one, other = load_file(whole / file), load_file(resumed / file)
+        assert all(torch.equal(one[name], other[name]) for name in one)
+    timeless = [[{k: v for k, v in line.items() if k != "seconds"} for line in log(run)] for run in (whole, resumed)]
+    assert timeless[0] == timeless[1]
+
+
+def test_seeds_matter_and_averaged_weights_are_others(quick: Callable[..., Path], tmp_path: Path) -> None:
+    runs = [quick(tmp_path / "a"), quick(tmp_path / "b", seed=1), quick(tmp_path / "c", "--use_ema")]
+    weights = [load_file(folder / "diffusion_pytorch_model.safetensors")["decoder_shortcut.weight"] for folder in runs]
+    assert not torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+    trained = [load_file(folder / "checkpoint-6" / "trained.safetensors") for folder in (runs[0], runs[2])]
+    assert all(torch.equal(trained[0][name], trained[1][name]) for name in trained[0])
+
+
+def test_old_checkpoints_are_deleted(quick: Callable[..., Path], tmp_path: Path) -> None:
+    quick(tmp_path, checkpointing_steps=1, checkpoints_total_limit=2)
+    assert sorted(path.name for path in tmp_path.glob("checkpoint*")) == ["checkpoint-5", "checkpoint-6"]
+
+
+def test_a_time_limit_ends_the_run_and_the_schedule(quick: Callable[..., Path], tmp_path: Path) -> None:
+    quick(tmp_path, max_train_steps=100000, max_train_seconds=0.7)
+    steps = [line for line in log(tmp_path) if "lr" in line]
+    assert 2 < len(steps) < 1000
+    assert steps[-1]["lr"] < 0.2 * max(line["lr"] for line in steps)
+
+
+def test_texts_are_embedded_as_the_pipeline_does() -> None:
+    pipe = make_tiny_pipeline(generator=False)
+    prompts = Prompts.embed(["a red ball", "the cat"], pipe)
+    expected = pipe.encode_prompt(["a red ball", ""])[0]
+    torch.testing.assert_close(prompts(["a red ball", ""]), expected)
+    assert not Prompts.embed(["a red ball"], make_tiny_pipeline(text=False, generator=False))(["a red ball"]).any()
+
+
+def test_what_is_shared_is_the_result_and_not_the_cache() -> None:
+    files = [
+        "config.json",
+        "transformer/config.json",
+        "log.jsonl",
+        "cache/clip/0000.npy",
+        "checkpoint-3/optimizer.bin",
+    ]
+    assert list(filter_repo_objects(files, ignore_patterns=hub.PRIVATE)) == files[:3]
+    card = hub.model_card("someone/upsampler", 30, {"validation/psnr": 31.25})
+    assert "# upsampler" in card.text and "| validation/psnr | 31.250 |" in card.text
+    assert card.data.library_name == "diffusers"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"crops": "5x30x32"}, "multiples of 4"),
+        ({"validation_frames": 6}, "`validation_frames`"),
+        ({"train_data_dir": "nowhere"}, "nowhere"),
+        ({"resume_from_checkpoint": "nowhere"}, "`resume_from_checkpoint` 'nowhere'"),
+    ],
+)
+def test_bad_values_are_named(
+    quick: Callable[..., Path], tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        quick(tmp_path, **options)
+
+
+def test_bad_command_lines_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    base = ["--train_data_dir", "x", "--output_dir", "y", "--autoencoder", "a", "--latent_upsampler", "b"]
+    base += ["--config", "c"]
+    for flags, message in (
+        (["--crops", "9x128"], "9x128"),
+        (["--max_train_steps", "0"], "above 0"),
+        (["--condition_noise", "0.6", "0.4"], "LOW"),
+        (["--objective", "flow_matching", "--train_decoder"], "--train_decoder"),
+    ):
+        with pytest.raises(SystemExit):
+            script("train_sr").parse_arguments([*base, *flags])
+        assert message in capsys.readouterr().err
+    config = tmp_path / "wrong.json"
+    config.write_text(json.dumps(AUTOENCODER | {"widht": 3}))
+    with pytest.raises(ValueError, match="widht"):
+        script("train_sr").new_network(HRAutoencoder, config)
