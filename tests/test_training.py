@@ -426,7 +426,7 @@ def quick(material: Path) -> Callable[..., Path]:
 
 
 def test_resumed_equals_uninterrupted(quick: Callable[..., Path], tmp_path: Path) -> None:
-    options = {"checkpointing_steps": 3, "gradient_accumulation_steps": 2, "dataloader_num_workers": 0}
+    options = {"checkpointing_steps": 3, "gradient_accumulation_steps": 2, "dataloader_num_workers": 1}
     whole = quick(tmp_path / "whole", "--use_ema", **options)
     (tmp_path / "resumed").mkdir()
     shutil.copytree(whole / "checkpoint-3", tmp_path / "resumed" / "checkpoint-3")
@@ -451,6 +451,8 @@ def test_seeds_matter_and_averaged_weights_are_others(quick: Callable[..., Path]
 def test_old_checkpoints_are_deleted(quick: Callable[..., Path], tmp_path: Path) -> None:
     quick(tmp_path, checkpointing_steps=1, checkpoints_total_limit=2)
     assert sorted(path.name for path in tmp_path.glob("checkpoint*")) == ["checkpoint-5", "checkpoint-6"]
+    with pytest.raises(ValueError, match="earlier run"):  # which a new one would overwrite
+        quick(tmp_path)
 
 
 def test_a_time_limit_ends_the_run_and_the_schedule(quick: Callable[..., Path], tmp_path: Path) -> None:

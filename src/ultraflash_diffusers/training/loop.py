@@ -104,6 +104,7 @@ class _Training:
             raise ValueError("`stage` has no parameter that requires gradients: there is nothing to train")
         self.arguments, self.accelerator, self.dataset, self.validation = arguments, accelerator, dataset, validation
         self.progress = _Progress()
+        self.checkpointed = 0  # the step of the newest checkpoint
         self.plain_stage = stage.to(accelerator.device)
         groups = stage.parameter_groups(arguments.learning_rate)
         optimizer = torch.optim.AdamW(
@@ -124,7 +125,7 @@ class _Training:
         self.stage, self.optimizer = accelerator.prepare(stage, optimizer)
         self.ema: EMAModel | None = None
         if arguments.use_ema:
-            self.ema = EMAModel(stage.trained_parameters(), decay=arguments.ema_decay)
+            self.ema = EMAModel(stage.trained_parameters(), decay=arguments.ema_decay, foreach=True)
             accelerator.register_for_checkpointing(self.ema)
         accelerator.register_for_checkpointing(self.progress)
         accelerator.register_save_state_pre_hook(self._save_weights)
@@ -132,33 +133,34 @@ class _Training:
 
     def run(self) -> dict[str, float]:
         self._start()
-        measures = self._validate() if self.progress.step == 0 else {}
-        validated = self.progress.step
+        validated, measures = self.progress.step, {}
+        if self.progress.step == 0:
+            measures = self._validate()
         started = time.monotonic() - self.progress.seconds
         sums: dict[str, torch.Tensor] = {}
-        bar = tqdm(
-            initial=self.progress.step,
-            total=self.arguments.max_train_steps,
-            desc="Training",
-            disable=not self.accelerator.is_local_main_process,
-        )
         loader = batches(self.dataset, self._batch_numbers(), self.arguments.dataloader_num_workers)
-        while self.progress.step < self.arguments.max_train_steps and not self._out_of_time():
-            self._optimise(loader, sums)
-            self.progress.step += 1
-            self.progress.seconds = self._agreed(time.monotonic() - started)
-            bar.update()
-            if self._is_due(self.arguments.logging_steps):
-                bar.set_postfix(self._log_means(sums))
-            if self._is_due(self.arguments.validation_steps):
-                measures, validated = self._validate(), self.progress.step
-            if self._is_due(self.arguments.checkpointing_steps):
-                self._checkpoint()
-        bar.close()
-        if validated != self.progress.step:
+        with self._progress_bar() as bar:
+            while self.progress.step < self.arguments.max_train_steps and not self._out_of_time():
+                self._optimise(loader, sums)
+                self.progress.step += 1
+                self.progress.seconds = self._agreed(time.monotonic() - started)
+                bar.update()
+                if self._is_due(self.arguments.logging_steps):
+                    bar.set_postfix(self._log_means(sums))
+                if self._is_due(self.arguments.validation_steps):
+                    validated, measures = self.progress.step, self._validate()
+                if self._is_due(self.arguments.checkpointing_steps):
+                    self._checkpoint()
+        if validated != self.progress.step or not measures:
             measures = self._validate()
         self._finish(measures)
         return measures
+
+    def _progress_bar(self) -> tqdm:
+        # where the time decides, the number of steps is not known
+        total = self.arguments.max_train_steps if self.arguments.max_train_seconds is None else None
+        hidden = not self.accelerator.is_local_main_process
+        return tqdm(initial=self.progress.step, total=total, desc="Training", unit="step", disable=hidden)
 
     def _start(self) -> None:
         arguments = self.arguments
@@ -168,6 +170,11 @@ class _Training:
         self.accelerator.init_trackers("ultraflash", {name: str(value) for name, value in settings.items()})
         if arguments.resume_from_checkpoint is not None:
             self._resume(arguments.resume_from_checkpoint)
+        elif _checkpoints(arguments.output_dir):
+            raise ValueError(
+                f"`output_dir` {str(arguments.output_dir)!r} holds checkpoints of an earlier run: go on with "
+                "--resume_from_checkpoint latest, or choose another folder"
+            )
         self._forget_later_lines()
 
     def _batch_numbers(self) -> range:
@@ -234,7 +241,10 @@ class _Training:
             )
         rate = self.optimizer.param_groups[0]["lr"]
         self._log({**means, "lr": rate, "seconds": round(self.progress.seconds, 1)})
-        return {name: f"{means[name]:.4g}" for name in ("loss", "psnr") if name in means}
+        shown: dict[str, str] = {name: f"{means[name]:.4g}" for name in ("loss", "psnr") if name in means}
+        if self.arguments.max_train_seconds is not None:
+            shown["left"] = f"{max(0, self.arguments.max_train_seconds - self.progress.seconds):.0f}s"
+        return shown
 
     def _log(self, values: dict[str, float]) -> None:
         self.accelerator.log(values, step=self.progress.step)
@@ -294,6 +304,7 @@ class _Training:
             limit = self.arguments.checkpoints_total_limit
             for old in _checkpoints(self.arguments.output_dir)[: -limit if limit else 0]:
                 shutil.rmtree(old)
+        self.checkpointed = self.progress.step
 
     def _resume(self, name: str) -> None:
         found = _checkpoints(self.arguments.output_dir)
@@ -306,6 +317,7 @@ class _Training:
         self.accelerator.load_state(str(folder))
         if self.ema is not None:
             self.ema.to(self.accelerator.device)
+        self.checkpointed = self.progress.step
         logger.info(f"resumed from {str(folder)!r} at step {self.progress.step}")
 
     def _save_weights(self, models: list, weights: list[dict], folder: str) -> None:
@@ -328,7 +340,7 @@ class _Training:
         models.clear()
 
     def _finish(self, measures: dict[str, float]) -> None:
-        if self.progress.step > 0:
+        if self.checkpointed != self.progress.step:
             self._checkpoint()
         if self.accelerator.is_main_process:
             self.plain_stage.eval()
