@@ -1,0 +1,157 @@
+# Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Image and video quality measures. Frames are uint8 RGB arrays [F, H, W, 3] everywhere; results are plain floats."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+LUMA = (0.299, 0.587, 0.114)
+MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+WINDOW_SIZE, WINDOW_SIGMA = 11, 1.5
+
+
+def luma(frames: np.ndarray) -> np.ndarray:
+    """BT.601 luma, full range, not rounded: float32 [F, H, W] in [0, 255]."""
+    return frames.astype(np.float32) @ np.array(LUMA, np.float32)
+
+
+def psnr(frames: np.ndarray, truth: np.ndarray) -> float:
+    """Mean over frames of the peak signal-to-noise ratio over R, G and B together, in dB; infinite if equal."""
+    _check_pair(frames, truth)
+    with np.errstate(divide="ignore"):
+        errors = [np.mean((a.astype(np.float64) - b) ** 2) for a, b in zip(frames, truth, strict=True)]
+        return float(np.mean(10 * np.log10(255**2 / np.array(errors))))
+
+
+def ssim(frames: np.ndarray, truth: np.ndarray) -> float:
+    """Structural similarity of the luma (Wang et al. 2004: 11x11 Gaussian window, sigma 1.5, windows wholly inside
+    the frame), mean over frames."""
+    return _mean_over_frames(lambda a, b: _ssim_and_contrast(a, b)[0], frames, truth)
+
+
+def ms_ssim(frames: np.ndarray, truth: np.ndarray) -> float:
+    """Multi-scale structural similarity of the luma over five scales (Wang, Simoncelli and Bovik 2003), mean over
+    frames.
+
+    Raises:
+        ValueError: If a side is too small for five scales, 161 pixels being the least.
+    """
+    smallest = (WINDOW_SIZE - 1) * 2 ** (len(MS_SSIM_WEIGHTS) - 1) + 1
+    if min(frames.shape[1:3]) < smallest:
+        raise ValueError(f"MS-SSIM needs at least {smallest} rows and columns, got {frames.shape[1:3]}.")
+    return _mean_over_frames(_ms_ssim, frames, truth)
+
+
+def _ms_ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    result = torch.ones(len(a))
+    for scale, weight in enumerate(MS_SSIM_WEIGHTS):
+        similarity, contrast = _ssim_and_contrast(a, b)
+        last = scale == len(MS_SSIM_WEIGHTS) - 1
+        # A negative mean has no real power: the usual rule counts it as no similarity at all.
+        result = result * (similarity if last else contrast).clamp_min(0) ** weight
+        a, b = (F.avg_pool2d(x, 2, padding=[side % 2 for side in x.shape[2:]]) for x in (a, b))
+    return result
+
+
+def _ssim_and_contrast(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """SSIM and its contrast-structure part, one value a frame, of [F, 1, H, W] in [0, 255]."""
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    mean_a, mean_b = _blur(a), _blur(b)
+    variance_a, variance_b = _blur(a * a) - mean_a**2, _blur(b * b) - mean_b**2
+    covariance = _blur(a * b) - mean_a * mean_b
+    contrast = (2 * covariance + c2) / (variance_a + variance_b + c2)
+    similarity = contrast * (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
+    return similarity.mean((1, 2, 3)), contrast.mean((1, 2, 3))
+
+
+def _blur(x: torch.Tensor) -> torch.Tensor:
+    offsets = torch.arange(WINDOW_SIZE, dtype=x.dtype) - WINDOW_SIZE // 2
+    window = torch.exp(-(offsets**2) / (2 * WINDOW_SIGMA**2))
+    window = window / window.sum()
+    return F.conv2d(F.conv2d(x, window.view(1, 1, -1, 1)), window.view(1, 1, 1, -1))
+
+
+def _mean_over_frames(
+    measure: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    frames: np.ndarray,
+    truth: np.ndarray,
+    batch: int = 8,
+) -> float:
+    """Mean of a per-frame measure of two luma batches, in double precision: SSIM subtracts nearly equal numbers."""
+    _check_pair(frames, truth)
+    values = []
+    for start in range(0, len(frames), batch):
+        a, b = (torch.from_numpy(luma(x[start : start + batch])).double()[:, None] for x in (frames, truth))
+        values.append(measure(a, b))
+    return float(torch.cat(values).mean())
+
+
+def _check_pair(frames: np.ndarray, truth: np.ndarray) -> None:
+    if frames.shape != truth.shape or frames.ndim != 4 or frames.shape[3] != 3 or not len(frames):
+        raise ValueError(f"frames and truth must be equal [F, H, W, 3] shapes, got {frames.shape} and {truth.shape}.")
+    if frames.dtype != np.uint8 or truth.dtype != np.uint8:
+        raise ValueError(f"frames and truth must be uint8, got {frames.dtype} and {truth.dtype}.")
+
+
+def laplacian_variance(frames: np.ndarray) -> float:
+    """No-reference sharpness: variance of the luma's Laplacian, mean over frames. Noise raises it as detail does."""
+    return float(np.mean([cv2.Laplacian(y, cv2.CV_32F).var() for y in luma(frames)]))
+
+
+@dataclass(frozen=True)
+class Motion:
+    """Where each pixel of a clip's frames came from, as found in the truth.
+
+    Args:
+        maps (`np.ndarray`): float32 [F - 1, H, W, 2]: for each pixel of frame t, its (x, y) in frame t - 1.
+        visible (`np.ndarray`): bool [F - 1, H, W]: the pixel is in the frame and not occluded in frame t - 1.
+    """
+
+    maps: np.ndarray
+    visible: np.ndarray
+
+
+def estimate_motion(truth: np.ndarray) -> Motion:
+    """DIS optical flow (Kroeger et al. 2016) between neighbouring frames, both ways.
+
+    A pixel counts as visible where the flow there and the flow back agree, by the rule of Sundaram et al. (2010).
+    """
+    flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    grey = np.round(luma(truth)).astype(np.uint8)
+    grid = np.stack(np.meshgrid(*(np.arange(n, dtype=np.float32) for n in (truth.shape[2], truth.shape[1]))), axis=-1)
+    maps, visible = [], []
+    for previous, current in zip(grey[:-1], grey[1:], strict=True):
+        # No initial flow is None, which OpenCV's type stubs do not know.
+        back = flow.calc(current, previous, None)  # type: ignore[call-overload]
+        forth = flow.calc(previous, current, None)  # type: ignore[call-overload]
+        source = grid + back
+        returned = _sample(forth, source)
+        disagreement = np.sum((back + returned) ** 2, axis=-1)
+        allowed = 0.01 * (np.sum(back**2, axis=-1) + np.sum(returned**2, axis=-1)) + 0.5
+        inside = np.all((source >= 0) & (source <= grid[-1, -1]), axis=-1)
+        maps.append(source)
+        visible.append(inside & (disagreement < allowed))
+    return Motion(np.stack(maps), np.stack(visible))
+
+
+def warping_error(frames: np.ndarray, motion: Motion) -> float:
+    """Temporal warping error: mean of `|frame_t - warp(frame_{t-1})|` over visible pixels and R, G, B, in 8-bit
+    units. The truth has an error of its own (light changes, flow is not perfect): compare with that."""
+    if len(frames) != len(motion.maps) + 1:
+        raise ValueError(f"motion of {len(motion.maps) + 1} frames does not fit {len(frames)} frames.")
+    errors = []
+    for previous, current, source, seen in zip(frames[:-1], frames[1:], motion.maps, motion.visible, strict=True):
+        errors.append(np.abs(current.astype(np.float32) - _sample(previous.astype(np.float32), source))[seen].mean())
+    return float(np.mean(errors))
+
+
+def _sample(image: np.ndarray, source: np.ndarray) -> np.ndarray:
+    """Bilinear samples of a float32 image at the (x, y) given for each pixel."""
+    x, y = source[..., 0], source[..., 1]
+    return cv2.remap(image, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
