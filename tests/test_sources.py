@@ -661,7 +661,7 @@ def test_text_generator_matches_the_published_one(name):
     frames, height, width = case.config["inputs"]["noise_0"][2:]
     source = source_of(
         None,
-        generator=case.generator(),
+        generator=case.network(),
         prompt_embeds=case.input("context"),
         noise=RecordedNoise(case),
         height=8 * height,

@@ -32,8 +32,7 @@ class Case:
         """The network with the case's weights, as the converter makes it from published keys."""
         weights = fill_layout(REFERENCE / "layouts" / f"{self.name}.json")
         settings = {name: value for name, value in self.config.items() if name not in _DRIVING}
-        tuples = {name: tuple(value) for name, value in settings.items() if isinstance(value, list)}
-        return from_original(weights, **settings | tuples)
+        return from_original(weights, **settings)
 
 
 def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:

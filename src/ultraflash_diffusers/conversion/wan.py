@@ -82,7 +82,9 @@ def recognize_transformer(weights: Mapping[str, torch.Tensor], given: Mapping[st
             f"a Wan transformer with {in_channels} input and {out_channels} output channels is neither an SR "
             f"transformer (twice as many, 32 and 16) nor a text-to-video generator (as many, 16 and 16)"
         )
-    settings = Settings({name: _PUBLISHED_VALUES.get((name, value), value) for name, value in given.items()}, network)
+    hashable = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    published = {name: _PUBLISHED_VALUES.get((name, value), value) for name, value in hashable.items()}
+    settings = Settings(published, network)
     config = _shared_config(weights, settings, network, spelling, num_layers)
     config |= {"in_channels": settings.agree(in_channels, "in_channels", "in_dim")}
     config |= {"out_channels": settings.agree(out_channels, "out_channels", "out_dim")}

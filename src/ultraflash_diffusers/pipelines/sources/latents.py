@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from ...models.hr_autoencoder import HRAutoencoder
 from ...models.stream_state import StreamState
+from ..devices import execution_device
 from .base import Source, SourceChunk, SourceEndedError, padded_size, stage_timer
 
 
@@ -78,7 +79,7 @@ class LatentsSource(Source):
         try:
             while self.num_frames is None or self._state.frames < self.num_frames:
                 timings: dict[str, float] = {}
-                with stage_timer(timings, "source", self._autoencoder.device):
+                with stage_timer(timings, "source", execution_device(self._autoencoder)):
                     piece = next(self._pieces, None)
                 if piece is None:
                     break
@@ -105,7 +106,7 @@ class LatentsSource(Source):
         return SourceChunk(self._padded(latents), num_frames, restart=clip_starts and position > 0, timings=timings)
 
     def _padded(self, latents: torch.Tensor) -> torch.Tensor:
-        latents = latents.to(self._autoencoder.device, self._autoencoder.dtype)
+        latents = latents.to(execution_device(self._autoencoder), self._autoencoder.dtype)
         height, width = latents.shape[-2:]
         padded_height, padded_width = padded_size(
             height, width, self._multiple_of // self._autoencoder.spatial_compression_ratio

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from ...models.hr_autoencoder import AutoencoderStreamState, HRAutoencoder
 from ...models.stream_state import StreamState
+from ..devices import execution_device
 from .base import Source, SourceChunk, SourceEndedError, padded_size, stage_timer
 
 
@@ -71,7 +72,7 @@ class PixelSource(Source):
         self._autoencoder = autoencoder
         self._latent_frames = latent_frames
         self._multiple_of = multiple_of
-        self._state = None if state is None else state.to(autoencoder.device)
+        self._state = None if state is None else state.to(execution_device(autoencoder))
         self._position = first_frame
         self._failure: Exception | None = None
         self._timings: dict[str, float] = {}
@@ -110,7 +111,7 @@ class PixelSource(Source):
         done = 0 if self._state is None else self._state.frames
         try:
             while self.num_frames is None or self._position < self.num_frames:
-                with stage_timer(self._timings, "source", self._autoencoder.device):
+                with stage_timer(self._timings, "source", execution_device(self._autoencoder)):
                     piece = next(self._pieces, None)
                 if piece is None:
                     return
@@ -147,7 +148,7 @@ class PixelSource(Source):
     def _encode(self, frames: torch.Tensor) -> SourceChunk:
         state = self._state
         timings, self._timings = self._timings, {}
-        device, dtype = self._autoencoder.device, self._autoencoder.dtype
+        device, dtype = execution_device(self._autoencoder), self._autoencoder.dtype
         num_frames = frames.shape[2]
         with stage_timer(timings, "encoder", device), torch.no_grad():
             pixels = self._padded(frames.to(device, dtype))

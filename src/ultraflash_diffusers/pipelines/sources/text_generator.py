@@ -15,6 +15,7 @@ from ...models.causal_wan_transformer import CausalWanStreamState, CausalWanTran
 from ...models.hr_autoencoder import HRAutoencoder
 from ...models.stream_state import StreamState
 from ..cache_management import DynamicCacheManagement
+from ..devices import execution_device
 from .base import FrameNoise, Source, SourceChunk, padded_size, stage_timer
 from .frames import frames_to_pixels
 
@@ -127,7 +128,7 @@ class TextGeneratorSource(Source):
         if state is None:
             given = self._given_latents(first_frames, first_latents)
             state = TextGeneratorState(self._new_stream(window_frames, sink_frames), given=given)
-        self._state = state.to(generator.device)
+        self._state = state.to(execution_device(generator))
 
     def state(self) -> TextGeneratorState:
         return self._state
@@ -139,7 +140,7 @@ class TextGeneratorSource(Source):
             raise ValueError(
                 f"`prompt_embeds` must have shape [{batch}, length, {expected[1]}], got {tuple(prompt_embeds.shape)}"
             )
-        self._prompt_embeds = prompt_embeds.to(self._generator.device, self._generator.dtype)
+        self._prompt_embeds = prompt_embeds.to(execution_device(self._generator), self._generator.dtype)
 
     def _chunks(self) -> Iterator[SourceChunk]:
         while self.num_frames is None or self._state.frames < self.num_frames:
@@ -149,7 +150,7 @@ class TextGeneratorSource(Source):
     def _next_chunk(self) -> SourceChunk:
         state = self._state
         timings: dict[str, float] = {}
-        with stage_timer(timings, "generator", self._generator.device):
+        with stage_timer(timings, "generator", execution_device(self._generator)):
             if state.given is not None:
                 latents, network, statistics = self._take_given(state.given[:, :, : self._chunk_frames])
                 rest = state.given[:, :, self._chunk_frames :]
@@ -198,7 +199,7 @@ class TextGeneratorSource(Source):
         return latents, network, statistics
 
     def _fresh_noise(self, role: str, start: int) -> torch.Tensor:
-        return self._noise(role, start, self._chunk_frames, self._shape).to(self._generator.device)
+        return self._noise(role, start, self._chunk_frames, self._shape).to(execution_device(self._generator))
 
     def _pass(
         self, latents: torch.Tensor, sigma: float, state: CausalWanStreamState, commit: bool
@@ -213,7 +214,7 @@ class TextGeneratorSource(Source):
 
     def _quality(self, latents: torch.Tensor) -> float:
         """Scores the chunk's last latent frame, decoded by itself."""
-        last = latents[:, :, -1:].to(self._autoencoder.device, self._autoencoder.dtype)
+        last = latents[:, :, -1:].to(execution_device(self._autoencoder), self._autoencoder.dtype)
         return self._policy.quality(self._autoencoder.decode(last).sample[:, :, -1])
 
     def _latent_size(self, height: int, width: int, multiple_of: int) -> tuple[int, int]:
@@ -270,7 +271,7 @@ class TextGeneratorSource(Source):
                 f"`first_latents` has {frames} frames, the generator works on {self._generator.config.patch_size[0]} "
                 "at a time"
             )
-        return first_latents.to(self._generator.device, torch.float32)
+        return first_latents.to(execution_device(self._generator), torch.float32)
 
     @torch.no_grad()
     def _encoded(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -284,5 +285,5 @@ class TextGeneratorSource(Source):
             raise ValueError(f"`first_frames` are {frames}, expected {ratio} n + 1 of them")
         spatial = self._autoencoder.spatial_compression_ratio
         bottom, right = self._shape[1] * spatial - height, self._shape[2] * spatial - width
-        pixels = pixels.to(self._autoencoder.device, self._autoencoder.dtype)
+        pixels = pixels.to(execution_device(self._autoencoder), self._autoencoder.dtype)
         return self._autoencoder.encode(F.pad(pixels, (0, right, 0, bottom, 0, 0), mode="replicate")).latents
