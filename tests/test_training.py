@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +21,7 @@ from huggingface_hub.utils import filter_repo_objects
 from PIL import Image
 from safetensors.torch import load_file
 from tiny import make_tiny_pipeline
+from torch.nn.modules.module import register_module_forward_hook
 
 from ultraflash_diffusers import CausalLatentUpsampler, HRAutoencoder, UltraFlashSRTransformer
 from ultraflash_diffusers.degradation import Downscale
@@ -440,6 +443,32 @@ def test_resumed_equals_uninterrupted(quick: Callable[..., Path], tmp_path: Path
     assert timeless[0] == timeless[1]
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_interrupted_run_loses_nothing(quick: Callable[..., Path], tmp_path: Path, workers: int) -> None:
+    options = {"checkpointing_steps": 1000, "dataloader_num_workers": workers}
+    whole, stopped, steps = quick(tmp_path / "whole", **options), tmp_path / "stopped", []
+
+    def interrupt_third_step(module: torch.nn.Module, *_: object) -> None:
+        if type(module).__name__ == "AutoencoderStage":
+            steps.append(module)
+            if len(steps) == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    hook = register_module_forward_hook(interrupt_third_step)
+    try:
+        with pytest.raises(SystemExit) as stop:
+            quick(stopped, **options)
+    finally:
+        hook.remove()
+    assert stop.value.code == 128 + signal.SIGTERM and signal.getsignal(signal.SIGTERM) == before
+    assert [path.name for path in stopped.glob("checkpoint*")] == ["checkpoint-3"]
+    quick(stopped, "--resume_from_checkpoint", "latest", **options)
+    one, other = (load_file(folder / "checkpoint-6" / "trained.safetensors") for folder in (whole, stopped))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert [line["step"] for line in log(stopped)] == [line["step"] for line in log(whole)]
+
+
 def test_seeds_matter_and_averaged_weights_are_others(quick: Callable[..., Path], tmp_path: Path) -> None:
     runs = [quick(tmp_path / "a"), quick(tmp_path / "b", seed=1), quick(tmp_path / "c", "--use_ema")]
     weights = [load_file(folder / "diffusion_pytorch_model.safetensors")["decoder_shortcut.weight"] for folder in runs]
@@ -452,7 +481,8 @@ def test_old_checkpoints_are_deleted(quick: Callable[..., Path], tmp_path: Path)
     quick(tmp_path, checkpointing_steps=1, checkpoints_total_limit=2)
     assert sorted(path.name for path in tmp_path.glob("checkpoint*")) == ["checkpoint-5", "checkpoint-6"]
     with pytest.raises(ValueError, match="earlier run"):  # which a new one would overwrite
-        quick(tmp_path)
+        quick(tmp_path, seed=1)
+    assert json.loads((tmp_path / "training_arguments.json").read_text())["seed"] == 0
 
 
 def test_a_time_limit_ends_the_run_and_the_schedule(quick: Callable[..., Path], tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -158,8 +159,20 @@ def batches(dataset: CropDataset, numbers: Sequence[int], num_workers: int) -> I
     """
     # a generator of its own: the loader takes nothing from the global one, whatever `num_workers` is
     generator = torch.Generator()
-    loader = DataLoader(dataset, batch_size=None, sampler=numbers, num_workers=num_workers, generator=generator)
+    loader = DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=numbers,
+        num_workers=num_workers,
+        generator=generator,
+        worker_init_fn=_leave_interruptions_to_the_main_process,
+    )
     return iter(loader)
+
+
+def _leave_interruptions_to_the_main_process(worker: int) -> None:
+    # Ctrl-C reaches the whole process group, but the step in progress still needs its batches
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def validation_crop(clip: CachedClip, frames: int, spatial: int, with_low: bool) -> Batch:

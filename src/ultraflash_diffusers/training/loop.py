@@ -11,11 +11,14 @@ import argparse
 import json
 import os
 import shutil
+import signal
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -73,6 +76,8 @@ def train(
     Raises:
         ValueError: nothing to train, or a checkpoint that is not there.
         FloatingPointError: the loss became infinite or not a number.
+        SystemExit: the run was interrupted (Ctrl-C, or a request to terminate); the step in progress was finished and
+            a checkpoint written, from which it can be resumed.
     """
     return _Training(stage, dataset, validation, arguments, accelerator).run()
 
@@ -89,6 +94,29 @@ class _Progress:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.step, self.seconds = state["step"], state["seconds"]
+
+
+class _Interruption:
+    """Turns the first Ctrl-C or request to terminate into `signal`; a second one acts at once.
+
+    Signals reach the main thread alone: in another one nothing is watched.
+    """
+
+    def __init__(self) -> None:
+        self.signal = 0
+
+    def __enter__(self) -> _Interruption:
+        watched = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+        self._before = {number: signal.signal(number, self._note) for number in watched}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.signal = number
+        self.__exit__()
 
 
 class _Training:
@@ -139,7 +167,7 @@ class _Training:
         started = time.monotonic() - self.progress.seconds
         sums: dict[str, torch.Tensor] = {}
         loader = batches(self.dataset, self._batch_numbers(), self.arguments.dataloader_num_workers)
-        with self._progress_bar() as bar:
+        with self._progress_bar() as bar, _Interruption() as interruption:
             while self.progress.step < self.arguments.max_train_steps and not self._out_of_time():
                 self._optimise(loader, sums)
                 self.progress.step += 1
@@ -149,8 +177,11 @@ class _Training:
                     bar.set_postfix(self._log_means(sums))
                 if self._is_due(self.arguments.validation_steps):
                     validated, measures = self.progress.step, self._validate()
-                if self._is_due(self.arguments.checkpointing_steps):
+                interrupted = self._agreed_maximum(interruption.signal)
+                if interrupted or self._is_due(self.arguments.checkpointing_steps):
                     self._checkpoint()
+                if interrupted:
+                    raise SystemExit(128 + interrupted)
         if validated != self.progress.step or not measures:
             measures = self._validate()
         self._finish(measures)
@@ -164,10 +195,6 @@ class _Training:
 
     def _start(self) -> None:
         arguments = self.arguments
-        settings = {name: _plain(value) for name, value in vars(arguments).items()}
-        if self.accelerator.is_main_process:
-            (arguments.output_dir / "training_arguments.json").write_text(json.dumps(settings, indent=2) + "\n")
-        self.accelerator.init_trackers("ultraflash", {name: str(value) for name, value in settings.items()})
         if arguments.resume_from_checkpoint is not None:
             self._resume(arguments.resume_from_checkpoint)
         elif _checkpoints(arguments.output_dir):
@@ -175,6 +202,10 @@ class _Training:
                 f"`output_dir` {str(arguments.output_dir)!r} holds checkpoints of an earlier run: go on with "
                 "--resume_from_checkpoint latest, or choose another folder"
             )
+        settings = {name: _plain(value) for name, value in vars(arguments).items()}
+        if self.accelerator.is_main_process:
+            (arguments.output_dir / "training_arguments.json").write_text(json.dumps(settings, indent=2) + "\n")
+        self.accelerator.init_trackers("ultraflash", {name: str(value) for name, value in settings.items()})
         self._forget_later_lines()
 
     def _batch_numbers(self) -> range:
@@ -225,6 +256,12 @@ class _Training:
         if self.accelerator.num_processes == 1 or self.arguments.max_train_seconds is None:
             return seconds
         return self.accelerator.reduce(torch.tensor(seconds, device=self.accelerator.device), "mean").item()
+
+    def _agreed_maximum(self, number: int) -> int:
+        """The largest of the processes' numbers: one that was interrupted stops them all at the same step."""
+        if self.accelerator.num_processes == 1:
+            return number
+        return int(self.accelerator.gather(torch.tensor(number, device=self.accelerator.device)).max())
 
     def _is_due(self, interval: int) -> bool:
         return self.progress.step % interval == 0
