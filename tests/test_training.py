@@ -477,6 +477,14 @@ def test_seeds_matter_and_averaged_weights_are_others(quick: Callable[..., Path]
     assert all(torch.equal(trained[0][name], trained[1][name]) for name in trained[0])
 
 
+def test_processes_that_would_train_alone_are_refused(
+    quick: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="2 processes were launched"):
+        quick(tmp_path)
+
+
 def test_old_checkpoints_are_deleted(quick: Callable[..., Path], tmp_path: Path) -> None:
     quick(tmp_path, checkpointing_steps=1, checkpoints_total_limit=2)
     assert sorted(path.name for path in tmp_path.glob("checkpoint*")) == ["checkpoint-5", "checkpoint-6"]

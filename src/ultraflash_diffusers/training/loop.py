@@ -39,7 +39,11 @@ logger = logging.get_logger(__name__)
 
 
 def make_accelerator(arguments: argparse.Namespace) -> Accelerator:
-    """Makes the accelerator that the arguments ask for, the output folder and, to push to, the repository."""
+    """Makes the accelerator that the arguments ask for, the output folder and, to push to, the repository.
+
+    Raises:
+        ValueError: the launcher started several processes that do not know of each other.
+    """
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
     folders = ProjectConfiguration(project_dir=str(arguments.output_dir), logging_dir=str(arguments.output_dir))
     accelerator = Accelerator(
@@ -48,6 +52,13 @@ def make_accelerator(arguments: argparse.Namespace) -> Accelerator:
         log_with=None if arguments.report_to == "none" else arguments.report_to,
         project_config=folders,
     )
+    launched = int(os.environ.get("WORLD_SIZE", 1))
+    if launched != accelerator.num_processes:
+        # without a GPU, torchrun's processes would all train alone, and write to the same folder
+        raise ValueError(
+            f"{launched} processes were launched, but each would train alone: use `accelerate launch`, or "
+            "set ACCELERATE_USE_CPU=true where there is no GPU"
+        )
     if arguments.push_to_hub and accelerator.is_main_process:
         # before training, so that a missing login shows at once
         arguments.hub_model_id = create_repository(arguments.hub_model_id, arguments.output_dir)
