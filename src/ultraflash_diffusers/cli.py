@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
+from .commands.demo import add_demo
 
 if TYPE_CHECKING:
     SubParsers = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -131,7 +132,7 @@ def _setting(text: str) -> tuple[str, Any]:
         return key.strip(), value.strip()
 
 
-_COMMANDS: tuple[Callable[[SubParsers], argparse.ArgumentParser], ...] = (_add_convert,)
+_COMMANDS: tuple[Callable[[SubParsers], argparse.ArgumentParser], ...] = (_add_convert, add_demo)
 
 
 if __name__ == "__main__":
