@@ -25,7 +25,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from benchmarks import metrics
 from benchmarks.clips import CRF, ClipPair, prepare_clip
+from benchmarks.ours import ours
 from benchmarks.peers import Method, peers
+from ultraflash_diffusers import default_checkpoint
 
 CLIPS = ("clip_10", "clip_12", "clip_16")
 HEIGHT, WIDTH = 384, 640
@@ -185,6 +187,7 @@ def draw_strip(rows: list[tuple[str, dict[str, np.ndarray]]]) -> Image.Image:
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=Path, required=True, help="folder with the validation clips")
+    parser.add_argument("--checkpoint", default=str(default_checkpoint()), help="ours (default: the packaged one)")
     parser.add_argument("--names", nargs="+", default=CLIPS, help="clips to use, without .mp4 (default: %(default)s)")
     parser.add_argument("--cache", type=Path, help="folder for prepared clips (default: prepare them anew)")
     parser.add_argument("--frames", type=int, help="use only the first frames of each clip (default: all)")
@@ -210,7 +213,7 @@ def main() -> None:
     facts = machine_facts(options.threads)
     torch.set_num_threads(options.threads)
     cv2.setNumThreads(options.threads)
-    methods = peers(options.threads)
+    methods = [*peers(options.threads), *ours(options.checkpoint)]
     clips = []
     for name in options.names:
         clip = prepare_clip(options.clips / f"{name}.mp4", HEIGHT, WIDTH, options.cache)

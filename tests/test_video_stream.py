@@ -383,7 +383,8 @@ def test_an_endless_stream_takes_constant_memory():
         if number in (10, 20, 60):
             gc.collect()
             stream.state()  # waits for what is being made
-            tensors = (value for value in gc.get_objects() if isinstance(value, torch.Tensor))
+            # real ones: what torch.compile traced in other tests has symbols for sizes
+            tensors = (value for value in gc.get_objects() if type(value) is torch.Tensor)
             totals[number] = sum(value.untyped_storage().nbytes() for value in tensors)
         if chunk.frame_range[1] > 960:
             break

@@ -18,7 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
+from .commands.benchmark import add_benchmark
 from .commands.demo import add_demo
+from .commands.generate import add_generate
+from .commands.upscale import add_upscale
 
 if TYPE_CHECKING:
     SubParsers = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -132,7 +135,13 @@ def _setting(text: str) -> tuple[str, Any]:
         return key.strip(), value.strip()
 
 
-_COMMANDS: tuple[Callable[[SubParsers], argparse.ArgumentParser], ...] = (_add_convert, add_demo)
+_COMMANDS: tuple[Callable[[SubParsers], argparse.ArgumentParser], ...] = (
+    add_generate,
+    add_upscale,
+    _add_convert,
+    add_benchmark,
+    add_demo,
+)
 
 
 if __name__ == "__main__":

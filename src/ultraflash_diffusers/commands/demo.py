@@ -7,6 +7,8 @@ import argparse
 import json
 from typing import TYPE_CHECKING
 
+from .pipeline_options import add_pipeline_options, load_pipeline
+
 if TYPE_CHECKING:
     SubParsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -18,15 +20,7 @@ def add_demo(commands: SubParsers) -> argparse.ArgumentParser:
         help="the demo in a browser",
         description="Starts the demo and prints its address; open that in a browser. Ctrl+C ends it.",
     )
-    command.add_argument(
-        "--checkpoint", metavar="FOLDER", help="folder or Hub name of a pipeline; the packaged one by default"
-    )
-    command.add_argument("--device", help="where to run, e.g. cuda:1; a GPU by default, if there is one")
-    command.add_argument(
-        "--dtype",
-        choices=("float32", "float16", "bfloat16"),
-        help="precision; bfloat16 on a GPU and float32 on a CPU by default",
-    )
+    add_pipeline_options(command)
     command.add_argument("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 lets other machines in")
     command.add_argument("--port", type=int, help="port to listen at; the first free one from 7860 by default")
     command.add_argument("--share", action="store_true", help="make a public link, by way of Gradio's servers")
@@ -39,18 +33,10 @@ def _run(options: argparse.Namespace) -> None:
         import gradio  # noqa: F401
     except ImportError as error:
         raise ValueError("the demo needs Gradio: pip install 'ultraflash_diffusers[demo]'") from error
-    import torch
-
-    from .. import UltraFlashStreamingPipeline, default_checkpoint
     from ..demo import build_demo, example_clips, launch_demo
 
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = options.dtype or ("float32" if device == "cpu" else "bfloat16")
-    checkpoint = options.checkpoint or default_checkpoint()
-    pipe = UltraFlashStreamingPipeline.from_pretrained(checkpoint, dtype=getattr(torch, dtype)).to(device)
-    pipe.set_progress_bar_config(disable=True)
     examples = example_clips()
-    page = build_demo(pipe, examples)
+    page = build_demo(load_pipeline(options), examples)
     where = {"server_name": options.host, "server_port": options.port, "share": options.share}
     _, local, public = launch_demo(page, examples, prevent_thread_lock=True, quiet=True, **where)
     url = public or local

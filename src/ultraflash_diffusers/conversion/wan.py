@@ -54,6 +54,14 @@ _RELEASED_HEAD_DIM = 128
 _PUBLISHED_VALUES = {("qk_norm", True): "rms_norm_across_heads", ("local_attn_size", -1): None}
 
 
+def _published_value(name: str, value: Any) -> Any:
+    """Says a published config's value as ours does."""
+    for (published_name, published), ours in _PUBLISHED_VALUES.items():
+        if name == published_name and value == published:
+            return ours
+    return value
+
+
 def recognize_transformer(weights: Mapping[str, torch.Tensor], given: Mapping[str, Any]) -> Recognition:
     """Recognises an SR transformer or a generator by its channels, and reads its sizes.
 
@@ -82,8 +90,7 @@ def recognize_transformer(weights: Mapping[str, torch.Tensor], given: Mapping[st
             f"a Wan transformer with {in_channels} input and {out_channels} output channels is neither an SR "
             f"transformer (twice as many, 32 and 16) nor a text-to-video generator (as many, 16 and 16)"
         )
-    hashable = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
-    published = {name: _PUBLISHED_VALUES.get((name, value), value) for name, value in hashable.items()}
+    published = {name: _published_value(name, value) for name, value in given.items()}
     settings = Settings(published, network)
     config = _shared_config(weights, settings, network, spelling, num_layers)
     config |= {"in_channels": settings.agree(in_channels, "in_channels", "in_dim")}
