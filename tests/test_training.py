@@ -202,6 +202,36 @@ def test_wavelet_details_are_the_orthonormal_bands() -> None:
     assert losses.detail_ratio(0.5 * stripes, stripes).item() == pytest.approx(0.5)
 
 
+def test_contrast_asks_for_the_strength_of_details_and_not_for_their_place() -> None:
+    fine = torch.tensor([1.0, -1.0]).repeat(16).expand(1, 3, 2, 32, 32)
+    broad = torch.tensor([1.0, 1.0, -1.0, -1.0]).repeat(8).expand(1, 3, 2, 32, 32)
+    nothing = torch.zeros(1, 3, 2, 32, 32)
+    # one of three bands is 2 everywhere, at the first scale for the fine stripes and at the second for the broad ones
+    strength = (4 / 3 + 1e-5) ** 0.5 - 1e-5**0.5
+    assert losses.contrast_loss(fine, nothing).item() == pytest.approx(strength, rel=1e-4)
+    assert losses.contrast_loss(broad, nothing).item() == pytest.approx(strength, rel=1e-4)
+    assert losses.contrast_loss(broad, fine).item() == pytest.approx(2 * strength, rel=1e-4)
+    assert losses.contrast_loss(fine.roll(1, dims=-1), fine).item() == 0
+    assert [tuple(scale.shape) for scale in losses.local_contrast(fine)] == [(3, 2, 4, 4), (3, 2, 2, 2)]
+
+
+def test_structural_similarity_of_one_window() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, y = 2 * torch.rand(2, 1, 3, 1, 11, 11, generator=generator) - 1
+    pictures = [(np.einsum("chw,c->hw", each[0, :, 0].numpy(), [0.299, 0.587, 0.114]) + 1) / 2 for each in (x, y)]
+    bell = np.exp(-((np.arange(11) - 5) ** 2) / 4.5)
+    window = np.outer(bell, bell).ravel() / bell.sum() ** 2
+    a, b = (picture.ravel() @ window for picture in pictures)
+    (va, c), (_, vb) = np.cov([picture.ravel() for picture in pictures], bias=True, aweights=window)
+    expected = (2 * a * b + 1e-4) * (2 * c + 9e-4) / ((a**2 + b**2 + 1e-4) * (va + vb + 9e-4))
+    assert losses.ssim_loss(x, y).item() == pytest.approx(1 - expected, abs=1e-5)
+    assert losses.ssim_loss(x, x).item() == pytest.approx(0, abs=1e-6)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert losses.ssim_loss(x, y).item() == pytest.approx(1 - expected, abs=1e-5)
+    with pytest.raises(ValueError, match="10x11"):
+        losses.ssim_loss(x[..., 1:, :], y[..., 1:, :])
+
+
 def test_psnr_of_a_known_error() -> None:
     target = torch.zeros(1, 3, 2, 4, 4)
     assert losses.psnr(target + 0.2, target).item() == pytest.approx(20)
@@ -209,13 +239,15 @@ def test_psnr_of_a_known_error() -> None:
 
 
 def test_pixel_loss_sums_the_terms_that_have_a_weight() -> None:
-    prediction, target = torch.full((1, 3, 2, 4, 4), 0.5), torch.zeros(1, 3, 2, 4, 4)
+    prediction, target = torch.full((1, 3, 2, 16, 16), 0.5), torch.zeros(1, 3, 2, 16, 16)
     assert losses.PixelLoss(0, 2, 0, wavelet_weight=0)(prediction, target) == {"mse": torch.tensor(0.5)}
-    assert set(losses.PixelLoss(1, 1, 1, "difference", 1)(prediction, target)) == {
+    assert set(losses.PixelLoss(1, 1, 1, "difference", 1, 1, 1)(prediction, target)) == {
         "charbonnier",
         "mse",
         "temporal",
         "wavelet",
+        "ssim",
+        "contrast",
     }
     with pytest.raises(ValueError, match="`flow`"):
         losses.PixelLoss()(prediction, target)

@@ -15,6 +15,15 @@ from .losses import PixelLoss
 
 T = TypeVar("T", int, float)
 
+PIXEL_LOSS_WEIGHTS = (
+    "charbonnier_weight",
+    "mse_weight",
+    "temporal_weight",
+    "wavelet_weight",
+    "ssim_weight",
+    "contrast_weight",
+)
+
 
 def training_parser(
     description: str, crops: str = "9x128x128", learning_rate: float = 2e-4
@@ -39,7 +48,7 @@ def add_pixel_loss_arguments(parser: argparse.ArgumentParser, **weights: float) 
     """Adds the weights of [`PixelLoss`], whose defaults `weights` override."""
     group = parser.add_argument_group("pixel loss")
     default = PixelLoss(**weights)  # type: ignore[arg-type]
-    for name in ("charbonnier_weight", "mse_weight", "temporal_weight", "wavelet_weight"):
+    for name in PIXEL_LOSS_WEIGHTS:
         group.add_argument(f"--{name}", type=non_negative(float), default=getattr(default, name), help=" ")
     group.add_argument(
         "--temporal_loss",
@@ -51,13 +60,8 @@ def add_pixel_loss_arguments(parser: argparse.ArgumentParser, **weights: float) 
 
 def pixel_loss(arguments: argparse.Namespace) -> PixelLoss:
     """Makes the loss that [`add_pixel_loss_arguments`]'s arguments describe."""
-    return PixelLoss(
-        arguments.charbonnier_weight,
-        arguments.mse_weight,
-        arguments.temporal_weight,
-        arguments.temporal_loss,
-        arguments.wavelet_weight,
-    )
+    weights = {name: getattr(arguments, name) for name in PIXEL_LOSS_WEIGHTS}
+    return PixelLoss(**weights, temporal_loss=arguments.temporal_loss)
 
 
 def positive(kind: Callable[[str], T]) -> Callable[[str], T]:

@@ -88,6 +88,91 @@ def wavelet_loss(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor
     return (wavelet_details(prediction) - wavelet_details(target)).abs().mean()
 
 
+def local_contrast(pixels: torch.Tensor, scales: int = 2) -> list[torch.Tensor]:
+    """How strong the details are around each place: the root of their mean energy in windows of 8 pixels a side.
+
+    The energy is that of [`wavelet_details`]; each further scale looks at the picture made half as large.
+
+    Args:
+        pixels (`torch.Tensor`): `[batch, channels, frames, height, width]`, height and width multiples of `2 ** scales`
+            and at least `4 * 2 ** scales`.
+        scales (`int`, *optional*, defaults to 2): how many.
+
+    Returns:
+        list of `torch.Tensor`: `[batch * channels, frames, height / 8, width / 8]`, then half as high and wide each.
+    """
+    pixels, contrasts = pixels.flatten(0, 1), []
+    for _ in range(scales):
+        energy = F.avg_pool2d(wavelet_details(pixels).square().mean(0), kernel_size=4)
+        # the root has no gradient at zero
+        contrasts.append((energy + 1e-5).sqrt())
+        pixels = F.avg_pool2d(pixels, kernel_size=2)
+    return contrasts
+
+
+def contrast_loss(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """L1 distance of [`local_contrast`], summed over two scales: as much detail as the target, wherever it lies.
+
+    A pixel-wise loss is lowest for the mean of all plausible details, which is blurred; this one asks for their
+    strength and not for their position.
+
+    Args:
+        prediction (`torch.Tensor`): `[batch, channels, frames, height, width]`, height and width multiples of 4 and at
+            least 16.
+        target (`torch.Tensor`): the same shape.
+    """
+    pairs = zip(local_contrast(prediction), local_contrast(target), strict=True)
+    return torch.stack([(ours - theirs).abs().mean() for ours, theirs in pairs]).sum()
+
+
+def luma(pixels: torch.Tensor) -> torch.Tensor:
+    """The brightness (BT.601), in [0, 1].
+
+    Args:
+        pixels (`torch.Tensor`): `[batch, 3, frames, height, width]` in [-1, 1].
+
+    Returns:
+        `torch.Tensor`: `[batch, frames, height, width]`.
+    """
+    weights = torch.tensor([0.299, 0.587, 0.114], dtype=pixels.dtype, device=pixels.device)
+    return (torch.einsum("bcfhw,c->bfhw", pixels, weights) + 1) / 2
+
+
+def ssim_loss(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """One minus the structural similarity (Wang et al., 2004) of the luma, in 11x11 Gaussian windows of sigma 1.5.
+
+    Args:
+        prediction (`torch.Tensor`): `[batch, 3, frames, height, width]`, nominally in [-1, 1], at least 11 pixels high
+            and wide.
+        target (`torch.Tensor`): the same shape; both float32.
+
+    Raises:
+        ValueError: pictures smaller than the window.
+    """
+    if min(prediction.shape[-2:]) < 11:
+        height, width = prediction.shape[-2:]
+        raise ValueError(f"`prediction` is {height}x{width}: structural similarity needs at least 11x11 pixels")
+    # a variance is a small difference of large numbers: half precision would leave nothing of it
+    with torch.autocast(prediction.device.type, enabled=False):
+        x, y = luma(prediction), luma(target)
+        mean_x, mean_y = _gaussian_mean(x), _gaussian_mean(y)
+        variance_x = _gaussian_mean(x * x) - mean_x**2
+        variance_y = _gaussian_mean(y * y) - mean_y**2
+        covariance = _gaussian_mean(x * y) - mean_x * mean_y
+    # the constants are for a range of 1
+    brightness = (2 * mean_x * mean_y + 0.01**2) / (mean_x**2 + mean_y**2 + 0.01**2)
+    structure = (2 * covariance + 0.03**2) / (variance_x + variance_y + 0.03**2)
+    return 1 - (brightness * structure).mean()
+
+
+def _gaussian_mean(frames: torch.Tensor) -> torch.Tensor:
+    """Means over the windows that lie inside: `[batch, frames, height, width]` loses 10 rows and columns."""
+    window = torch.exp(-((torch.arange(11, dtype=frames.dtype, device=frames.device) - 5) ** 2) / (2 * 1.5**2))
+    window = window / window.sum()
+    blurred = F.conv2d(frames.flatten(0, 1)[:, None], window.view(1, 1, 1, 11))
+    return F.conv2d(blurred, window.view(1, 1, 11, 1))[:, 0].unflatten(0, frames.shape[:2])
+
+
 @dataclass(frozen=True)
 class PixelLoss:
     """The weighted sum of pixel losses that all stages share; a weight of 0 leaves a term out.
@@ -99,6 +184,8 @@ class PixelLoss:
         temporal_loss (`str`, *optional*, defaults to `"warped"`): [`warped_temporal_loss`] (the paper's) or
             `"difference"`, [`temporal_difference_loss`].
         wavelet_weight (`float`, *optional*, defaults to 0.0): of [`wavelet_loss`].
+        ssim_weight (`float`, *optional*, defaults to 0.0): of [`ssim_loss`].
+        contrast_weight (`float`, *optional*, defaults to 0.0): of [`contrast_loss`].
     """
 
     charbonnier_weight: float = 1.0
@@ -106,6 +193,8 @@ class PixelLoss:
     temporal_weight: float = 0.25
     temporal_loss: Literal["warped", "difference"] = "warped"
     wavelet_weight: float = 0.0
+    ssim_weight: float = 0.0
+    contrast_weight: float = 0.0
 
     @property
     def needs_flow(self) -> bool:
@@ -128,16 +217,21 @@ class PixelLoss:
         if self.mse_weight > 0:
             terms["mse"] = self.mse_weight * F.mse_loss(prediction, target)
         if self.temporal_weight > 0 and prediction.shape[2] > 1:
-            if self.temporal_loss == "warped":
-                if flow is None:
-                    raise ValueError("`flow` is needed by the warped temporal loss")
-                temporal = warped_temporal_loss(prediction, flow)
-            else:
-                temporal = temporal_difference_loss(prediction, target)
-            terms["temporal"] = self.temporal_weight * temporal
+            terms["temporal"] = self.temporal_weight * self._temporal(prediction, target, flow)
         if self.wavelet_weight > 0:
             terms["wavelet"] = self.wavelet_weight * wavelet_loss(prediction, target)
+        if self.ssim_weight > 0:
+            terms["ssim"] = self.ssim_weight * ssim_loss(prediction, target)
+        if self.contrast_weight > 0:
+            terms["contrast"] = self.contrast_weight * contrast_loss(prediction, target)
         return terms
+
+    def _temporal(self, prediction: torch.Tensor, target: torch.Tensor, flow: torch.Tensor | None) -> torch.Tensor:
+        if self.temporal_loss == "difference":
+            return temporal_difference_loss(prediction, target)
+        if flow is None:
+            raise ValueError("`flow` is needed by the warped temporal loss")
+        return warped_temporal_loss(prediction, flow)
 
 
 def psnr(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
