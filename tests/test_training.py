@@ -28,6 +28,7 @@ from ultraflash_diffusers.degradation import Downscale
 from ultraflash_diffusers.training import hub, losses
 from ultraflash_diffusers.training.camera_motion import animate_picture
 from ultraflash_diffusers.training.data import Crop, CropDataset, batches, optical_flow, validation_crop
+from ultraflash_diffusers.training.linear_decoding import decode_linearly
 from ultraflash_diffusers.training.preparation import CachedClip, Preparation, find_sources, prepare_clips
 from ultraflash_diffusers.training.prompts import Prompts
 
@@ -345,6 +346,8 @@ def test_a_batch_depends_on_its_number_alone(material: Path) -> None:
     torch.testing.assert_close(alone.low, within.low)
     assert {tuple(dataset[number].high.shape[2:]) for number in range(12)} == {(5, 32, 32), (1, 16, 48)}
     assert not torch.equal(dataset[0].high.float().mean(), dataset[2].high.float().mean())
+    by_size = CropDataset(clips, [Crop(5, 32, 32), Crop(1, 16, 48)], [3, 1], scale=2)
+    assert {(len(batch.high), batch.high.shape[2]) for batch in (by_size[n] for n in range(12))} == {(3, 5), (1, 1)}
 
 
 def test_low_resolution_crops_show_the_same_as_high_ones(material: Path) -> None:
@@ -364,6 +367,8 @@ def test_crops_that_do_not_fit_are_refused(material: Path) -> None:
         CropDataset(clips, [Crop(5, 99, 32)], 1)
     with pytest.raises(ValueError, match="crop_weights"):
         CropDataset(clips, [Crop(5, 32, 32)], 1, crop_weights=[1, 2])
+    with pytest.raises(ValueError, match="batch_size"):
+        CropDataset(clips, [Crop(5, 32, 32)], [1, 2])
     with pytest.raises(ValueError, match="30x32"):
         Crop(5, 30, 32).check(4, 4)
     with pytest.raises(ValueError, match="4x32x32"):
@@ -417,6 +422,64 @@ def test_the_decoder_is_tuned_on_request(material: Path, autoencoder: Path, upsa
     )
     changed = {name.split(".")[0].split("_")[0] for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"decoder"}
+
+
+def test_the_upsampler_is_tuned_on_request(material: Path, autoencoder: Path, upsampler: Path, tmp_path: Path) -> None:
+    flags = (*networks(material, autoencoder, upsampler), "--train_latent_upsampler", "--decode_linearly", "--use_ema")
+    options = {"temporal_loss": "difference", "ssim_weight": 0.3, "contrast_weight": 0.2, "max_train_steps": 4}
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    run("train_sr", material, whole, *flags, **options, checkpointing_steps=2)
+    shutil.copytree(whole / "checkpoint-2", resumed / "checkpoint-2")
+    run("train_sr", material, resumed, *flags, "--resume_from_checkpoint", "latest", **options)
+    for name in ("transformer", "latent_upsampler"):
+        one, other = (load_file(path / name / "diffusion_pytorch_model.safetensors") for path in (whole, resumed))
+        assert all(torch.equal(one[key], other[key]) for key in one)
+    before, after = (CausalLatentUpsampler.from_pretrained(path) for path in (upsampler, whole / "latent_upsampler"))
+    pairs = list(zip(before.parameters(), after.parameters(), strict=True))
+    assert not any(torch.equal(*pair) for pair in pairs)
+    assert not (whole / "autoencoder").exists()
+    # at first the transformer gives the condition back, whose own loss has no contrast term
+    first = log(whole)[1]
+    shared = sum(first[name] for name in ("charbonnier", "mse", "temporal", "ssim"))
+    assert first["condition"] == pytest.approx(0.5 * shared, rel=1e-4)
+    assert first["loss"] == pytest.approx(1.5 * shared + first["contrast"], rel=1e-4)
+
+
+def test_the_upsampler_is_frozen_by_default(
+    material: Path, autoencoder: Path, upsampler: Path, tmp_path: Path
+) -> None:
+    run("train_sr", material, tmp_path, *networks(material, autoencoder, upsampler), max_train_steps=1)
+    trained = load_file(tmp_path / "checkpoint-1" / "trained.safetensors")
+    assert {name.split(".")[0] for name in trained} == {"transformer"}
+    assert not (tmp_path / "latent_upsampler").exists()
+
+
+def test_pixel_losses_can_leave_out_the_decoder(
+    material: Path, autoencoder: Path, upsampler: Path, tmp_path: Path
+) -> None:
+    flags = networks(material, autoencoder, upsampler)
+    whole, linear = tmp_path / "whole", tmp_path / "linear"
+    run("train_sr", material, whole, *flags, max_train_steps=1)
+    run("train_sr", material, linear, *flags, "--decode_linearly", max_train_steps=1)
+    # the same batch before the first step; validation decodes as ever
+    assert abs(log(whole)[1]["psnr"] - log(linear)[1]["psnr"]) > 1e-3
+    assert log(whole)[0] == log(linear)[0]
+
+
+def test_linear_decoding_is_what_the_silent_decoder_gives(autoencoder: Path) -> None:
+    network = HRAutoencoder.from_pretrained(autoencoder)
+    latents = torch.randn(2, 8, 3, 4, 6, generator=torch.Generator().manual_seed(0))
+    assert not torch.allclose(decode_linearly(network, latents), network.decode(latents).sample, atol=1e-3)
+    torch.nn.init.zeros_(network.decoder[-1].weight)
+    torch.nn.init.zeros_(network.decoder[-1].bias)
+    torch.testing.assert_close(decode_linearly(network, latents), network.decode(latents).sample)
+
+
+def test_linear_decoding_needs_the_shortcut(material: Path, upsampler: Path, tmp_path: Path) -> None:
+    HRAutoencoder(**AUTOENCODER | {"linear_shortcut": False}).save_pretrained(tmp_path / "autoencoder")
+    flags = networks(material, tmp_path / "autoencoder", upsampler)
+    with pytest.raises(ValueError, match="linear_shortcut"):
+        run("train_sr", material, tmp_path, *flags, "--decode_linearly")
 
 
 def test_flow_matching_learns_the_flow(material: Path, autoencoder: Path, upsampler: Path, tmp_path: Path) -> None:
@@ -578,6 +641,9 @@ def test_bad_command_lines_are_refused(tmp_path: Path, capsys: pytest.CaptureFix
         (["--max_train_steps", "0"], "above 0"),
         (["--condition_noise", "0.6", "0.4"], "LOW"),
         (["--objective", "flow_matching", "--train_decoder"], "--train_decoder"),
+        (["--objective", "flow_matching", "--decode_linearly"], "--decode_linearly"),
+        (["--train_decoder", "--decode_linearly"], "--train_decoder"),
+        (["--condition_weight", "1"], "--train_latent_upsampler"),
     ):
         with pytest.raises(SystemExit):
             script("train_sr").parse_arguments([*base, *flags])

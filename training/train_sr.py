@@ -38,6 +38,16 @@ CORRUPTION = {"flow_matching": ((0.4, 0.6), 0.4, 0.1), "one_step": ((0.0, 0.0), 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = training_parser("Trains the super-resolution transformer.", crops="9x192x256", learning_rate=1e-5)
+    _add_network_arguments(parser)
+    _add_objective_arguments(parser)
+    add_pixel_loss_arguments(parser)
+    parsed = parser.parse_args(arguments)
+    _check(parser, parsed)
+    _fill_in_defaults(parsed)
+    return parsed
+
+
+def _add_network_arguments(parser: argparse.ArgumentParser) -> None:
     networks = parser.add_argument_group("networks")
     start = networks.add_mutually_exclusive_group(required=True)
     start.add_argument(
@@ -55,6 +65,15 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--train_decoder", action="store_true", help="tunes the decoder along with it (one_step only)"
     )
     networks.add_argument("--decoder_learning_rate", type=positive(float), help="0.3 times the other one by default")
+    networks.add_argument(
+        "--train_latent_upsampler", action="store_true", help="tunes the upsampler along with it (one_step only)"
+    )
+    networks.add_argument(
+        "--latent_upsampler_learning_rate", type=positive(float), help="0.7 times the other one by default"
+    )
+
+
+def _add_objective_arguments(parser: argparse.ArgumentParser) -> None:
     objective = parser.add_argument_group("objective")
     objective.add_argument("--objective", choices=("one_step", "flow_matching"), default="one_step", help=" ")
     objective.add_argument("--flow_shift", type=positive(float), default=1.5, help="of noise levels (flow_matching)")
@@ -69,6 +88,16 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     objective.add_argument("--text_dropout", type=share, help="0.1 for flow_matching, 0 for one_step by default")
     objective.add_argument("--latent_weight", type=non_negative(float), default=0.0, help="of the latents (one_step)")
     objective.add_argument(
+        "--condition_weight",
+        type=non_negative(float),
+        help="of the pixel loss of a trained upsampler's own result; 0.5 by default",
+    )
+    objective.add_argument(
+        "--decode_linearly",
+        action="store_true",
+        help="pixel losses through the autoencoder's linear shortcut alone, which is cheap (one_step only)",
+    )
+    objective.add_argument(
         "--num_inference_steps",
         type=positive(int),
         help="in validation; 8 for flow_matching, 1 for one_step by default",
@@ -76,22 +105,42 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     objective.add_argument(
         "--degraded_versions", type=positive(int), default=4, help="low-resolution versions of each training clip"
     )
-    add_pixel_loss_arguments(parser)
-    parsed = parser.parse_args(arguments)
-    if parsed.train_decoder and parsed.objective == "flow_matching":
-        parser.error("--train_decoder needs --objective one_step: flow matching does not decode")
-    noise, condition_dropout, text_dropout = CORRUPTION[parsed.objective]
-    parsed.condition_noise = tuple(parsed.condition_noise or noise)
-    if parsed.condition_noise[0] > parsed.condition_noise[1]:
+
+
+def _check(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> None:
+    """Refuses arguments that contradict each other."""
+    if parsed.objective == "flow_matching":
+        for name in ("train_decoder", "train_latent_upsampler", "decode_linearly"):
+            if vars(parsed)[name]:
+                parser.error(f"--{name} needs --objective one_step: flow matching does not decode")
+    if parsed.decode_linearly and parsed.train_decoder:
+        parser.error("--decode_linearly leaves out the decoder that --train_decoder would train")
+    for name, switch in (
+        ("decoder_learning_rate", "train_decoder"),
+        ("latent_upsampler_learning_rate", "train_latent_upsampler"),
+        ("condition_weight", "train_latent_upsampler"),
+    ):
+        if vars(parsed)[name] is not None and not vars(parsed)[switch]:
+            parser.error(f"--{name} needs --{switch}")
+    if parsed.condition_noise is not None and parsed.condition_noise[0] > parsed.condition_noise[1]:
         parser.error(f"--condition_noise: LOW must not be above HIGH, got {parsed.condition_noise}")
-    parsed.condition_dropout = condition_dropout if parsed.condition_dropout is None else parsed.condition_dropout
-    parsed.text_dropout = text_dropout if parsed.text_dropout is None else parsed.text_dropout
-    if parsed.decoder_learning_rate is None:
-        parsed.decoder_learning_rate = 0.3 * parsed.learning_rate
-    elif not parsed.train_decoder:
-        parser.error("--decoder_learning_rate needs --train_decoder")
-    parsed.num_inference_steps = parsed.num_inference_steps or (1 if parsed.objective == "one_step" else 8)
-    return parsed
+
+
+def _fill_in_defaults(parsed: argparse.Namespace) -> None:
+    """Sets what depends on other arguments, where it was not given."""
+    noise, condition_dropout, text_dropout = CORRUPTION[parsed.objective]
+    defaults = {
+        "condition_noise": noise,
+        "condition_dropout": condition_dropout,
+        "text_dropout": text_dropout,
+        "condition_weight": 0.5,
+        "decoder_learning_rate": 0.3 * parsed.learning_rate,
+        "latent_upsampler_learning_rate": 0.7 * parsed.learning_rate,
+        "num_inference_steps": 1 if parsed.objective == "one_step" else 8,
+    }
+    for name, default in defaults.items():
+        if vars(parsed)[name] is None:
+            setattr(parsed, name, default)
 
 
 def load_transformer(arguments: argparse.Namespace) -> UltraFlashSRTransformer:
@@ -112,34 +161,41 @@ def load_transformer(arguments: argparse.Namespace) -> UltraFlashSRTransformer:
     return transformer
 
 
+def sr_objective(arguments: argparse.Namespace) -> SRObjective:
+    """What the arguments ask the network to learn."""
+    return SRObjective(
+        name=arguments.objective,
+        pixel_loss=pixel_loss(arguments),
+        latent_weight=arguments.latent_weight,
+        condition_weight=arguments.condition_weight,
+        decode_linearly=arguments.decode_linearly,
+        flow_shift=arguments.flow_shift,
+        condition_noise=tuple(arguments.condition_noise),
+        condition_dropout=arguments.condition_dropout,
+        text_dropout=arguments.text_dropout,
+    )
+
+
 def main(arguments: argparse.Namespace) -> dict[str, float]:
     set_seed(arguments.seed)
     autoencoder = load_network(HRAutoencoder, arguments.autoencoder, "autoencoder")
+    if arguments.decode_linearly and not autoencoder.config.linear_shortcut:
+        raise ValueError(f"--decode_linearly: the autoencoder {arguments.autoencoder!r} has no `linear_shortcut`")
     upsampler = load_network(CausalLatentUpsampler, arguments.latent_upsampler, "latent_upsampler")
     transformer = load_transformer(arguments)
     if arguments.gradient_checkpointing:
-        transformer.enable_gradient_checkpointing()
-        autoencoder.enable_gradient_checkpointing()
+        for network in (transformer, autoencoder, upsampler):
+            network.enable_gradient_checkpointing()
     accelerator = make_accelerator(arguments)
-    objective = SRObjective(
-        arguments.objective,
-        pixel_loss(arguments),
-        arguments.latent_weight,
-        arguments.flow_shift,
-        arguments.condition_noise,
-        arguments.condition_dropout,
-        arguments.text_dropout,
-    )
-    scale, patch = upsampler.config.scale, transformer.config.patch_size[1]
+    objective, scale = sr_objective(arguments), upsampler.config.scale
     # low-resolution crops are whole latents, and high-resolution ones whole patches
-    spatial = autoencoder.spatial_compression_ratio * math.lcm(scale, patch)
-    with_flow = objective.name == "one_step" and objective.pixel_loss.needs_flow
+    spatial = autoencoder.spatial_compression_ratio * math.lcm(scale, transformer.config.patch_size[1])
     dataset, validation = load_data(
         arguments,
         accelerator,
         spatial,
         autoencoder.temporal_compression_ratio,
-        with_flow,
+        objective.name == "one_step" and objective.pixel_loss.needs_flow,
         scale,
         arguments.degraded_versions,
     )
@@ -153,6 +209,9 @@ def main(arguments: argparse.Namespace) -> dict[str, float]:
         objective,
         arguments.num_inference_steps,
         decoder_learning_rate=arguments.decoder_learning_rate if arguments.train_decoder else None,
+        upsampler_learning_rate=(
+            arguments.latent_upsampler_learning_rate if arguments.train_latent_upsampler else None
+        ),
     )
     return train(stage, dataset, validation, arguments, accelerator)
 

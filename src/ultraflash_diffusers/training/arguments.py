@@ -122,7 +122,13 @@ def _add_data_arguments(parser: argparse.ArgumentParser, crops: str) -> None:
         help="frames, height and width of training crops; one size is drawn for each batch",
     )
     group.add_argument("--crop_weights", type=float, nargs="+", help="how often each is drawn; equally by default")
-    group.add_argument("--train_batch_size", type=positive(int), default=4, help="crops of a batch, on each device")
+    group.add_argument(
+        "--train_batch_size",
+        type=positive(int),
+        nargs="+",
+        default=[4],
+        help="crops of a batch, on each device: one number, or one for each size",
+    )
     group.add_argument(
         "--dataloader_num_workers", type=non_negative(int), default=0, help="processes that load; 0 is the main one"
     )

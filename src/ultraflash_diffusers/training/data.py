@@ -90,7 +90,7 @@ class CropDataset(Dataset):
         clips (list of `CachedClip`): where crops come from, each clip as often as the others; those that are too small
             for one of the crops are left out, with a warning.
         crops (list of `Crop`): sizes; one is drawn for each batch.
-        batch_size (`int`): samples of a batch.
+        batch_size (`int` or list of `int`): samples of a batch, or one number for each crop size.
         crop_weights (list of `float`, *optional*): how often each size is drawn, relative to the others; equally by
             default.
         scale (`int`, *optional*): gives the low-resolution crops too, `scale` times smaller.
@@ -98,14 +98,15 @@ class CropDataset(Dataset):
         seed (`int`, *optional*, defaults to 0): of all choices.
 
     Raises:
-        ValueError: no clip is large enough, not one weight a crop, or clips without low-resolution versions.
+        ValueError: no clip is large enough, not one weight or batch size a crop, or clips without low-resolution
+            versions.
     """
 
     def __init__(
         self,
         clips: Sequence[CachedClip],
         crops: Sequence[Crop],
-        batch_size: int,
+        batch_size: int | Sequence[int],
         crop_weights: Sequence[float] | None = None,
         scale: int | None = None,
         with_flow: bool = False,
@@ -114,16 +115,19 @@ class CropDataset(Dataset):
         weights = np.ones(len(crops)) if crop_weights is None else np.asarray(crop_weights, float)
         if len(weights) != len(crops) or not (weights > 0).all():
             raise ValueError(f"`crop_weights` must be {len(crops)} positive numbers, one a crop, got {crop_weights}")
+        if np.size(batch_size) not in (1, len(crops)):
+            raise ValueError(f"`batch_size` must be one number, or {len(crops)}, one a crop, got {batch_size}")
         self.clips = _large_enough(clips, crops)
         if scale is not None and not all(clip.lows for clip in self.clips):
             raise ValueError("`clips` were prepared without low-resolution versions, which `scale` asks for")
-        self.crops, self.batch_size, self.scale, self.with_flow, self.seed = crops, batch_size, scale, with_flow, seed
+        self.crops, self.scale, self.with_flow, self.seed = crops, scale, with_flow, seed
+        self._batch_sizes = np.broadcast_to(batch_size, len(crops))
         self._shares = weights / weights.sum()
 
     def __getitem__(self, number: int) -> Batch:
         rng = np.random.default_rng((self.seed, number))
-        crop = self.crops[rng.choice(len(self.crops), p=self._shares)]
-        samples = [self._sample(crop, rng) for _ in range(self.batch_size)]
+        index = rng.choice(len(self.crops), p=self._shares)
+        samples = [self._sample(self.crops[index], rng) for _ in range(self._batch_sizes[index])]
         low = None if self.scale is None else torch.stack([sample[1] for sample in samples])
         flow = torch.stack([optical_flow(sample[0]) for sample in samples]) if self.with_flow else None
         return Batch(torch.stack([sample[0] for sample in samples]), low, flow, [sample[2] for sample in samples])

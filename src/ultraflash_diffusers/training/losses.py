@@ -94,8 +94,8 @@ def local_contrast(pixels: torch.Tensor, scales: int = 2) -> list[torch.Tensor]:
     The energy is that of [`wavelet_details`]; each further scale looks at the picture made half as large.
 
     Args:
-        pixels (`torch.Tensor`): `[batch, channels, frames, height, width]`, height and width multiples of `2 ** scales`
-            and at least `4 * 2 ** scales`.
+        pixels (`torch.Tensor`): `[batch, channels, frames, height, width]`, height and width multiples of
+            `2 ** scales` and at least `4 * 2 ** scales`.
         scales (`int`, *optional*, defaults to 2): how many.
 
     Returns:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +16,7 @@ from ..models.hr_autoencoder import HRAutoencoder
 from ..models.ultraflash_sr_transformer import UltraFlashSRTransformer
 from ..pipelines.lora import UltraFlashLoraLoaderMixin
 from .data import Batch
+from .linear_decoding import decode_linearly
 from .losses import (
     PixelLoss,
     add_noise,
@@ -41,6 +42,10 @@ class SRObjective:
             as decoded pixels; or `"flow_matching"`, the flow at a random noise level (the paper's multi-step model).
         pixel_loss (`PixelLoss`, *optional*): one step: of the decoded result.
         latent_weight (`float`, *optional*, defaults to 0.0): one step: of the mean squared error of the latents.
+        condition_weight (`float`, *optional*, defaults to 0.5): where the upsampler is trained too: of the pixel loss
+            of its own result, without the contrast term, so that the details are left to the transformer.
+        decode_linearly (`bool`, *optional*, defaults to `False`): one step: the pixel losses see the latents through
+            the autoencoder's linear shortcut (see [`decode_linearly`]), and not through the whole decoder.
         flow_shift (`float`, *optional*, defaults to 1.5): flow matching: see [`sample_sigmas`].
         condition_noise (pair of `float`, *optional*, defaults to `(0.0, 0.0)`): bounds of the noise share in the
             condition (paper: 0.4, 0.6).
@@ -51,6 +56,8 @@ class SRObjective:
     name: Literal["one_step", "flow_matching"] = "one_step"
     pixel_loss: PixelLoss = PixelLoss()
     latent_weight: float = 0.0
+    condition_weight: float = 0.5
+    decode_linearly: bool = False
     flow_shift: float = 1.5
     condition_noise: tuple[float, float] = (0.0, 0.0)
     condition_dropout: float = 0.0
@@ -62,12 +69,13 @@ class SRStage(Stage):
 
     Args:
         transformer (`UltraFlashSRTransformer`): those of its parameters that require gradients are trained.
-        upsampler (`CausalLatentUpsampler`): frozen.
+        upsampler (`CausalLatentUpsampler`): frozen, unless it has a learning rate.
         autoencoder (`HRAutoencoder`): frozen, but perhaps for the decoder; with an encoder.
         prompts (`Prompts`): embeddings of the clips' texts.
         objective (`SRObjective`): what is learnt.
         num_inference_steps (`int`, *optional*, defaults to 1): denoising steps in validation.
         decoder_learning_rate (`float`, *optional*): trains the decoder too, with this learning rate.
+        upsampler_learning_rate (`float`, *optional*): trains the upsampler too, with this one; one step only.
     """
 
     def __init__(
@@ -79,12 +87,14 @@ class SRStage(Stage):
         objective: SRObjective,
         num_inference_steps: int = 1,
         decoder_learning_rate: float | None = None,
+        upsampler_learning_rate: float | None = None,
     ) -> None:
         super().__init__()
-        self.transformer, self.upsampler = transformer, upsampler.requires_grad_(False)
+        self.transformer = transformer
+        self.upsampler = upsampler.requires_grad_(upsampler_learning_rate is not None)
         self.autoencoder = autoencoder.requires_grad_(False)
         self.prompts, self.objective, self.num_inference_steps = prompts, objective, num_inference_steps
-        self.decoder_learning_rate = decoder_learning_rate
+        self.decoder_learning_rate, self.upsampler_learning_rate = decoder_learning_rate, upsampler_learning_rate
         if decoder_learning_rate is not None:
             for name, parameter in autoencoder.named_parameters():
                 parameter.requires_grad_(name.startswith("decoder"))
@@ -94,25 +104,31 @@ class SRStage(Stage):
         if self.decoder_learning_rate is not None:
             decoder = [p for p in self.autoencoder.parameters() if p.requires_grad]
             groups.append({"params": decoder, "lr": self.decoder_learning_rate})
+        if self.upsampler_learning_rate is not None:
+            groups.append({"params": list(self.upsampler.parameters()), "lr": self.upsampler_learning_rate})
         return groups
 
     def forward(self, batch: Batch, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         objective = self.objective
-        condition = corrupt_condition(
-            self.condition(batch), generator, objective.condition_noise, objective.condition_dropout
-        )
+        clean = self.condition(batch)
+        condition = corrupt_condition(clean, generator, objective.condition_noise, objective.condition_dropout)
         dropped = torch.rand(len(batch.texts), generator=generator) < objective.text_dropout
         texts = ["" if drop else text for drop, text in zip(dropped.tolist(), batch.texts, strict=True)]
         prompt_embeds = self.prompts(texts).to(condition)
         noise = randn_like(condition, generator)
         if objective.name == "flow_matching":
             return self._flow_matching(batch, condition, noise, prompt_embeds, generator)
-        return self._one_step(batch, condition, noise, prompt_embeds)
+        loss, measured = self._one_step(batch, condition, noise, prompt_embeds)
+        if self.upsampler_learning_rate is None:
+            return loss, measured
+        loss_of_condition, measured_of_condition = self._upsampling(batch, clean)
+        return loss + loss_of_condition, measured | measured_of_condition
 
-    @torch.no_grad()
     def condition(self, batch: Batch) -> torch.Tensor:
         """Returns the upsampled latents of the degraded clips, float32."""
-        return self.upsampler(self.autoencoder.encode(batch.low).latents.float()).sample.float()
+        with torch.no_grad():
+            low = self.autoencoder.encode(batch.low).latents.float()
+        return self.upsampler(low).sample.float()
 
     def _one_step(
         self, batch: Batch, condition: torch.Tensor, noise: torch.Tensor, prompt_embeds: torch.Tensor
@@ -120,11 +136,25 @@ class SRStage(Stage):
         timestep = torch.full((len(noise),), 1000.0, device=noise.device)
         flow = self.transformer(torch.cat([noise, condition], dim=1), timestep, prompt_embeds).sample
         latents = noise - flow.float()
-        decoded = self.autoencoder.decode(latents).sample
+        decoded = self._decode(latents)
         terms = self.objective.pixel_loss(decoded, batch.high, batch.flow)
         if self.objective.latent_weight > 0:
             terms["latent"] = self.objective.latent_weight * F.mse_loss(latents, self._target(batch))
         return torch.stack(list(terms.values())).sum(), terms | {"psnr": psnr(decoded.detach(), batch.high)}
+
+    def _upsampling(self, batch: Batch, condition: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The upsampler's own loss, which keeps its result a picture that can be decoded."""
+        decoded = self._decode(condition)
+        pixel_loss = replace(self.objective.pixel_loss, contrast_weight=0.0)
+        terms = pixel_loss(decoded, batch.high, batch.flow)
+        loss = self.objective.condition_weight * sum(terms.values(), start=decoded.new_zeros(()))
+        return loss, {"condition": loss, "psnr_of_condition": psnr(decoded.detach(), batch.high)}
+
+    def _decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Pixels for the losses; validation always sees those of the whole decoder."""
+        if self.objective.decode_linearly:
+            return decode_linearly(self.autoencoder, latents)
+        return self.autoencoder.decode(latents).sample
 
     def _flow_matching(
         self,
@@ -180,10 +210,15 @@ class SRStage(Stage):
         return [shift * sigma / (1 + (shift - 1) * sigma) for sigma in even]
 
     def save_pretrained(self, folder: Path) -> None:
-        """Writes the transformer to `transformer` (LoRA layers to `folder`), a trained decoder to `autoencoder`."""
+        """Writes the transformer to `transformer` (LoRA layers to `folder`), and what was trained beside it.
+
+        That is the autoencoder, whose decoder was trained, to `autoencoder`, and the upsampler to `latent_upsampler`.
+        """
         if self.transformer._hf_peft_config_loaded:
             UltraFlashLoraLoaderMixin.save_lora_weights(folder, get_peft_model_state_dict(self.transformer))
         else:
             self.transformer.save_pretrained(folder / "transformer")
         if self.decoder_learning_rate is not None:
             self.autoencoder.save_pretrained(folder / "autoencoder")
+        if self.upsampler_learning_rate is not None:
+            self.upsampler.save_pretrained(folder / "latent_upsampler")

@@ -1,0 +1,30 @@
+# Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Decoding without the decoder's convolutions, for losses that have to be cheap."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+from ..models.hr_autoencoder import HRAutoencoder
+
+
+def decode_linearly(autoencoder: HRAutoencoder, latents: torch.Tensor) -> torch.Tensor:
+    """Decodes the beginning of a stream through the autoencoder's linear shortcut alone.
+
+    One matrix product for each latent, forwards and backwards, instead of the convolutional stack at full resolution;
+    close to the whole decoder where the stack is a small correction to the shortcut.
+
+    Args:
+        autoencoder (`HRAutoencoder`): built with `linear_shortcut=True`.
+        latents (`torch.Tensor`): `[batch, latent_channels, latent_frames, latent_height, latent_width]`, normalised.
+
+    Returns:
+        `torch.Tensor`: `[batch, 3, frames, height, width]`, nominally in [-1, 1].
+    """
+    temporal, spatial = autoencoder.temporal_compression_ratio, autoencoder.spatial_compression_ratio
+    patches = autoencoder.decoder_shortcut(latents.transpose(1, 2).flatten(0, 1))
+    patches = patches.reshape(-1, patches.shape[1] // temporal, *patches.shape[2:])
+    frames = F.pixel_shuffle(patches, spatial).unflatten(0, (len(latents), -1)).transpose(1, 2)
+    frames = frames[:, :, temporal - 1 :]  # the first latent stands for one frame
+    return frames * 2 - 1 if autoencoder.unit_range else frames
