@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 import av
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -31,6 +32,7 @@ from ultraflash_diffusers.training.data import Crop, CropDataset, batches, optic
 from ultraflash_diffusers.training.linear_decoding import decode_linearly
 from ultraflash_diffusers.training.preparation import CachedClip, Preparation, find_sources, prepare_clips
 from ultraflash_diffusers.training.prompts import Prompts
+from ultraflash_diffusers.training.video_dataset import dataset_sources
 
 SCRIPTS = Path(__file__).parent.parent / "training"
 AUTOENCODER = {
@@ -122,7 +124,8 @@ def script(name: str) -> ModuleType:
 
 def run(name: str, material: Path, output_dir: Path, *flags: str, **options: Any) -> dict[str, float]:
     """Runs a training script with command-line arguments and returns the last validation's measures."""
-    options = BASE | {"train_data_dir": material / "train", "cache_dir": material / "cache"} | options
+    data = {} if "dataset_name" in options else {"train_data_dir": material / "train"}
+    options = BASE | data | {"cache_dir": material / "cache"} | options
     arguments = [part for key, value in options.items() for part in (f"--{key}", *str(value).split(" "))]
     flags = (*flags, "--output_dir", str(output_dir), "--validation_data_dir", str(material / "held_out"))
     module = script(name)
@@ -326,6 +329,44 @@ def test_unreadable_files_are_left_out_and_said_so(
     (tmp_path / "good.mp4").unlink()
     with pytest.raises(ValueError, match="`sources`"):
         prepare_clips(find_sources(tmp_path), tmp_path / "cache", Preparation())
+
+
+@pytest.fixture
+def offline_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keeps what `datasets` makes of local files out of the user's cache."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_OFFLINE", True)
+
+
+@pytest.mark.parametrize("kind", ["folder", "archive", "table"])
+def test_datasets_give_their_videos_and_texts(
+    material: Path, tmp_path: Path, offline_datasets: None, kind: str
+) -> None:
+    videos, data = sorted((material / "train").glob("clip_*.mp4"))[:2], tmp_path / "data"
+    lines = [{"file_name": video.name, "text": text} for video, text in zip(videos, ["a cat", None], strict=True)]
+    data.mkdir()
+    if kind == "table":
+        rows = {"video": [{"bytes": video.read_bytes(), "path": None} for video in videos], "text": ["a cat", None]}
+        features = datasets.Features({"video": datasets.Video(), "text": datasets.Value("string")})
+        datasets.Dataset.from_dict(rows, features).to_parquet(data / "train.parquet")
+    else:
+        (data / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        for video in videos:
+            shutil.copy(video, data)
+    if kind == "archive":
+        shutil.make_archive(str(tmp_path / "all"), "zip", data)
+        shutil.rmtree(data)
+        data.mkdir()
+        shutil.move(tmp_path / "all.zip", data)
+    for _ in range(2):  # the second time, copies are there already
+        sources = dataset_sources(str(data), tmp_path / "copies", caption_column="text")
+        assert [source.path.read_bytes() for source in sources] == [video.read_bytes() for video in videos]
+        assert [source.text for source in sources] == ["a cat", ""]
+    assert (tmp_path / "copies").exists() == (kind != "folder")
+    assert [source.text for source in dataset_sources(str(data), tmp_path / "copies")] == ["", ""]
+    for argument, column in (("video_column", "film"), ("video_column", "text"), ("caption_column", "title")):
+        with pytest.raises(ValueError, match=f"`{argument}` '{column}'"):
+            dataset_sources(str(data), tmp_path / "copies", **{argument: column})
 
 
 def test_pictures_get_smooth_camera_motion() -> None:
@@ -572,6 +613,15 @@ def test_seeds_matter_and_averaged_weights_are_others(quick: Callable[..., Path]
     assert all(torch.equal(trained[0][name], trained[1][name]) for name in trained[0])
 
 
+def test_tensorboard_gets_the_logged_numbers(quick: Callable[..., Path], tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    quick(tmp_path, report_to="tensorboard", max_train_steps=2)
+    events = EventAccumulator(str(tmp_path / "ultraflash")).Reload()
+    written = [event.value for event in events.Scalars("loss")]
+    assert written == pytest.approx([line["loss"] for line in log(tmp_path) if "loss" in line])
+
+
 def test_processes_that_would_train_alone_are_refused(
     quick: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -631,6 +681,17 @@ def test_bad_values_are_named(
 ) -> None:
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         quick(tmp_path, **options)
+
+
+def test_a_dataset_trains_as_a_folder_does(quick: Callable[..., Path], tmp_path: Path, offline_datasets: None) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    write_video(data / "only.mp4", texture(1))
+    runs = [
+        quick(tmp_path / name, **{name: data, "max_train_steps": 1}) for name in ("train_data_dir", "dataset_name")
+    ]
+    weights = [load_file(folder / "diffusion_pytorch_model.safetensors") for folder in runs]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
 def test_bad_command_lines_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -99,12 +99,16 @@ def _crop(text: str) -> Crop:
 
 def _add_data_arguments(parser: argparse.ArgumentParser, crops: str) -> None:
     group = parser.add_argument_group("data")
-    group.add_argument(
+    source = group.add_mutually_exclusive_group(required=True)
+    source.add_argument(
         "--train_data_dir",
         type=Path,
-        required=True,
         help="folder of videos and pictures, optionally with a metadata.jsonl of file_name and text",
     )
+    source.add_argument("--dataset_name", help="dataset of videos, on the Hub or in a folder; its `train` split")
+    group.add_argument("--dataset_config_name", help="which of the dataset's configurations")
+    group.add_argument("--video_column", default="video", help="the dataset's column of videos")
+    group.add_argument("--caption_column", help="the dataset's column of texts; no texts without it")
     group.add_argument("--validation_data_dir", type=Path, help="folder of held-out clips; no validation without it")
     group.add_argument("--cache_dir", type=Path, help="where decoded clips are kept; OUTPUT_DIR/cache by default")
     group.add_argument(

@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from accelerate import Accelerator
 
 from ..degradation import H264, Compose, Downscale, low_resolution
 from .data import Batch, CropDataset, validation_crop
-from .preparation import CachedClip, Preparation, find_sources, prepare_clips
+from .preparation import Preparation, Source, find_sources, prepare_clips
 
 VALIDATION_CRF = 28
 
@@ -53,10 +54,11 @@ def load_data(
         held_out = Compose(Downscale(scale), H264(VALIDATION_CRF))
         validation = Preparation(**common, degradation=held_out, versions=1)
     with accelerator.local_main_process_first():
-        clips = _clips(arguments, arguments.train_data_dir, training)
+        cache = arguments.cache_dir or arguments.output_dir / "cache"
+        clips = prepare_clips(_training_sources(arguments, cache), cache, training)
         held_out_clips = []
         if arguments.validation_data_dir is not None:
-            held_out_clips = _clips(arguments, arguments.validation_data_dir, validation)
+            held_out_clips = prepare_clips(find_sources(arguments.validation_data_dir), cache, validation)
     dataset = CropDataset(
         clips, arguments.crops, arguments.train_batch_size, arguments.crop_weights, scale, with_flow, arguments.seed
     )
@@ -66,5 +68,16 @@ def load_data(
     return dataset, batches
 
 
-def _clips(arguments: argparse.Namespace, folder: str, how: Preparation) -> list[CachedClip]:
-    return prepare_clips(find_sources(folder), arguments.cache_dir or arguments.output_dir / "cache", how)
+def _training_sources(arguments: argparse.Namespace, cache: Path) -> list[Source]:
+    if arguments.dataset_name is None:
+        return find_sources(arguments.train_data_dir)
+    # `datasets` is slow to import, and needed by no one else
+    from .video_dataset import dataset_sources
+
+    return dataset_sources(
+        arguments.dataset_name,
+        cache / "videos",
+        arguments.dataset_config_name,
+        arguments.video_column,
+        arguments.caption_column,
+    )

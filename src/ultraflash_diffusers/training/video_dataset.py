@@ -1,0 +1,73 @@
+# Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Training videos from a dataset of the `datasets` library: on the Hub, or in a local folder that it can read."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+import fsspec
+from datasets import Video, load_dataset
+
+from .preparation import Source
+
+
+def dataset_sources(
+    name: str,
+    folder: str | Path,
+    config_name: str | None = None,
+    video_column: str = "video",
+    caption_column: str | None = None,
+) -> list[Source]:
+    """Lists the videos of a dataset's `train` split, as files.
+
+    Videos that are files already stay where they are; those inside tables or archives are copied to `folder`.
+
+    Args:
+        name (`str`): of a repository on the Hub, or a local folder.
+        folder (`str` or `Path`): for copies; created if there is none.
+        config_name (`str`, *optional*): which of the dataset's configurations, if it has several.
+        video_column (`str`, *optional*, defaults to `"video"`): a column of videos.
+        caption_column (`str`, *optional*): a column of texts; no texts without it.
+
+    Raises:
+        ValueError: the dataset has no such columns, `video_column` does not hold videos, or there are no rows.
+    """
+    dataset = load_dataset(name, config_name, split="train")
+    for argument, column in (("video_column", video_column), ("caption_column", caption_column)):
+        if column is not None and column not in dataset.column_names:
+            raise ValueError(f"`{argument}` {column!r} is not a column of {name!r}, which has {dataset.column_names}")
+    if not isinstance(dataset.features[video_column], Video):
+        found = dataset.features[video_column]
+        raise ValueError(f"`video_column` {video_column!r} of {name!r} must hold videos, it holds {found}")
+    if len(dataset) == 0:
+        raise ValueError(f"the dataset {name!r} has no rows")
+    # the files as they are: frames are decoded as those of any other file
+    rows = dataset.cast_column(video_column, Video(decode=False))
+    sources = []
+    for row in rows:
+        text = row[caption_column] if caption_column is not None else None
+        sources.append(Source(_as_file(row[video_column], Path(folder)), text or ""))
+    return sources
+
+
+def _as_file(video: dict, folder: Path) -> Path:
+    """The video's own file, or a copy of it, named after its contents or its address."""
+    path, contents = video["path"], video["bytes"]
+    if contents is None and os.path.isfile(path):
+        return Path(path)
+    identity = contents if contents is not None else path.encode()
+    copy = folder / f"{hashlib.sha256(identity).hexdigest()[:16]}{Path(path or '').suffix}"
+    if not copy.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = copy.with_suffix(".tmp")
+        with temporary.open("wb") as file:
+            if contents is not None:
+                file.write(contents)
+            else:
+                with fsspec.open(path, "rb") as remote:
+                    shutil.copyfileobj(remote, file)
+        os.replace(temporary, copy)
+    return copy
