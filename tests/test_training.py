@@ -6,6 +6,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 from collections.abc import Callable
@@ -692,6 +694,15 @@ def test_a_dataset_trains_as_a_folder_does(quick: Callable[..., Path], tmp_path:
     ]
     weights = [load_file(folder / "diffusion_pytorch_model.safetensors") for folder in runs]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_the_commands_that_are_described_are_understood() -> None:
+    text = (SCRIPTS / "README.md").read_text().replace("\\\n", " ")
+    common = re.search(r'^common="(.*)"$', text, re.MULTILINE)
+    commands = re.findall(r"^(?:python|accelerate launch) training/(\w+)\.py (.*)$", text, re.MULTILINE)
+    assert common is not None and len(commands) == 5
+    for name, arguments in commands:
+        script(name).parse_arguments(shlex.split(arguments.replace("$common", common[1])))
 
 
 def test_bad_command_lines_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
