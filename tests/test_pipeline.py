@@ -382,6 +382,15 @@ def test_color_correction_keeps_the_source_s_colours():
     assert (run(video, color_correction="none").mean(dim=(1, 3, 4)) - colours).abs().max() > 0.1
 
 
+def test_color_correction_takes_as_much_as_the_checkpoint_says():
+    video = clip(5, 16, 16)
+    bicubic = torch.nn.functional.interpolate(video[0] * 2 - 1, scale_factor=2, mode="bicubic")
+    expected = (bicubic / 2 + 0.5).clamp(0, 1)[None]
+    for levels, equal in ((0, True), (2, False)):
+        result = run(video, make_tiny_pipeline(color_correction_levels=levels))
+        assert torch.allclose(result, expected, atol=1e-5) is equal
+
+
 def test_callback_sees_and_replaces_tensors():
     latents = torch.randn(1, 4, 6, 2, 4, generator=seed())
     seen = []

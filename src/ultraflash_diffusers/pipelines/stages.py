@@ -21,7 +21,7 @@ from ..models.hr_autoencoder import HRAutoencoder
 from ..models.stream_state import StreamState
 from ..models.ultraflash_sr_transformer import SRStreamState, UltraFlashSRTransformer
 from .cache_management import DynamicCacheManagement
-from .color_correction import ColorCorrection, wavelet_color_correction
+from .color_correction import wavelet_color_correction
 from .devices import execution_device
 from .noise import SeededFrameNoise
 from .sources.base import Source, SourceChunk, stage_timer
@@ -345,7 +345,7 @@ class StreamSettings:
     num_frames: int | None
     frames_per_chunk: int
     output_type: OutputType
-    color_correction: ColorCorrection
+    correction_levels: int | None
     cache_management: DynamicCacheManagement | None
 
 
@@ -475,15 +475,15 @@ class DecodeStage:
 
     Args:
         autoencoder ([`HRAutoencoder`]): the network.
-        color_correction (`str`): `"wavelet"` or `"none"`.
+        correction_levels (`int`, *optional*): of [`wavelet_color_correction`]; `None` leaves the colours alone.
         state (`StreamState`, *optional*): what a saved stream carried.
     """
 
     def __init__(
-        self, autoencoder: HRAutoencoder, color_correction: ColorCorrection, state: StreamState | None
+        self, autoencoder: HRAutoencoder, correction_levels: int | None, state: StreamState | None
     ) -> None:
         self._autoencoder = autoencoder
-        self._color_correction = color_correction
+        self._correction_levels = correction_levels
         self.device = execution_device(autoencoder)
         self.state = None if state is None else state.to(self.device)
 
@@ -494,9 +494,10 @@ class DecodeStage:
         while rest is not None:
             latent, rest = rest.split(1)
             frames = self._decode(latent, timings)[:, :, : latent.kept[0]]
-            if self._color_correction == "wavelet" and latent.pixels is not None:
+            if self._correction_levels is not None and latent.pixels is not None:
                 with stage_timer(timings, "color_correction", self.device):
-                    frames = wavelet_color_correction(frames, latent.pixels[:, :, : latent.kept[0]].to(self.device))
+                    source = latent.pixels[:, :, : latent.kept[0]].to(self.device)
+                    frames = wavelet_color_correction(frames, source, self._correction_levels)
             pieces.append(frames[..., : size[0], : size[1]])
         return torch.cat(pieces, dim=2)
 

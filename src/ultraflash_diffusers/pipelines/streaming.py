@@ -63,6 +63,9 @@ class UltraFlashStreamingPipeline(DiffusionPipeline, UltraFlashLoraLoaderMixin):
         kv_cache_blocks (`int`, *optional*, defaults to 3): temporal blocks of earlier groups that a group attends to.
         condition_noise (`float`, *optional*, defaults to 0.0): default share of noise in the condition (the released
             weights: 0; paper: 0.5).
+        color_correction_levels (`int`, *optional*, defaults to 5): what color correction takes from the source: all
+            that is coarser than about `2**levels` pixels. Few levels suit networks whose latents lose some of the
+            source's own detail.
         default_height (`int`, *optional*, defaults to 960): height of the frames made from text.
         default_width (`int`, *optional*, defaults to 1664): width of the frames made from text.
     """
@@ -83,6 +86,7 @@ class UltraFlashStreamingPipeline(DiffusionPipeline, UltraFlashLoraLoaderMixin):
         group_frames: int = 6,
         kv_cache_blocks: int = 3,
         condition_noise: float = 0.0,
+        color_correction_levels: int = 5,
         default_height: int = 960,
         default_width: int = 1664,
     ) -> None:
@@ -100,6 +104,7 @@ class UltraFlashStreamingPipeline(DiffusionPipeline, UltraFlashLoraLoaderMixin):
             group_frames=group_frames,
             kv_cache_blocks=kv_cache_blocks,
             condition_noise=condition_noise,
+            color_correction_levels=color_correction_levels,
             default_height=default_height,
             default_width=default_width,
         )
@@ -298,7 +303,7 @@ class UltraFlashStreamingPipeline(DiffusionPipeline, UltraFlashLoraLoaderMixin):
             num_frames=num_frames,
             frames_per_chunk=frames_per_chunk or self.config.group_frames,
             output_type=output_type,
-            color_correction=color_correction,
+            correction_levels=self.config.color_correction_levels if color_correction == "wavelet" else None,
             cache_management=cache_management,
         )
         # a copy, since a stream writes into the buffers of its state

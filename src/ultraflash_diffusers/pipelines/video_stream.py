@@ -128,7 +128,7 @@ class VideoStream(Iterator[StreamChunk]):
             self._maker.size = state.size
             self._maker.latents_done, self._maker.groups_done = state.latents_done, state.groups_done
         self._decode = DecodeStage(
-            pipe.autoencoder, settings.color_correction, None if state is None else state.decoder
+            pipe.autoencoder, settings.correction_levels, None if state is None else state.decoder
         )
         overlaps = settings.output_type != "latent" and pipe.can_overlap_decoding
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="ultraflash-denoiser") if overlaps else None
