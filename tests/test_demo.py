@@ -295,7 +295,7 @@ def test_the_command_starts_it_and_prints_where(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "GRADIO_TEMP_DIR": str(tmp_path / "gradio")}
     process = subprocess.Popen([*words, "--json"], stdout=subprocess.PIPE, text=True, env=environment)
     try:
-        killer = threading.Timer(60, process.kill)
+        killer = threading.Timer(240, process.kill)
         killer.start()
         line = process.stdout.readline()
         killer.cancel()

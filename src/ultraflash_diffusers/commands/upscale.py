@@ -117,7 +117,8 @@ def _stream(options: argparse.Namespace, reader: TimedReader, state: FileStreamS
         reader,
         num_frames=options.num_frames,
         num_inference_steps=options.steps,
-        generator=torch.Generator().manual_seed(options.seed),
+        # a resumed stream keeps its seeds
+        generator=torch.Generator().manual_seed(options.seed) if state is None else None,
         color_correction=options.color_correction,
         output_type="np",
         state=None if state is None else state.stream,
