@@ -259,6 +259,21 @@ def test_pixel_loss_sums_the_terms_that_have_a_weight() -> None:
         losses.PixelLoss()(prediction, target)
 
 
+def test_pixel_losses_can_be_those_of_the_color_corrected_result() -> None:
+    generator = torch.Generator().manual_seed(0)
+    low, noise = torch.rand(1, 3, 2, 8, 8, generator=generator), torch.rand(1, 3, 2, 16, 16, generator=generator)
+    target = torch.nn.functional.interpolate(low, scale_factor=(1, 2, 2), mode="nearest") + 0.1 * noise
+    plain = losses.PixelLoss(1, 0, 0)
+    aware = losses.PixelLoss(1, 0, 0, color_correction_levels=1)
+    tinted = target + 0.3  # the correction takes a tint away, and only the uncorrected term sees it
+    terms, of_target = aware(tinted, target, low=low), aware(target, target, low=low)
+    assert terms["charbonnier"].item() == pytest.approx(of_target["charbonnier"].item(), rel=1e-4)
+    assert terms["uncorrected"].item() == pytest.approx(0.3 * plain(tinted, target)["charbonnier"].item())
+    assert aware(tinted, target) == plain(tinted, target) | {"uncorrected": torch.tensor(0.0)}
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(aware.corrected(tinted, low), aware.corrected(target, low))
+
+
 def test_noise_levels_are_logit_normal_and_shifted() -> None:
     sigmas = losses.sample_sigmas(20000, torch.Generator().manual_seed(0))
     assert sigmas.min() > 0 and sigmas.max() < 1
@@ -438,6 +453,26 @@ def test_upsampler_training_improves_on_the_linear_map(upsampler: Path) -> None:
     assert CausalLatentUpsampler.from_pretrained(upsampler).config.residual
 
 
+def test_the_upsampler_and_the_decoder_are_tuned_together(
+    material: Path, autoencoder: Path, upsampler: Path, tmp_path: Path
+) -> None:
+    flags = ("--pretrained_model_name_or_path", str(upsampler), "--autoencoder", str(autoencoder), "--train_decoder")
+    options = {"temporal_loss": "difference", "color_correction_levels": 1, "reconstruction_every": 2}
+    run("train_latent_upsampler", material, tmp_path, *flags, **options, max_train_steps=8, latent_weight=0)
+    file = "diffusion_pytorch_model.safetensors"
+    before, after = load_file(autoencoder / file), load_file(tmp_path / "autoencoder" / file)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert {name.split(".")[0].split("_")[0] for name in changed} == {"decoder"}
+    before, after = load_file(upsampler / file), load_file(tmp_path / file)
+    assert not any(torch.equal(before[name], after[name]) for name in before)
+    # a reconstruction has no source whose colours it would take
+    steps = [line for line in log(tmp_path) if "uncorrected" in line]
+    assert {line["uncorrected"] > 0 for line in steps} == {True, False}
+    for line in steps:
+        terms = sum(line[name] for name in ("charbonnier", "mse", "temporal", "uncorrected"))
+        assert line["loss"] == pytest.approx(terms, rel=1e-4)
+
+
 def networks(material: Path, autoencoder: Path, upsampler: Path) -> tuple[str, ...]:
     config = str(material / "transformer.json")
     return ("--config", config, "--autoencoder", str(autoencoder), "--latent_upsampler", str(upsampler))
@@ -486,6 +521,19 @@ def test_the_upsampler_is_tuned_on_request(material: Path, autoencoder: Path, up
     shared = sum(first[name] for name in ("charbonnier", "mse", "temporal", "ssim"))
     assert first["condition"] == pytest.approx(0.5 * shared, rel=1e-4)
     assert first["loss"] == pytest.approx(1.5 * shared + first["contrast"], rel=1e-4)
+
+
+def test_sr_losses_can_be_those_of_the_color_corrected_result(
+    material: Path, autoencoder: Path, upsampler: Path, tmp_path: Path
+) -> None:
+    flags = networks(material, autoencoder, upsampler)
+    plain, corrected = tmp_path / "plain", tmp_path / "corrected"
+    run("train_sr", material, plain, *flags, max_train_steps=1)
+    run("train_sr", material, corrected, *flags, max_train_steps=1, color_correction_levels=1)
+    before, after = log(plain)[1], log(corrected)[1]
+    assert after["uncorrected"] == pytest.approx(0.3 * before["loss"], rel=1e-4)
+    assert abs(after["charbonnier"] - before["charbonnier"]) > 1e-4
+    assert abs(log(plain)[0]["validation/psnr"] - log(corrected)[0]["validation/psnr"]) > 1e-3
 
 
 def test_the_upsampler_is_frozen_by_default(
@@ -698,11 +746,13 @@ def test_a_dataset_trains_as_a_folder_does(quick: Callable[..., Path], tmp_path:
 
 def test_the_commands_that_are_described_are_understood() -> None:
     text = (SCRIPTS / "README.md").read_text().replace("\\\n", " ")
-    common = re.search(r'^common="(.*)"$', text, re.MULTILINE)
+    variables = dict(re.findall(r'^(\w+)="(.*)"$', text, re.MULTILINE))
     commands = re.findall(r"^(?:python|accelerate launch) training/(\w+)\.py (.*)$", text, re.MULTILINE)
-    assert common is not None and len(commands) == 5
+    assert len(commands) == 9
     for name, arguments in commands:
-        script(name).parse_arguments(shlex.split(arguments.replace("$common", common[1])))
+        while "$" in arguments:  # a variable may name another one
+            arguments = re.sub(r"\$(\w+)", lambda found: variables[found[1]], arguments)
+        script(name).parse_arguments(shlex.split(arguments))
 
 
 def test_bad_command_lines_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -716,9 +766,19 @@ def test_bad_command_lines_are_refused(tmp_path: Path, capsys: pytest.CaptureFix
         (["--objective", "flow_matching", "--decode_linearly"], "--decode_linearly"),
         (["--train_decoder", "--decode_linearly"], "--train_decoder"),
         (["--condition_weight", "1"], "--train_latent_upsampler"),
+        (["--objective", "flow_matching", "--color_correction_levels", "1"], "--color_correction_levels"),
     ):
         with pytest.raises(SystemExit):
             script("train_sr").parse_arguments([*base, *flags])
+        assert message in capsys.readouterr().err
+    base = ["--train_data_dir", "x", "--output_dir", "y", "--autoencoder", "a", "--config", "c"]
+    for flags, message in (
+        (["--reconstruction_every", "6"], "--train_decoder"),
+        (["--train_decoder", "--reconstruction_every", "1"], "2 or more"),
+        (["--color_correction_levels", "0"], "above 0"),
+    ):
+        with pytest.raises(SystemExit):
+            script("train_latent_upsampler").parse_arguments([*base, *flags])
         assert message in capsys.readouterr().err
     config = tmp_path / "wrong.json"
     config.write_text(json.dumps(AUTOENCODER | {"widht": 3}))

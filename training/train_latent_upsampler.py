@@ -3,12 +3,15 @@
 
     python training/train_latent_upsampler.py --config upsampler.json --linear_init --autoencoder outputs/autoencoder \
         --train_data_dir clips --validation_data_dir held_out --output_dir outputs/upsampler --use_ema
+
+`--train_decoder` tunes the autoencoder's decoder along with it, which learns to make the best of upsampled latents.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,6 +20,7 @@ from torch.nn import functional as F
 
 from ultraflash_diffusers import CausalLatentUpsampler, HRAutoencoder
 from ultraflash_diffusers.training.arguments import (
+    add_color_correction_argument,
     add_pixel_loss_arguments,
     non_negative,
     pixel_loss,
@@ -28,7 +32,7 @@ from ultraflash_diffusers.training.inputs import load_data
 from ultraflash_diffusers.training.linear_init import fit_linear_upsampling
 from ultraflash_diffusers.training.loop import make_accelerator, train
 from ultraflash_diffusers.training.losses import PixelLoss, psnr
-from ultraflash_diffusers.training.stage import Stage, load_network, new_network
+from ultraflash_diffusers.training.stage import Stage, decoder_parameters, load_network, new_network
 
 
 class UpsamplerStage(Stage):
@@ -36,27 +40,53 @@ class UpsamplerStage(Stage):
 
     Args:
         upsampler (`CausalLatentUpsampler`): what is trained.
-        autoencoder (`HRAutoencoder`): frozen, with an encoder.
+        autoencoder (`HRAutoencoder`): frozen, but perhaps for the decoder; with an encoder.
         loss (`PixelLoss`): of the decoded latents.
         latent_weight (`float`): of the mean squared error of the latents.
+        decoder_learning_rate (`float`, *optional*): trains the decoder too, with this learning rate.
+        reconstruction_every (`int`, *optional*): one batch in so many, drawn at random, is decoded from the clips' own
+            latents, which the decoder must not forget; what is logged of training is then of both kinds of batches.
     """
 
     def __init__(
-        self, upsampler: CausalLatentUpsampler, autoencoder: HRAutoencoder, loss: PixelLoss, latent_weight: float
+        self,
+        upsampler: CausalLatentUpsampler,
+        autoencoder: HRAutoencoder,
+        loss: PixelLoss,
+        latent_weight: float,
+        decoder_learning_rate: float | None = None,
+        reconstruction_every: int | None = None,
     ) -> None:
         super().__init__()
         self.upsampler, self.loss, self.latent_weight = upsampler.requires_grad_(True), loss, latent_weight
         self.autoencoder = autoencoder.requires_grad_(False)
+        self.decoder_learning_rate, self.reconstruction_every = decoder_learning_rate, reconstruction_every
+        if decoder_learning_rate is not None:
+            for parameter in decoder_parameters(autoencoder):
+                parameter.requires_grad_(True)
+
+    def parameter_groups(self, learning_rate: float) -> list[dict]:
+        groups = [{"params": list(self.upsampler.parameters()), "lr": learning_rate}]
+        if self.decoder_learning_rate is not None:
+            groups.append({"params": decoder_parameters(self.autoencoder), "lr": self.decoder_learning_rate})
+        return groups
 
     def forward(self, batch: Batch, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         with torch.no_grad():
             low = self.autoencoder.encode(batch.low).latents.float()
             target = self.autoencoder.encode(batch.high).latents.float()
-        latents = self.upsampler(low).sample.float()
+        reconstructs = self._reconstructs(generator)
+        latents = target if reconstructs else self.upsampler(low).sample.float()
         decoded = self.autoencoder.decode(latents).sample
-        terms = self.loss(decoded, batch.high, batch.flow)
+        source = None if reconstructs else batch.low
+        terms = self.loss(decoded, batch.high, batch.flow, source)
         terms["latent"] = self.latent_weight * F.mse_loss(latents, target)
-        return torch.stack(list(terms.values())).sum(), terms | {"psnr": psnr(decoded.detach(), batch.high)}
+        measured = {"psnr": psnr(self.loss.corrected(decoded.detach(), source), batch.high)}
+        return torch.stack(list(terms.values())).sum(), terms | measured
+
+    def _reconstructs(self, generator: torch.Generator) -> bool:
+        every = self.reconstruction_every
+        return every is not None and int(torch.randint(every, (), generator=generator)) == 0
 
     def validate(self, batch: Batch) -> dict[str, float]:
         low = self.autoencoder.encode(batch.low).latents.float()
@@ -65,13 +95,16 @@ class UpsamplerStage(Stage):
         )
         bicubic = frames.unflatten(0, (len(low), -1)).transpose(1, 2)
         ours, baseline = (
-            psnr(self.autoencoder.decode(latents).sample, batch.high).item()
+            psnr(self.loss.corrected(self.autoencoder.decode(latents).sample, batch.low), batch.high).item()
             for latents in (self.upsampler(low).sample.float(), bicubic)
         )
         return {"psnr": ours, "gain_over_bicubic_latents": ours - baseline}
 
     def save_pretrained(self, folder: Path) -> None:
+        """Writes the upsampler to `folder`, and the autoencoder, whose decoder was trained, to its `autoencoder`."""
         self.upsampler.save_pretrained(folder)
+        if self.decoder_learning_rate is not None:
+            self.autoencoder.save_pretrained(folder / "autoencoder")
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -87,8 +120,29 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--degraded_versions", type=positive(int), default=4, help="low-resolution versions of each training clip"
     )
     networks.add_argument("--latent_weight", type=non_negative(float), default=0.01, help=" ")
+    networks.add_argument("--train_decoder", action="store_true", help="tunes the decoder along with it")
+    networks.add_argument("--decoder_learning_rate", type=positive(float), help="0.3 times the other one by default")
+    networks.add_argument(
+        "--reconstruction_every",
+        type=positive(int),
+        help="with --train_decoder: one batch in so many is the autoencoder's plain reconstruction; none without it",
+    )
     add_pixel_loss_arguments(parser)
-    return parser.parse_args(arguments)
+    add_color_correction_argument(parser)
+    parsed = parser.parse_args(arguments)
+    _check(parser, parsed)
+    if parsed.decoder_learning_rate is None:
+        parsed.decoder_learning_rate = 0.3 * parsed.learning_rate
+    return parsed
+
+
+def _check(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> None:
+    """Refuses arguments that contradict each other."""
+    for name in ("decoder_learning_rate", "reconstruction_every"):
+        if vars(parsed)[name] is not None and not parsed.train_decoder:
+            parser.error(f"--{name} needs --train_decoder")
+    if parsed.reconstruction_every == 1:
+        parser.error("--reconstruction_every 1 leaves no batch to the upsampler: it must be 2 or more")
 
 
 @torch.no_grad()
@@ -111,8 +165,9 @@ def main(arguments: argparse.Namespace) -> dict[str, float]:
     if arguments.gradient_checkpointing:
         upsampler.enable_gradient_checkpointing()
         autoencoder.enable_gradient_checkpointing()
-    accelerator = make_accelerator(arguments)
-    loss, scale = pixel_loss(arguments), upsampler.config.scale
+    accelerator = make_accelerator(arguments, leaves_out_parameters=arguments.reconstruction_every is not None)
+    loss = replace(pixel_loss(arguments), color_correction_levels=arguments.color_correction_levels)
+    scale = upsampler.config.scale
     spatial, temporal = scale * autoencoder.spatial_compression_ratio, autoencoder.temporal_compression_ratio
     dataset, validation = load_data(
         arguments, accelerator, spatial, temporal, loss.needs_flow, scale, arguments.degraded_versions
@@ -120,7 +175,14 @@ def main(arguments: argparse.Namespace) -> dict[str, float]:
     if arguments.linear_init:
         left = fit_linear_upsampling(upsampler, latent_pairs(dataset, autoencoder, arguments.linear_init_batches))
         accelerator.print(f"the linear map leaves a mean squared error of {left:.4f}")
-    stage = UpsamplerStage(upsampler, autoencoder, loss, arguments.latent_weight)
+    stage = UpsamplerStage(
+        upsampler,
+        autoencoder,
+        loss,
+        arguments.latent_weight,
+        arguments.decoder_learning_rate if arguments.train_decoder else None,
+        arguments.reconstruction_every,
+    )
     return train(stage, dataset, validation, arguments, accelerator)
 
 

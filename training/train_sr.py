@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from peft import LoraConfig
 
 from ultraflash_diffusers import CausalLatentUpsampler, HRAutoencoder, UltraFlashSRTransformer
 from ultraflash_diffusers.training.arguments import (
+    add_color_correction_argument,
     add_pixel_loss_arguments,
     non_negative,
     pixel_loss,
@@ -41,6 +43,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     _add_network_arguments(parser)
     _add_objective_arguments(parser)
     add_pixel_loss_arguments(parser)
+    add_color_correction_argument(parser)
     parsed = parser.parse_args(arguments)
     _check(parser, parsed)
     _fill_in_defaults(parsed)
@@ -110,7 +113,7 @@ def _add_objective_arguments(parser: argparse.ArgumentParser) -> None:
 def _check(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> None:
     """Refuses arguments that contradict each other."""
     if parsed.objective == "flow_matching":
-        for name in ("train_decoder", "train_latent_upsampler", "decode_linearly"):
+        for name in ("train_decoder", "train_latent_upsampler", "decode_linearly", "color_correction_levels"):
             if vars(parsed)[name]:
                 parser.error(f"--{name} needs --objective one_step: flow matching does not decode")
     if parsed.decode_linearly and parsed.train_decoder:
@@ -165,7 +168,7 @@ def sr_objective(arguments: argparse.Namespace) -> SRObjective:
     """What the arguments ask the network to learn."""
     return SRObjective(
         name=arguments.objective,
-        pixel_loss=pixel_loss(arguments),
+        pixel_loss=replace(pixel_loss(arguments), color_correction_levels=arguments.color_correction_levels),
         latent_weight=arguments.latent_weight,
         condition_weight=arguments.condition_weight,
         decode_linearly=arguments.decode_linearly,

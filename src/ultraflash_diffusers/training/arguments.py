@@ -58,6 +58,16 @@ def add_pixel_loss_arguments(parser: argparse.ArgumentParser, **weights: float) 
     )
 
 
+def add_color_correction_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds the color correction of [`PixelLoss`], for stages whose clips have a low-resolution source."""
+    parser.add_argument(
+        "--color_correction_levels",
+        type=positive(int),
+        help="pixel losses after wavelet color correction with this many levels, plus 0.3 times those before it; "
+        "no correction without it",
+    )
+
+
 def pixel_loss(arguments: argparse.Namespace) -> PixelLoss:
     """Makes the loss that [`add_pixel_loss_arguments`]'s arguments describe."""
     weights = {name: getattr(arguments, name) for name in PIXEL_LOSS_WEIGHTS}

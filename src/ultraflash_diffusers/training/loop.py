@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration
+from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from diffusers.utils import logging
@@ -38,8 +38,13 @@ from .stage import Stage
 logger = logging.get_logger(__name__)
 
 
-def make_accelerator(arguments: argparse.Namespace) -> Accelerator:
+def make_accelerator(arguments: argparse.Namespace, leaves_out_parameters: bool = False) -> Accelerator:
     """Makes the accelerator that the arguments ask for, the output folder and, to push to, the repository.
+
+    Args:
+        arguments (`argparse.Namespace`): of [`~ultraflash_diffusers.training.arguments.training_parser`].
+        leaves_out_parameters (`bool`, *optional*, defaults to `False`): some batches give some of the trained
+            parameters no gradient, for which distributed training has to look.
 
     Raises:
         ValueError: the launcher started several processes that do not know of each other.
@@ -51,6 +56,7 @@ def make_accelerator(arguments: argparse.Namespace) -> Accelerator:
         mixed_precision=arguments.mixed_precision,
         log_with=None if arguments.report_to == "none" else arguments.report_to,
         project_config=folders,
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=leaves_out_parameters)],
     )
     launched = int(os.environ.get("WORLD_SIZE", 1))
     if launched != accelerator.num_processes:

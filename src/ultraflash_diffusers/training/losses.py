@@ -9,6 +9,11 @@ from typing import Literal
 import torch
 from torch.nn import functional as F
 
+from ..pipelines.color_correction import wavelet_color_correction
+
+# of the pixel losses before color correction, where they are computed after it: the network still learns the colours
+UNCORRECTED_WEIGHT = 0.3
+
 
 def charbonnier(prediction: torch.Tensor, target: torch.Tensor, epsilon: float = 1e-2) -> torch.Tensor:
     """Mean of `sqrt((prediction - target)^2 + epsilon^2)`: an L1 loss that is smooth at zero.
@@ -186,6 +191,9 @@ class PixelLoss:
         wavelet_weight (`float`, *optional*, defaults to 0.0): of [`wavelet_loss`].
         ssim_weight (`float`, *optional*, defaults to 0.0): of [`ssim_loss`].
         contrast_weight (`float`, *optional*, defaults to 0.0): of [`contrast_loss`].
+        color_correction_levels (`int`, *optional*): compares what is left after [`wavelet_color_correction`] with this
+            many levels, as a pipeline that ends with it gives it back; 0.3 times the loss before it is added. `None`
+            for no correction.
     """
 
     charbonnier_weight: float = 1.0
@@ -195,13 +203,18 @@ class PixelLoss:
     wavelet_weight: float = 0.0
     ssim_weight: float = 0.0
     contrast_weight: float = 0.0
+    color_correction_levels: int | None = None
 
     @property
     def needs_flow(self) -> bool:
         return self.temporal_weight > 0 and self.temporal_loss == "warped"
 
     def __call__(
-        self, prediction: torch.Tensor, target: torch.Tensor, flow: torch.Tensor | None = None
+        self,
+        prediction: torch.Tensor,
+        target: torch.Tensor,
+        flow: torch.Tensor | None = None,
+        low: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
         """Returns the weighted terms by name, computed in float32.
 
@@ -209,8 +222,30 @@ class PixelLoss:
             prediction (`torch.Tensor`): `[batch, 3, frames, height, width]`, nominally in [-1, 1].
             target (`torch.Tensor`): the same shape.
             flow (`torch.Tensor`, *optional*): of the target's frames; needed where `needs_flow` says so.
+            low (`torch.Tensor`, *optional*): `[batch, 3, frames, height / scale, width / scale]`, the source that
+                gives its colours; nothing is corrected without it.
         """
         prediction = prediction.float()
+        terms = self._terms(self.corrected(prediction, low), target, flow)
+        if self.color_correction_levels is not None:
+            # there for every batch, because processes average what they log; without a source it is counted already
+            weight = 0.0 if low is None else UNCORRECTED_WEIGHT
+            before = torch.stack(list(self._terms(prediction, target, flow).values()))
+            terms["uncorrected"] = weight * before.sum()
+        return terms
+
+    def corrected(self, prediction: torch.Tensor, low: torch.Tensor | None) -> torch.Tensor:
+        """Returns `prediction` in the colours of `low`, or as it is without levels or `low`; float32."""
+        prediction = prediction.float()
+        if self.color_correction_levels is None or low is None:
+            return prediction
+        # matrix products: half precision would round the colours
+        with torch.autocast(prediction.device.type, enabled=False):
+            return wavelet_color_correction(prediction, low, self.color_correction_levels)
+
+    def _terms(
+        self, prediction: torch.Tensor, target: torch.Tensor, flow: torch.Tensor | None
+    ) -> dict[str, torch.Tensor]:
         terms = {}
         if self.charbonnier_weight > 0:
             terms["charbonnier"] = self.charbonnier_weight * charbonnier(prediction, target)

@@ -27,7 +27,7 @@ from .losses import (
     sample_sigmas,
 )
 from .prompts import Prompts
-from .stage import Stage
+from .stage import Stage, decoder_parameters
 
 # blocks that a validation stream remembers, the pipeline's default
 KV_CACHE_BLOCKS = 3
@@ -96,14 +96,13 @@ class SRStage(Stage):
         self.prompts, self.objective, self.num_inference_steps = prompts, objective, num_inference_steps
         self.decoder_learning_rate, self.upsampler_learning_rate = decoder_learning_rate, upsampler_learning_rate
         if decoder_learning_rate is not None:
-            for name, parameter in autoencoder.named_parameters():
-                parameter.requires_grad_(name.startswith("decoder"))
+            for parameter in decoder_parameters(autoencoder):
+                parameter.requires_grad_(True)
 
     def parameter_groups(self, learning_rate: float) -> list[dict]:
         groups = [{"params": [p for p in self.transformer.parameters() if p.requires_grad], "lr": learning_rate}]
         if self.decoder_learning_rate is not None:
-            decoder = [p for p in self.autoencoder.parameters() if p.requires_grad]
-            groups.append({"params": decoder, "lr": self.decoder_learning_rate})
+            groups.append({"params": decoder_parameters(self.autoencoder), "lr": self.decoder_learning_rate})
         if self.upsampler_learning_rate is not None:
             groups.append({"params": list(self.upsampler.parameters()), "lr": self.upsampler_learning_rate})
         return groups
@@ -137,18 +136,21 @@ class SRStage(Stage):
         flow = self.transformer(torch.cat([noise, condition], dim=1), timestep, prompt_embeds).sample
         latents = noise - flow.float()
         decoded = self._decode(latents)
-        terms = self.objective.pixel_loss(decoded, batch.high, batch.flow)
+        terms = self.objective.pixel_loss(decoded, batch.high, batch.flow, batch.low)
         if self.objective.latent_weight > 0:
             terms["latent"] = self.objective.latent_weight * F.mse_loss(latents, self._target(batch))
-        return torch.stack(list(terms.values())).sum(), terms | {"psnr": psnr(decoded.detach(), batch.high)}
+        return torch.stack(list(terms.values())).sum(), terms | {"psnr": self._psnr(decoded.detach(), batch)}
 
     def _upsampling(self, batch: Batch, condition: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The upsampler's own loss, which keeps its result a picture that can be decoded."""
         decoded = self._decode(condition)
         pixel_loss = replace(self.objective.pixel_loss, contrast_weight=0.0)
-        terms = pixel_loss(decoded, batch.high, batch.flow)
+        terms = pixel_loss(decoded, batch.high, batch.flow, batch.low)
         loss = self.objective.condition_weight * sum(terms.values(), start=decoded.new_zeros(()))
-        return loss, {"condition": loss, "psnr_of_condition": psnr(decoded.detach(), batch.high)}
+        return loss, {"condition": loss, "psnr_of_condition": self._psnr(decoded.detach(), batch)}
+
+    def _psnr(self, decoded: torch.Tensor, batch: Batch) -> torch.Tensor:
+        return psnr(self.objective.pixel_loss.corrected(decoded, batch.low), batch.high)
 
     def _decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Pixels for the losses; validation always sees those of the whole decoder."""
@@ -176,12 +178,12 @@ class SRStage(Stage):
 
     def validate(self, batch: Batch) -> dict[str, float]:
         condition = self.condition(batch)
-        result = self.autoencoder.decode(self._restore(condition, batch.texts)).sample.float()
+        result = self.autoencoder.decode(self._restore(condition, batch.texts)).sample
         before = self.autoencoder.decode(condition).sample
         return {
-            "psnr": psnr(result, batch.high).item(),
-            "psnr_of_condition": psnr(before, batch.high).item(),
-            "detail": detail_ratio(result, batch.high).item(),
+            "psnr": self._psnr(result, batch).item(),
+            "psnr_of_condition": self._psnr(before, batch).item(),
+            "detail": detail_ratio(self.objective.pixel_loss.corrected(result, batch.low), batch.high).item(),
         }
 
     def _restore(self, condition: torch.Tensor, texts: list[str]) -> torch.Tensor:

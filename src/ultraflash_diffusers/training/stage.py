@@ -12,6 +12,7 @@ import torch
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
+from ..models.hr_autoencoder import HRAutoencoder
 from .data import Batch
 
 Network = TypeVar("Network", bound=ModelMixin)
@@ -52,6 +53,11 @@ class Stage(nn.Module, ABC):
     def named_trained_parameters(self) -> dict[str, nn.Parameter]:
         """Returns the parameters that are trained, by name."""
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+
+def decoder_parameters(autoencoder: HRAutoencoder) -> list[nn.Parameter]:
+    """Returns the parameters that make pixels of latents: tuning them leaves the latent space as it is."""
+    return [parameter for name, parameter in autoencoder.named_parameters() if name.startswith("decoder")]
 
 
 def load_network(network_class: type[Network], name_or_path: str, subfolder: str) -> Network:
