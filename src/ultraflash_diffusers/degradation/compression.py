@@ -85,6 +85,7 @@ def _encode(frames: np.ndarray, crf: int, preset: str) -> list[av.Packet]:
 
 def _decode(packets: list[av.Packet]) -> Iterator[np.ndarray]:
     decoder = av.VideoCodecContext.create("h264", "r")
+    decoder.thread_count = 1  # small clips gain nothing from more, and loader workers share the cores
     for packet in [*packets, None]:
         for frame in decoder.decode(packet):
             yield frame.to_ndarray(format="rgb24")
