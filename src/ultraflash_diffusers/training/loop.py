@@ -170,7 +170,7 @@ class _Training:
         self.stage, self.optimizer = accelerator.prepare(stage, optimizer)
         self.ema: EMAModel | None = None
         if arguments.use_ema:
-            self.ema = EMAModel(stage.trained_parameters(), decay=arguments.ema_decay, foreach=True)
+            self.ema = EMAModel(stage.averaged_parameters(), decay=arguments.ema_decay, foreach=True)
             accelerator.register_for_checkpointing(self.ema)
         accelerator.register_for_checkpointing(self.progress)
         accelerator.register_save_state_pre_hook(self._save_weights)
@@ -182,7 +182,7 @@ class _Training:
         if self.progress.step == 0:
             measures = self._validate()
         started = time.monotonic() - self.progress.seconds
-        sums: dict[str, torch.Tensor] = {}
+        sums: dict[str, tuple[torch.Tensor, int]] = {}
         loader = batches(self.dataset, self._batch_numbers(), self.arguments.dataloader_num_workers)
         with self._progress_bar() as bar, _Interruption() as interruption:
             while self.progress.step < self.arguments.max_train_steps and not self._out_of_time():
@@ -232,8 +232,9 @@ class _Training:
         first = self.progress.step * per_step + self.accelerator.process_index
         return range(first, self.arguments.max_train_steps * per_step, processes)
 
-    def _optimise(self, loader: Iterator[Batch], sums: dict[str, torch.Tensor]) -> None:
-        """One optimiser step; adds what it measured to `sums`."""
+    def _optimise(self, loader: Iterator[Batch], sums: dict[str, tuple[torch.Tensor, int]]) -> None:
+        """One optimiser step; adds what it measured to `sums`: totals by name, each with the number of its batches."""
+        self.plain_stage.begin_step(self.progress.step)
         factor = self.lr_factor(self._schedule_position())
         for group, rate in zip(self.optimizer.param_groups, self.learning_rates, strict=True):
             group["lr"] = rate * factor
@@ -251,11 +252,12 @@ class _Training:
                     self.accelerator.clip_grad_norm_(parameters, self.arguments.max_grad_norm)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
-            for name, value in {"loss": loss, **measured, "batches": torch.ones(())}.items():
-                sums[name] = sums.get(name, 0.0) + value.detach().float()
+            for name, value in {"loss": loss, **measured}.items():
+                total, count = sums.get(name, (torch.zeros_like(loss, dtype=torch.float32), 0))
+                sums[name] = (total + value.detach().float(), count + 1)
         step = self.progress.step + 1
         if self.ema and step >= self.arguments.ema_start_step and step % self.arguments.ema_interval == 0:
-            self.ema.step(parameters)
+            self.ema.step(self.plain_stage.averaged_parameters())
 
     def _schedule_position(self) -> float:
         """The step, or where the run is in its time, whichever is nearer to the end."""
@@ -283,10 +285,11 @@ class _Training:
     def _is_due(self, interval: int) -> bool:
         return self.progress.step % interval == 0
 
-    def _log_means(self, sums: dict[str, torch.Tensor]) -> dict[str, str]:
+    def _log_means(self, sums: dict[str, tuple[torch.Tensor, int]]) -> dict[str, str]:
         """Logs the means since the last time and returns what the progress bar shows."""
-        count = sums.pop("batches")
-        means = {name: (self.accelerator.reduce(total, "mean") / count).item() for name, total in sums.items()}
+        means = {
+            name: (self.accelerator.reduce(total, "mean") / count).item() for name, (total, count) in sums.items()
+        }
         sums.clear()
         if not np.isfinite(means["loss"]):
             raise FloatingPointError(
@@ -338,7 +341,7 @@ class _Training:
         if self.ema is None or self.ema.optimization_step == 0:
             yield
             return
-        parameters = self.plain_stage.trained_parameters()
+        parameters = self.plain_stage.averaged_parameters()
         self.ema.store(parameters)
         self.ema.copy_to(parameters)
         try:

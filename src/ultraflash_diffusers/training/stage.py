@@ -42,6 +42,19 @@ class Stage(nn.Module, ABC):
     def save_pretrained(self, folder: Path) -> None:
         """Writes what was trained so that it can be loaded from `folder` (with diffusers' usual methods)."""
 
+    def begin_step(self, step: int) -> None:
+        """Tells the stage which optimiser step comes next, for stages whose steps alternate.
+
+        Trained parameters that a step gives no gradient stay exactly as they are, their optimiser's moments too.
+
+        Args:
+            step (`int`): steps done so far, those before a resumed checkpoint included.
+        """
+
+    def averaged_parameters(self) -> list[nn.Parameter]:
+        """Returns the trained parameters that an average of the weights covers; by default all of them."""
+        return self.trained_parameters()
+
     def parameter_groups(self, learning_rate: float) -> list[dict]:
         """Returns the optimiser's parameter groups; by default one of all trained parameters."""
         return [{"params": self.trained_parameters(), "lr": learning_rate}]
