@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # for editors and type checkers, which cannot follow `_EXPORT
     from .pipelines.pipeline_output import UltraFlashPipelineOutput as UltraFlashPipelineOutput
     from .pipelines.streaming import UltraFlashStreamingPipeline as UltraFlashStreamingPipeline
     from .pipelines.video_stream import PipelineStreamState as PipelineStreamState
+    from .rewards.quality_scorer import QualityScorer as QualityScorer
 
 __version__ = "0.1.0"
 
@@ -33,6 +34,7 @@ _EXPORTS = {
     "HRAutoencoder": ".models.hr_autoencoder",
     "ModelMixin": "diffusers",
     "PipelineStreamState": ".pipelines.video_stream",
+    "QualityScorer": ".rewards.quality_scorer",
     "SchedulerMixin": "diffusers",
     "StreamChunk": ".pipelines.pipeline_output",
     "StreamState": ".models.stream_state",

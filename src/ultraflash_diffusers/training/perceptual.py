@@ -1,0 +1,178 @@
+# Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Perceptual losses: distances of deep features, unit length over the channels (LPIPS, Zhang et al., 2018)."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ..rewards import QualityScorer, packaged_quality_scorer
+
+PERCEPTUAL_LOSSES = ("quality_scorer", "st_lpips_alex", "lpips_alex", "lpips_vgg")
+
+
+class PerceptualLoss(nn.Module):
+    """The mean perceptual distance of frames to their targets; its weights are frozen.
+
+    Args:
+        name (`str`, *optional*, defaults to `"quality_scorer"`): whose features are compared:
+            - `"quality_scorer"`: those of the packaged [`QualityScorer`]'s stages, all of equal weight. Needs nothing;
+              it has seen degraded pictures, and no people's judgements.
+            - `"st_lpips_alex"`: shift-tolerant LPIPS (Ghildyal and Liu, 2022), with the weights that the package
+              `stlpips-pytorch` brings (extra `perceptual`).
+            - `"lpips_alex"`, `"lpips_vgg"`: the package `lpips`, which downloads the networks through torchvision.
+        scorer (`QualityScorer`, *optional*): for `"quality_scorer"`: another one than the packaged one.
+
+    Raises:
+        ValueError: another name, or a scorer for another loss.
+        ImportError: the package that a loss needs cannot be imported.
+        RuntimeError: its weights cannot be had.
+        FileNotFoundError: this installation has no packaged scorer.
+    """
+
+    def __init__(self, name: str = "quality_scorer", scorer: QualityScorer | None = None) -> None:
+        super().__init__()
+        if name not in PERCEPTUAL_LOSSES:
+            raise ValueError(f"`name` must be one of {PERCEPTUAL_LOSSES}, got {name!r}")
+        if scorer is not None and name != "quality_scorer":
+            raise ValueError(f"`scorer` is for the loss 'quality_scorer' only, `name` is {name!r}")
+        self.name = name
+        self.distance = _distance(name, scorer).eval().requires_grad_(False)
+
+    def forward(self, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Returns the mean distance, a scalar, computed in float32.
+
+        Args:
+            prediction (`torch.Tensor`): `[batch, 3, frames, height, width]`, nominally in [-1, 1], at least 32 pixels
+                high and wide.
+            target (`torch.Tensor`): the same shape.
+
+        Raises:
+            ValueError: shapes that differ, or frames that are too small or no pictures.
+        """
+        shape = tuple(prediction.shape)
+        if shape != tuple(target.shape):
+            raise ValueError(f"`prediction` and `target` must have the same shape, got {shape}, {tuple(target.shape)}")
+        if len(shape) != 5 or shape[1] != 3 or min(shape[3:]) < 32:
+            raise ValueError(
+                f"`prediction` must have shape [batch, 3, frames, height, width], 32 pixels a side or more, not {shape}"
+            )
+        with torch.autocast(prediction.device.type, enabled=False):
+            ours, theirs = (video.float().transpose(1, 2).flatten(0, 1) for video in (prediction, target))
+            return self.distance(ours, theirs).mean()
+
+
+class _ScorerDistance(nn.Module):
+    """Mean over the stages of the distance of a quality scorer's features."""
+
+    def __init__(self, scorer: QualityScorer) -> None:
+        super().__init__()
+        self.scorer = scorer
+
+    def forward(self, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        ours, theirs = (self.scorer.features(pixels * 0.5 + 0.5) for pixels in (prediction, target))
+        distances = [_squared_distance(a, b).sum(1).mean((1, 2)) for a, b in zip(ours, theirs, strict=True)]
+        return torch.stack(distances).mean(0)
+
+
+class _ShiftTolerantAlex(nn.Module):
+    """Shift-tolerant LPIPS on an AlexNet that blurs before it subsamples.
+
+    Written here, and only fed with the package's weights, because importing the package needs torchvision.
+    """
+
+    # name of the stage's convolution in the weights, and whether the picture is halved before it
+    _STAGES = (("slice2.5", True), ("slice3.9", True), ("slice4.11", False), ("slice5.13", False))
+
+    shift: torch.Tensor
+    scale: torch.Tensor
+
+    def __init__(self, weights: dict[str, torch.Tensor]) -> None:
+        super().__init__()
+        self.convolutions = nn.ModuleList(
+            _convolution(weights, f"net.{name}") for name in ("slice1.0", *(name for name, _ in self._STAGES))
+        )
+        for index in range(len(self.convolutions)):
+            self.register_buffer(f"importance_{index}", weights[f"lin{index}.model.1.weight"])
+        self.register_buffer("shift", weights["scaling_layer.shift"])
+        self.register_buffer("scale", weights["scaling_layer.scale"])
+
+    def forward(self, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        pairs = zip(self._features(prediction), self._features(target), strict=True)
+        distances = [
+            F.conv2d(_squared_distance(ours, theirs), self.get_buffer(f"importance_{index}")).mean((1, 2, 3))
+            for index, (ours, theirs) in enumerate(pairs)
+        ]
+        return torch.stack(distances).sum(0)
+
+    def _features(self, pixels: torch.Tensor) -> list[torch.Tensor]:
+        first, *others = self.convolutions
+        stages = [F.relu(_blurred_half(first((pixels - self.shift) / self.scale)))]
+        for convolution, (_, halves) in zip(others, self._STAGES, strict=True):
+            features = stages[-1]
+            if halves:
+                features = _blurred_half(F.max_pool2d(features, kernel_size=3, stride=1))
+            stages.append(F.relu(convolution(features)))
+        return stages
+
+
+def _distance(name: str, scorer: QualityScorer | None) -> nn.Module:
+    if name == "quality_scorer":
+        return _ScorerDistance(packaged_quality_scorer() if scorer is None else scorer)
+    if name == "st_lpips_alex":
+        return _ShiftTolerantAlex(_shift_tolerant_weights())
+    return _lpips(name.removeprefix("lpips_"))
+
+
+def _lpips(trunk: str) -> nn.Module:
+    try:
+        import lpips
+    except ImportError as error:
+        raise ImportError(
+            f"the loss 'lpips_{trunk}' needs `lpips` and torchvision, which cannot be imported ({error}): "
+            "pip install lpips torchvision"
+        ) from error
+    try:
+        return lpips.LPIPS(net=trunk, verbose=False)
+    except (OSError, RuntimeError) as error:
+        raise RuntimeError(
+            f"`lpips` could not load the {trunk} network, which torchvision downloads: {error}"
+        ) from error
+
+
+def _shift_tolerant_weights() -> dict[str, torch.Tensor]:
+    package = importlib.util.find_spec("stlpips_pytorch")
+    if package is None or package.origin is None:
+        raise ImportError(
+            "the loss 'st_lpips_alex' needs `stlpips-pytorch`, which is not installed: "
+            'pip install "ultraflash_diffusers[perceptual]"'
+        )
+    file = Path(package.origin).parent / "weights" / "vST0.0" / "alex_shift_tolerant.pth"
+    if not file.is_file():
+        raise RuntimeError(f"this version of `stlpips-pytorch` has no weights {str(file)!r}")
+    return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def _convolution(weights: dict[str, torch.Tensor], name: str) -> nn.Conv2d:
+    weight = weights[f"{name}.weight"]
+    side = weight.shape[-1]
+    # AlexNet's: 2 for the first one, of 11, and then what keeps the size
+    layer = nn.Conv2d(weight.shape[1], weight.shape[0], side, padding=min(side // 2, 2))
+    layer.load_state_dict({"weight": weight, "bias": weights[f"{name}.bias"]})
+    return layer
+
+
+def _blurred_half(features: torch.Tensor) -> torch.Tensor:
+    """Every second place after a 3x3 binomial blur; two more places on every side, mirrored."""
+    binomial = torch.tensor([0.25, 0.5, 0.25], dtype=features.dtype, device=features.device)
+    kernel = torch.outer(binomial, binomial).expand(features.shape[1], 1, 3, 3)
+    return F.conv2d(F.pad(features, (2, 2, 2, 2), mode="reflect"), kernel, stride=2, groups=features.shape[1])
+
+
+def _squared_distance(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
+    """Squared differences, `[n, channels, height, width]`, of features that have unit length over the channels."""
+    return (F.normalize(ours, dim=1, eps=1e-10) - F.normalize(theirs, dim=1, eps=1e-10)).square()
