@@ -15,20 +15,37 @@ def check_range(name: str, value: Range, lowest: float, highest: float = float("
     Raises:
         ValueError: it does not.
     """
-    low, high = _bounds(value)
+    low, high = bounds(value)
     if not lowest <= low <= high <= highest:
         raise ValueError(f"`{name}` must be a value or an ordered pair in [{lowest}, {highest}], got {value!r}")
 
 
 def draw(rng: np.random.Generator, value: Range) -> float:
     """Draws a parameter evenly from its range."""
-    return rng.uniform(*_bounds(value))
+    return rng.uniform(*bounds(value))
 
 
 def draw_integer(rng: np.random.Generator, value: Range) -> int:
     """Draws a whole-numbered parameter evenly from its range, both bounds included."""
-    low, high = _bounds(value)
+    low, high = bounds(value)
     return int(rng.integers(int(low), int(high), endpoint=True))
+
+
+def check_odd(name: str, value: Range) -> None:
+    """Checks that there is an odd number in a range.
+
+    Raises:
+        ValueError: there is none.
+    """
+    low, high = bounds(value)
+    if int(low) // 2 > (int(high) - 1) // 2:
+        raise ValueError(f"`{name}` must be an odd number or a pair with one between its bounds, got {value!r}")
+
+
+def draw_odd(rng: np.random.Generator, value: Range) -> int:
+    """Draws an odd parameter evenly from its range, both bounds included."""
+    low, high = bounds(value)
+    return 2 * int(rng.integers(int(low) // 2, (int(high) - 1) // 2, endpoint=True)) + 1
 
 
 def check_clip(frames: np.ndarray) -> None:
@@ -43,5 +60,6 @@ def check_clip(frames: np.ndarray) -> None:
         )
 
 
-def _bounds(value: Range) -> tuple[float, float]:
+def bounds(value: Range) -> tuple[float, float]:
+    """Returns the lower and the upper bound, which are equal for a fixed value."""
     return (value[0], value[1]) if isinstance(value, tuple) else (value, value)

@@ -1,84 +1,19 @@
 # Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
-"""Transforms of pixels, and how transforms combine."""
+"""Transforms of each frame's pixels, the same for all frames of a clip (the paper's second stage)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
 from PIL import Image
 
-from .compression import H264
-from .ranges import Range, check_clip, check_range, draw, draw_integer
+from .combining import Compose, Transform
+from .ranges import Range, check_clip, check_odd, check_range, draw, draw_integer, draw_odd
 
 _FILTERS = {"area": Image.Resampling.BOX, "bicubic": Image.Resampling.BICUBIC}
-
-
-class Transform(Protocol):
-    """Anything that turns a clip, uint8 `[frames, height, width, 3]`, into another one."""
-
-    def __call__(self, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray: ...
-
-
-@dataclass(frozen=True)
-class Compose:
-    """Applies transforms one after the other.
-
-    Args:
-        transforms (`Transform`, any number): in their order.
-    """
-
-    transforms: tuple[Transform, ...]
-
-    def __init__(self, *transforms: Transform) -> None:
-        object.__setattr__(self, "transforms", transforms)
-
-    def __call__(self, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        check_clip(frames)
-        for transform in self.transforms:
-            frames = transform(frames, rng)
-        return frames
-
-
-@dataclass(frozen=True)
-class OneOf:
-    """Applies one transform, drawn evenly.
-
-    Args:
-        transforms (`Transform`, one or more): what to choose from.
-    """
-
-    transforms: tuple[Transform, ...]
-
-    def __init__(self, *transforms: Transform) -> None:
-        if not transforms:
-            raise ValueError("`transforms` is empty: there is nothing to choose from")
-        object.__setattr__(self, "transforms", transforms)
-
-    def __call__(self, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        return self.transforms[rng.integers(len(self.transforms))](frames, rng)
-
-
-@dataclass(frozen=True)
-class Sometimes:
-    """Applies a transform with a probability.
-
-    Args:
-        transform (`Transform`): what is applied, or not.
-        probability (`float`): in [0, 1].
-    """
-
-    transform: Transform
-    probability: float
-
-    def __post_init__(self) -> None:
-        check_range("probability", self.probability, 0, 1)
-
-    def __call__(self, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        check_clip(frames)
-        return self.transform(frames, rng) if rng.random() < self.probability else frames
+_SMOOTH = (cv2.INTER_LINEAR, cv2.INTER_CUBIC)
 
 
 @dataclass(frozen=True)
@@ -111,23 +46,83 @@ class Downscale:
 
 
 @dataclass(frozen=True)
+class Rescale:
+    """Changes the size, applies a transform at that size, and changes it back.
+
+    Each of the two changes is bilinear or bicubic, or, where it makes frames smaller, by area means; drawn evenly.
+
+    Args:
+        scale (`float` or pair of `float`, *optional*, defaults to `(0.15, 1.5)`): of the height and of the width,
+            above 0.
+        inside (`Transform`, *optional*): what happens at that size, nothing by default; it may not change it.
+    """
+
+    scale: Range = (0.15, 1.5)
+    inside: Transform = field(default_factory=Compose)
+
+    def __post_init__(self) -> None:
+        check_range("scale", self.scale, 1e-3)
+
+    def __call__(self, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        check_clip(frames)
+        height, width = frames.shape[1:3]
+        scale = draw(rng, self.scale)
+        size = (max(1, round(scale * width)), max(1, round(scale * height)))
+        inner = self.inside(_resized(frames, size, rng), rng)
+        if inner.shape != (len(frames), size[1], size[0], 3):
+            raise ValueError(f"`inside` made a clip {inner.shape} of {len(frames)} frames of {size[1]}x{size[0]}")
+        return _resized(inner, (width, height), rng)
+
+
+@dataclass(frozen=True)
 class GaussianBlur:
     """Blurs each frame with the same kernel.
 
     Args:
         sigma (`float` or pair of `float`, *optional*, defaults to `(0.2, 2.0)`): width of the kernel in pixels, above
             0.
+        kernel_size (`int` or pair of `int`, *optional*): where the kernel is cut off, in pixels; only odd sizes are
+            drawn. By default where it is next to nothing.
     """
 
     sigma: Range = (0.2, 2.0)
+    kernel_size: Range | None = None
 
     def __post_init__(self) -> None:
         check_range("sigma", self.sigma, 1e-3)
+        if self.kernel_size is not None:
+            check_range("kernel_size", self.kernel_size, 1)
+            check_odd("kernel_size", self.kernel_size)
 
     def __call__(self, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         check_clip(frames)
         sigma = draw(rng, self.sigma)
-        return np.stack([cv2.GaussianBlur(frame, (0, 0), sigma) for frame in frames])
+        size = 0 if self.kernel_size is None else draw_odd(rng, self.kernel_size)
+        return np.stack([cv2.GaussianBlur(frame, (size, size), sigma) for frame in frames])
+
+
+@dataclass(frozen=True)
+class UnsharpMask:
+    """Sharpens each frame: adds what a blur would take away, and with it halos along edges.
+
+    Args:
+        amount (`float` or pair of `float`, *optional*, defaults to `(0.0, 1.0)`): how much of it, 0 or above.
+        sigma (`float` or pair of `float`, *optional*, defaults to `(0.5, 3.0)`): width of the blur in pixels, above 0.
+    """
+
+    amount: Range = (0.0, 1.0)
+    sigma: Range = (0.5, 3.0)
+
+    def __post_init__(self) -> None:
+        check_range("amount", self.amount, 0)
+        check_range("sigma", self.sigma, 1e-3)
+
+    def __call__(self, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        check_clip(frames)
+        amount, sigma = draw(rng, self.amount), draw(rng, self.sigma)
+        blurred = (cv2.GaussianBlur(frame, (0, 0), sigma) for frame in frames)
+        pairs = zip(frames, blurred, strict=True)
+        return np.stack([cv2.addWeighted(frame, 1 + amount, blur, -amount, 0) for frame, blur in pairs])
 
 
 @dataclass(frozen=True)
@@ -146,19 +141,15 @@ class GaussianNoise:
 
     def __call__(self, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         check_clip(frames)
-        noise = rng.standard_normal(frames.shape, dtype=np.float32) * np.float32(draw(rng, self.std))
-        return np.clip(np.rint(frames + noise), 0, 255).astype(np.uint8)
+        noise = rng.standard_normal(frames.shape, dtype=np.float32)
+        noise *= np.float32(draw(rng, self.std))
+        pairs = zip(frames, noise, strict=True)
+        return np.stack([cv2.add(frame, change, dtype=cv2.CV_8U) for frame, change in pairs])
 
 
-def low_resolution(scale: int = 2, crf: tuple[int, int] = (20, 32), clean: float = 0.2) -> Compose:
-    """The default degradation: a smaller clip, most often through H.264.
-
-    Args:
-        scale (`int`, *optional*, defaults to 2): the factor, 2 to 4.
-        crf (pair of `int`, *optional*, defaults to `(20, 32)`): rate factors of the compressed clips.
-        clean (`float`, *optional*, defaults to 0.2): share of clips that are not compressed.
-    """
-    return Compose(
-        OneOf(Downscale(scale, "area"), Downscale(scale, "bicubic")),
-        Sometimes(H264(crf), probability=1 - clean),
-    )
+def _resized(frames: np.ndarray, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    """Frames of `size`, width first."""
+    # enlarged "by area means", pixels would become squares; made smaller, the other two alias, as other software does
+    interpolations = (*_SMOOTH, cv2.INTER_AREA) if size[0] < frames.shape[2] else _SMOOTH
+    interpolation = interpolations[rng.integers(len(interpolations))]
+    return np.stack([cv2.resize(frame, size, interpolation=interpolation) for frame in frames])
