@@ -15,7 +15,6 @@ from pathlib import Path
 
 import torch
 from accelerate.utils import set_seed
-from peft import LoraConfig
 
 from ultraflash_diffusers import CausalLatentUpsampler, HRAutoencoder, UltraFlashSRTransformer
 from ultraflash_diffusers.training.arguments import (
@@ -31,9 +30,8 @@ from ultraflash_diffusers.training.inputs import load_data
 from ultraflash_diffusers.training.loop import make_accelerator, train
 from ultraflash_diffusers.training.prompts import Prompts, text_pipeline
 from ultraflash_diffusers.training.sr_stage import SRObjective, SRStage
-from ultraflash_diffusers.training.stage import load_network, new_network
+from ultraflash_diffusers.training.stage import choose_trained, load_network, new_network
 
-LORA_LAYERS = ["to_q", "to_k", "to_v", "to_out.0"]
 # condition noise, condition dropout, text dropout: the paper's for flow matching; a one-step network starts clean
 CORRUPTION = {"flow_matching": ((0.4, 0.6), 0.4, 0.1), "one_step": ((0.0, 0.0), 0.0, 0.0)}
 
@@ -157,10 +155,7 @@ def load_transformer(arguments: argparse.Namespace) -> UltraFlashSRTransformer:
         transformer = UltraFlashSRTransformer.from_wan(arguments.pretrained_wan)
     else:
         transformer = load_network(UltraFlashSRTransformer, arguments.pretrained_model_name_or_path, "transformer")
-    transformer.requires_grad_(arguments.rank is None)
-    if arguments.rank is not None:
-        rank = arguments.rank
-        transformer.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=LORA_LAYERS))
+    choose_trained(transformer, arguments.rank)
     return transformer
 
 

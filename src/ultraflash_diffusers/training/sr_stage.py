@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -110,11 +111,7 @@ class SRStage(Stage):
     def forward(self, batch: Batch, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         objective = self.objective
         clean = self.condition(batch)
-        condition = corrupt_condition(clean, generator, objective.condition_noise, objective.condition_dropout)
-        dropped = torch.rand(len(batch.texts), generator=generator) < objective.text_dropout
-        texts = ["" if drop else text for drop, text in zip(dropped.tolist(), batch.texts, strict=True)]
-        prompt_embeds = self.prompts(texts).to(condition)
-        noise = randn_like(condition, generator)
+        noise, condition, prompt_embeds = self._inputs(clean, batch.texts, generator)
         if objective.name == "flow_matching":
             return self._flow_matching(batch, condition, noise, prompt_embeds, generator)
         loss, measured = self._one_step(batch, condition, noise, prompt_embeds)
@@ -122,6 +119,16 @@ class SRStage(Stage):
             return loss, measured
         loss_of_condition, measured_of_condition = self._upsampling(batch, clean)
         return loss + loss_of_condition, measured | measured_of_condition
+
+    def _inputs(
+        self, clean: torch.Tensor, texts: list[str], generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Noise to start from, and condition and text as training corrupts them."""
+        objective = self.objective
+        condition = corrupt_condition(clean, generator, objective.condition_noise, objective.condition_dropout)
+        dropped = torch.rand(len(texts), generator=generator) < objective.text_dropout
+        texts = ["" if drop else text for drop, text in zip(dropped.tolist(), texts, strict=True)]
+        return randn_like(condition, generator), condition, self.prompts(texts).to(condition)
 
     def condition(self, batch: Batch) -> torch.Tensor:
         """Returns the upsampled latents of the degraded clips, float32."""
@@ -132,14 +139,18 @@ class SRStage(Stage):
     def _one_step(
         self, batch: Batch, condition: torch.Tensor, noise: torch.Tensor, prompt_embeds: torch.Tensor
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        timestep = torch.full((len(noise),), 1000.0, device=noise.device)
-        flow = self.transformer(torch.cat([noise, condition], dim=1), timestep, prompt_embeds).sample
-        latents = noise - flow.float()
+        latents = self._denoised(noise, condition, prompt_embeds)
         decoded = self._decode(latents)
         terms = self.objective.pixel_loss(decoded, batch.high, batch.flow, batch.low)
         if self.objective.latent_weight > 0:
             terms["latent"] = self.objective.latent_weight * F.mse_loss(latents, self._target(batch))
         return torch.stack(list(terms.values())).sum(), terms | {"psnr": self._psnr(decoded.detach(), batch)}
+
+    def _denoised(self, noise: torch.Tensor, condition: torch.Tensor, prompt_embeds: torch.Tensor) -> torch.Tensor:
+        """The clean latents that one step makes of noise."""
+        timestep = torch.full((len(noise),), 1000.0, device=noise.device)
+        flow = self.transformer(torch.cat([noise, condition], dim=1), timestep, prompt_embeds).sample
+        return noise - flow.float()
 
     def _upsampling(self, batch: Batch, condition: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The upsampler's own loss, which keeps its result a picture that can be decoded."""
@@ -178,7 +189,10 @@ class SRStage(Stage):
 
     def validate(self, batch: Batch) -> dict[str, float]:
         condition = self.condition(batch)
-        result = self.autoencoder.decode(self._restore(condition, batch.texts)).sample
+        latents = self._restored(*self._validation_inputs(condition, batch.texts))
+        return self._measured(self.autoencoder.decode(latents).sample, condition, batch)
+
+    def _measured(self, result: torch.Tensor, condition: torch.Tensor, batch: Batch) -> dict[str, float]:
         before = self.autoencoder.decode(condition).sample
         return {
             "psnr": self._psnr(result, batch).item(),
@@ -186,18 +200,25 @@ class SRStage(Stage):
             "detail": detail_ratio(self.objective.pixel_loss.corrected(result, batch.low), batch.high).item(),
         }
 
-    def _restore(self, condition: torch.Tensor, texts: list[str]) -> torch.Tensor:
-        """Streams the condition through the transformer as the pipeline does, group by group."""
+    def _validation_inputs(
+        self, condition: torch.Tensor, texts: list[str]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The same noise at every validation, the condition with as much noise as on average, and the text."""
         generator = torch.Generator().manual_seed(0)
         low, high = self.objective.condition_noise
         share = torch.full((len(condition),), (low + high) / 2)
         condition = add_noise(condition, randn_like(condition, generator), share)
-        prompt_embeds = self.prompts(texts).to(condition)
+        groups = condition.split(self.transformer.config.chunk_size, dim=2)
+        noise = torch.cat([randn_like(group, generator) for group in groups], dim=2)
+        return noise, condition, self.prompts(texts).to(condition)
+
+    def _restored(self, noise: torch.Tensor, condition: torch.Tensor, prompt_embeds: torch.Tensor) -> torch.Tensor:
+        """Streams the condition through the transformer as the pipeline does, group by group."""
+        frames, sigmas = self.transformer.config.chunk_size, self._inference_sigmas(self.num_inference_steps)
         state = self.transformer.new_stream(KV_CACHE_BLOCKS)
         groups = []
-        for group in condition.split(self.transformer.config.chunk_size, dim=2):
-            latents, sigmas = randn_like(group, generator), self._inference_sigmas()
-            for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
+        for latents, group in zip(noise.split(frames, dim=2), condition.split(frames, dim=2), strict=True):
+            for sigma, following in pairwise(sigmas):
                 timestep = torch.full((len(group),), 1000 * sigma, device=group.device)
                 output = self.transformer(torch.cat([latents, group], dim=1), timestep, prompt_embeds, state=state)
                 latents = latents + (following - sigma) * output.sample.float()
@@ -205,9 +226,9 @@ class SRStage(Stage):
             groups.append(latents)
         return torch.cat(groups, dim=2)
 
-    def _inference_sigmas(self) -> list[float]:
+    def _inference_sigmas(self, steps: int) -> list[float]:
         """Noise levels from 1 to 0, evenly spaced and then shifted as in training."""
-        shift, steps = self.objective.flow_shift, self.num_inference_steps
+        shift = self.objective.flow_shift
         even = [1 - step / steps for step in range(steps + 1)]
         return [shift * sigma / (1 + (shift - 1) * sigma) for sigma in even]
 

@@ -10,12 +10,16 @@ from typing import TypeVar
 
 import torch
 from diffusers.models.modeling_utils import ModelMixin
+from peft import LoraConfig
 from torch import nn
 
 from ..models.hr_autoencoder import HRAutoencoder
 from .data import Batch
 
 Network = TypeVar("Network", bound=ModelMixin)
+
+# the attention's projections, to the text and within the video
+LORA_LAYERS = ["to_q", "to_k", "to_v", "to_out.0"]
 
 
 class Stage(nn.Module, ABC):
@@ -71,6 +75,18 @@ class Stage(nn.Module, ABC):
 def decoder_parameters(autoencoder: HRAutoencoder) -> list[nn.Parameter]:
     """Returns the parameters that make pixels of latents: tuning them leaves the latent space as it is."""
     return [parameter for name, parameter in autoencoder.named_parameters() if name.startswith("decoder")]
+
+
+def choose_trained(transformer: ModelMixin, rank: int | None) -> None:
+    """Makes a transformer trained as a whole, or freezes it and adds LoRA layers that are trained.
+
+    Args:
+        transformer (`ModelMixin`): with Wan's layer names.
+        rank (`int`, *optional*): of the LoRA layers; `None` trains the whole network.
+    """
+    transformer.requires_grad_(rank is None)
+    if rank is not None:
+        transformer.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=LORA_LAYERS))
 
 
 def load_network(network_class: type[Network], name_or_path: str, subfolder: str) -> Network:
