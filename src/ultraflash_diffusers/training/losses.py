@@ -83,14 +83,58 @@ def wavelet_details(pixels: torch.Tensor) -> torch.Tensor:
     return torch.stack([a - b + c - d, a + b - c - d, a - b - c + d]) / 2
 
 
-def wavelet_loss(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Mean L1 distance of the detail bands (paper, "Phase I").
+def wavelet_transform(pixels: torch.Tensor, levels: int = 1) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """The orthonormal Haar wavelet over several levels; [`inverse_wavelet_transform`] gives the pixels back.
 
     Args:
-        prediction (`torch.Tensor`): `[..., height, width]`, both even.
-        target (`torch.Tensor`): the same shape.
+        pixels (`torch.Tensor`): `[..., height, width]`, both multiples of `2 ** levels`.
+        levels (`int`, *optional*, defaults to 1): how often the low band is split again.
+
+    Returns:
+        `tuple`: the low band `[..., height / 2**levels, width / 2**levels]`, and the [`wavelet_details`] of each
+        level, the finest first.
+
+    Raises:
+        ValueError: less than one level, or a size that cannot be halved so often.
     """
-    return (wavelet_details(prediction) - wavelet_details(target)).abs().mean()
+    if levels < 1 or any(size % 2**levels for size in pixels.shape[-2:]):
+        height, width = pixels.shape[-2:]
+        raise ValueError(f"`levels` is {levels}: it must be positive, and {height}x{width} divisible by 2 ** levels")
+    low, details = pixels, []
+    for _ in range(levels):
+        details.append(wavelet_details(low))
+        rows = low[..., ::2, :] + low[..., 1::2, :]
+        low = (rows[..., ::2] + rows[..., 1::2]) / 2
+    return low, details
+
+
+def inverse_wavelet_transform(low: torch.Tensor, details: list[torch.Tensor]) -> torch.Tensor:
+    """Puts the bands of [`wavelet_transform`] together again.
+
+    Args:
+        low (`torch.Tensor`): `[..., height, width]`.
+        details (list of `torch.Tensor`): the finest level first; the last one `[3, ..., height, width]`.
+
+    Returns:
+        `torch.Tensor`: `[..., height * 2**levels, width * 2**levels]`.
+    """
+    for x, y, xy in reversed(details):
+        top = torch.stack([low + x + y + xy, low - x + y - xy], dim=-1).flatten(-2)
+        bottom = torch.stack([low + x - y - xy, low - x - y + xy], dim=-1).flatten(-2)
+        low = torch.stack([top, bottom], dim=-2).flatten(-3, -2) / 2
+    return low
+
+
+def wavelet_loss(prediction: torch.Tensor, target: torch.Tensor, levels: int = 1) -> torch.Tensor:
+    """Mean L1 distance of the detail bands (paper, "Phase I"), averaged over the levels.
+
+    Args:
+        prediction (`torch.Tensor`): `[..., height, width]`, both multiples of `2 ** levels`.
+        target (`torch.Tensor`): the same shape.
+        levels (`int`, *optional*, defaults to 1): see [`wavelet_transform`].
+    """
+    _, details = wavelet_transform(prediction - target, levels)
+    return torch.stack([bands.abs().mean() for bands in details]).mean()
 
 
 def local_contrast(pixels: torch.Tensor, scales: int = 2) -> list[torch.Tensor]:
@@ -189,6 +233,7 @@ class PixelLoss:
         temporal_loss (`str`, *optional*, defaults to `"warped"`): [`warped_temporal_loss`] (the paper's) or
             `"difference"`, [`temporal_difference_loss`].
         wavelet_weight (`float`, *optional*, defaults to 0.0): of [`wavelet_loss`].
+        wavelet_levels (`int`, *optional*, defaults to 1): of [`wavelet_loss`].
         ssim_weight (`float`, *optional*, defaults to 0.0): of [`ssim_loss`].
         contrast_weight (`float`, *optional*, defaults to 0.0): of [`contrast_loss`].
         color_correction_levels (`int`, *optional*): compares what is left after [`wavelet_color_correction`] with this
@@ -203,11 +248,18 @@ class PixelLoss:
     wavelet_weight: float = 0.0
     ssim_weight: float = 0.0
     contrast_weight: float = 0.0
+    wavelet_levels: int = 1
     color_correction_levels: int | None = None
 
     @property
     def needs_flow(self) -> bool:
         return self.temporal_weight > 0 and self.temporal_loss == "warped"
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no term has a weight, so that nothing needs to be decoded."""
+        weights = (self.charbonnier_weight, self.mse_weight, self.temporal_weight)
+        return not any((*weights, self.wavelet_weight, self.ssim_weight, self.contrast_weight))
 
     def __call__(
         self,
@@ -254,7 +306,7 @@ class PixelLoss:
         if self.temporal_weight > 0 and prediction.shape[2] > 1:
             terms["temporal"] = self.temporal_weight * self._temporal(prediction, target, flow)
         if self.wavelet_weight > 0:
-            terms["wavelet"] = self.wavelet_weight * wavelet_loss(prediction, target)
+            terms["wavelet"] = self.wavelet_weight * wavelet_loss(prediction, target, self.wavelet_levels)
         if self.ssim_weight > 0:
             terms["ssim"] = self.ssim_weight * ssim_loss(prediction, target)
         if self.contrast_weight > 0:
