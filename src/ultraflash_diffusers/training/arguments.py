@@ -26,7 +26,7 @@ PIXEL_LOSS_WEIGHTS = (
 
 
 def training_parser(
-    description: str, crops: str = "9x128x128", learning_rate: float = 2e-4
+    description: str, crops: str = "9x128x128", learning_rate: float = 2e-4, takes_prompts: bool = False
 ) -> argparse.ArgumentParser:
     """Makes a parser of the arguments that the data and the loop read.
 
@@ -34,11 +34,12 @@ def training_parser(
         description (`str`): what the script does.
         crops (`str`, *optional*, defaults to `"9x128x128"`): the default crop.
         learning_rate (`float`, *optional*, defaults to 2e-4): the default learning rate.
+        takes_prompts (`bool`, *optional*, defaults to `False`): whether prompts may take the place of clips.
     """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
     )
-    _add_data_arguments(parser, crops)
+    _add_data_arguments(parser, crops, takes_prompts)
     _add_optimisation_arguments(parser, learning_rate)
     _add_run_arguments(parser)
     return parser
@@ -107,7 +108,7 @@ def _crop(text: str) -> Crop:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
-def _add_data_arguments(parser: argparse.ArgumentParser, crops: str) -> None:
+def _add_data_arguments(parser: argparse.ArgumentParser, crops: str, takes_prompts: bool) -> None:
     group = parser.add_argument_group("data")
     source = group.add_mutually_exclusive_group(required=True)
     source.add_argument(
@@ -116,6 +117,8 @@ def _add_data_arguments(parser: argparse.ArgumentParser, crops: str) -> None:
         help="folder of videos and pictures, optionally with a metadata.jsonl of file_name and text",
     )
     source.add_argument("--dataset_name", help="dataset of videos, on the Hub or in a folder; its `train` split")
+    if takes_prompts:
+        source.add_argument("--prompts", type=Path, help="text file, one prompt a line, for the pipeline's generator")
     group.add_argument("--dataset_config_name", help="which of the dataset's configurations")
     group.add_argument("--video_column", default="video", help="the dataset's column of videos")
     group.add_argument("--caption_column", help="the dataset's column of texts; no texts without it")
