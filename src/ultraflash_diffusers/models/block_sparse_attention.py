@@ -186,8 +186,7 @@ class BlockKVCache(StreamState):
         """Checks that no later state of the same stream has been advanced since.
 
         It reads one number from the device: nothing on a CPU or beside a backward pass, where
-        [`block_sparse_attention`] does it by itself; on a GPU one synchronisation, worth paying once a forward pass,
-        not once a layer.
+        [`block_sparse_attention`] does it by itself; on a GPU a synchronisation, which is left to whoever wants it.
 
         Raises:
             ValueError: the buffers have gone on without this state.

@@ -13,7 +13,7 @@ from diffusers.utils import BaseOutput
 
 from .frame_kv_cache import ChunkCausalAttention, FrameKVCache, shapes_are_static
 from .stream_state import StreamState
-from .wan_layers import WanBackbone
+from .wan_layers import TextKeyValues, WanBackbone
 
 _GLOBAL_CACHE_FRAMES = 21  # five seconds, what the published global checkpoints were trained on
 
@@ -162,7 +162,7 @@ class CausalWanTransformer(WanBackbone):
         self,
         hidden_states: torch.Tensor,
         timestep: torch.Tensor,
-        encoder_hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | TextKeyValues,
         state: CausalWanStreamState | None = None,
         commit: bool = False,
         return_dict: bool = True,
@@ -173,7 +173,8 @@ class CausalWanTransformer(WanBackbone):
             hidden_states (`torch.Tensor` of shape `[batch, in_channels, frames, height, width]`): noisy normalised
                 latents.
             timestep (`torch.Tensor` of shape `[batch]` or `[batch, frames / patch_size[0]]`): in [0, 1000].
-            encoder_hidden_states (`torch.Tensor` of shape `[batch, up to text_length, text_dim]`): the prompt.
+            encoder_hidden_states (`torch.Tensor` of shape `[batch, up to text_length, text_dim]`): the prompt; or what
+                [`~WanBackbone.encode_text`] made of it.
             state (`CausalWanStreamState`, *optional*): from [`~CausalWanTransformer.new_stream`] or the chunk before;
                 `None` is the full forward, causal over chunks of `config.frames_per_chunk`.
             commit (`bool`, *optional*, defaults to `False`): whether the keys and values of this pass stay in the
@@ -210,7 +211,7 @@ class CausalWanTransformer(WanBackbone):
         self,
         hidden_states: torch.Tensor,
         timestep: torch.Tensor,
-        encoder_hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | TextKeyValues,
         grid: tuple[int, int, int],
         state: CausalWanStreamState,
         commit: bool,
@@ -259,9 +260,14 @@ def _check_state(state: CausalWanStreamState, frames: int) -> None:
         room = state.cache_frames - state.sink_frames
         if frames > room:
             raise ValueError(f"`hidden_states` has {frames} frames, more than the {room} of the rolling window")
-    elif not shapes_are_static() and int(state.position) + frames > state.cache_frames:
+        return
+    if shapes_are_static():
+        return
+    known = 0 if state.cache is None else state.cache.committed
+    done = int(state.position) if known is None else known
+    if done + frames > state.cache_frames:
         raise ValueError(
-            f"`hidden_states` has {frames} frames after {int(state.position)} committed ones, but the global cache "
+            f"`hidden_states` has {frames} frames after {done} committed ones, but the global cache "
             f"holds `cache_frames` {state.cache_frames}: pass more to `new_stream`, or use a network that has "
             "`window_frames`"
         )

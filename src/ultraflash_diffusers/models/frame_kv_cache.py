@@ -64,6 +64,8 @@ class FrameKVCache(StreamState):
         rolling (`bool`): whether a full buffer lets the oldest frames after the sink go; it is an error otherwise.
         height (`int`): tokens over the height of a frame.
         width (`int`): tokens over the width of a frame.
+        committed (`int`, *optional*, defaults to 0): frames of the stream before this state, as far as the host knows
+            without asking the device; `None` once compiled code, which must not depend on it, has committed frames.
     """
 
     keys: list[torch.Tensor]
@@ -74,6 +76,7 @@ class FrameKVCache(StreamState):
     rolling: bool
     height: int
     width: int
+    committed: int | None = 0
 
     @classmethod
     def allocate(
@@ -136,19 +139,20 @@ class FrameKVCache(StreamState):
     ) -> FrameWindow:
         """Plans a call.
 
-        The plan reads a few numbers from the device, so that attention runs over the filled slots alone. With static
-        shapes it runs over all slots under a mask, and no shape depends on how far the stream has come.
+        Attention runs over the filled slots alone, and without a mask where all of them count. The host knows which
+        those are; only where compiled code has hidden it, or `oldest` is a tensor, is it read from the device. While
+        compiling, all slots are read under a mask, and no shape depends on how far the stream has come.
 
         Args:
             position (`torch.Tensor`, 0-d int64): the first frame of the call.
             number (`int`): how many frames the call has.
-            oldest (`int` or `torch.Tensor`): the oldest frame that they see.
+            oldest (`int` or `torch.Tensor`): the oldest frame that they see; as a number, 0 for all.
             commit (`bool`): whether they stay in the cache.
-            static_shapes (`bool`): see above.
+            static_shapes (`bool`): whether to read all slots, under a mask until all are filled.
 
         Raises:
             ValueError: a later state has overwritten frames that this one needs, or has gone on where this call would
-                commit (not checked while compiling or capturing, where no number can be read).
+                commit (checked where it takes no synchronisation: on a CPU, outside compiled code).
         """
         numbers = position + torch.arange(number, device=position.device)
         ring = self.sink_frames + (numbers - self.sink_frames) % (self.slots - self.sink_frames)
@@ -157,20 +161,28 @@ class FrameKVCache(StreamState):
         visible = frames >= oldest
         length = self.slots
         if not shapes_are_static():
-            lost = visible & (frames < position) & (self.written != self.frames)
-            overtaken = (self.written >= position + number) & commit
-            seen, missing, later = torch.stack((visible, lost, overtaken)).tolist()
-            if any(missing) or any(later):
-                raise ValueError(
-                    f"`state` is the one after {int(position)} frames, but its buffers have gone on to frame "
-                    f"{int(self.written.max())}: go on from the newest state, or branch with `state.clone()`"
-                )
-            if not static_shapes:
+            if position.device.type == "cpu":
+                self._check_current(position, number, visible & (frames < position), commit)
+            if self.committed is not None and isinstance(oldest, int):
+                filled = min(self.committed + number, self.slots)  # slots are filled in the order of the frames
+                if filled == self.slots or not static_shapes:
+                    return FrameWindow(slots, frames, filled, mask=None)
+            elif not static_shapes:
+                seen = visible.tolist()
                 length = max(slot + 1 for slot in range(self.slots) if seen[slot])
                 if all(seen[:length]):
                     return FrameWindow(slots, frames, length, mask=None)
         mask = visible[:length].repeat_interleave(self.height * self.width)[None, None, None]
         return FrameWindow(slots, frames, length, mask)
+
+    def _check_current(self, position: torch.Tensor, number: int, needed: torch.Tensor, commit: bool) -> None:
+        lost = needed & (self.written != self.frames)
+        overtaken = (self.written >= position + number) & commit
+        if bool((lost | overtaken).any()):
+            raise ValueError(
+                f"`state` is the one after {int(position)} frames, but its buffers have gone on to frame "
+                f"{int(self.written.max())}: go on from the newest state, or branch with `state.clone()`"
+            )
 
     def attention(self, layer: int, window: FrameWindow, commit: bool) -> CachedAttention:
         """Returns the attention of one layer over the cache and the frames of the call."""
@@ -179,7 +191,8 @@ class FrameKVCache(StreamState):
     def advance(self, window: FrameWindow) -> FrameKVCache:
         """Returns the cache after a call that has committed the frames of `window`."""
         self.written.index_copy_(0, window.slots, window.frames[window.slots])
-        return dataclasses.replace(self, frames=window.frames)
+        committed = None if shapes_are_static() or self.committed is None else self.committed + len(window.slots)
+        return dataclasses.replace(self, frames=window.frames, committed=committed)
 
     def grow(self, slots: int) -> FrameKVCache:
         """Returns the same frames in new ring buffers of more slots; without a sink only."""

@@ -18,7 +18,7 @@ from diffusers.utils import BaseOutput
 from .block_sparse_attention import BACKENDS, BlockKVCache, BlockSparseSettings, block_sparse_attention
 from .frame_kv_cache import BidirectionalAttention, FrameKVCache, check_state_tensor, shapes_are_static
 from .stream_state import StreamState
-from .wan_layers import Attend, WanBackbone
+from .wan_layers import Attend, TextKeyValues, WanBackbone
 
 # what a config shares with WanTransformer3DModel's, apart from the input channels
 _WAN_SETTINGS = (
@@ -288,7 +288,7 @@ class UltraFlashSRTransformer(WanBackbone):
         self,
         hidden_states: torch.Tensor,
         timestep: torch.Tensor,
-        encoder_hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | TextKeyValues,
         state: SRStreamState | None = None,
         return_dict: bool = True,
     ) -> UltraFlashSRTransformerOutput | tuple[torch.Tensor, SRStreamState | None]:
@@ -298,7 +298,8 @@ class UltraFlashSRTransformer(WanBackbone):
             hidden_states (`torch.Tensor` of shape `[batch, in_channels, frames, height, width]`): noisy normalised
                 latents and the condition, concatenated over the channels in this order.
             timestep (`torch.Tensor` of shape `[batch]`): in [0, 1000]; 1000 for the one-step network.
-            encoder_hidden_states (`torch.Tensor` of shape `[batch, up to text_length, text_dim]`): the prompt.
+            encoder_hidden_states (`torch.Tensor` of shape `[batch, up to text_length, text_dim]`): the prompt; or what
+                [`~WanBackbone.encode_text`] made of it.
             state (`SRStreamState`, *optional*): from [`~UltraFlashSRTransformer.new_stream`] or the group before;
                 `None` is the full forward.
             return_dict (`bool`, *optional*, defaults to `True`): a plain tuple instead of the output class if `False`.
@@ -309,7 +310,8 @@ class UltraFlashSRTransformer(WanBackbone):
         """
         grid = self._check_latents(hidden_states)
         self._check_inputs(hidden_states, timestep, encoder_hidden_states, ((hidden_states.shape[0],),))
-        if self.config.prediction_type == "detail" and not shapes_are_static() and not bool((timestep > 0).all()):
+        readable = timestep.device.type == "cpu" and not shapes_are_static()  # elsewhere it would hold up the host
+        if self.config.prediction_type == "detail" and readable and not bool((timestep > 0).all()):
             raise ValueError(f"`timestep` must be above 0 with `prediction_type='detail'`, got {timestep.tolist()}")
         inputs = (hidden_states, timestep[:, None], encoder_hidden_states, grid)
         if state is None:
@@ -337,7 +339,7 @@ class UltraFlashSRTransformer(WanBackbone):
         self,
         hidden_states: torch.Tensor,
         timestep: torch.Tensor,
-        encoder_hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | TextKeyValues,
         grid: tuple[int, int, int],
         state: SRStreamState,
     ) -> tuple[torch.Tensor, SRStreamState]:
@@ -401,7 +403,7 @@ class UltraFlashSRTransformer(WanBackbone):
                 f"{found}, this network and `hidden_states` need {expected}"
             )
         check_state_tensor(buffer, hidden_states, dtype)
-        if not shapes_are_static():
+        if hidden_states.device.type == "cpu" and not shapes_are_static():
             cache.check_current()
 
     def _allocated(

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,7 @@ from diffusers.models.embeddings import PixArtAlphaTextProjection, TimestepEmbed
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.normalization import FP32LayerNorm
 from diffusers.models.transformers.transformer_wan import WanAttention
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
 from .checks import check_video_tensor
@@ -31,6 +33,27 @@ State = TypeVar("State", bound=StreamState)
 
 # (query, key, value after RoPE, [batch, tokens, heads, head_dim], backend for what is dense) -> (output, next cache)
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, AttentionBackendName], tuple[torch.Tensor, Any]]
+
+
+@dataclass
+class TextKeyValues(StreamState):
+    """A prompt as the blocks' cross-attention uses it, the same in all calls: see [`WanBackbone.encode_text`].
+
+    Args:
+        keys (`list[torch.Tensor]`): one a layer, `[batch, text_length, heads, head_dim]`, after their norm.
+        values (`list[torch.Tensor]`): likewise.
+    """
+
+    keys: list[torch.Tensor]
+    values: list[torch.Tensor]
+
+    def expand(self, batch_size: int) -> TextKeyValues:
+        """Returns the same prompt for `batch_size` samples."""
+        return self.map_tensors(lambda tensor: tensor.expand(batch_size, -1, -1, -1))
+
+
+# embedded text `[batch, text_length, dim]`, or one layer's keys and values of it
+Text = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
 
 
 def rotary_embedding(
@@ -84,15 +107,19 @@ class WanAttnProcessor:
         self,
         attn: WanAttention,
         hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor | None = None,
+        encoder_hidden_states: Text | None = None,
         attention_mask: None = None,
         rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
         attend: Attend | None = None,
     ) -> tuple[torch.Tensor, Any]:
-        query, key, value = self._project(attn, hidden_states, encoder_hidden_states)
-        # one dtype for all three: under autocast the norms stay in float32
-        query, key = attn.norm_q(query).type_as(value), attn.norm_k(key).type_as(value)
-        query, key, value = (tensor.unflatten(2, (attn.heads, -1)) for tensor in (query, key, value))
+        if isinstance(encoder_hidden_states, tuple):
+            key, value = encoder_hidden_states
+            query = attn.norm_q(attn.to_q(hidden_states)).type_as(value).unflatten(2, (attn.heads, -1))
+        else:
+            query, key, value = self._project(attn, hidden_states, encoder_hidden_states)
+            # one dtype for all three: under autocast the norms stay in float32
+            query, key = attn.norm_q(query).type_as(value), attn.norm_k(key).type_as(value)
+            query, key, value = (tensor.unflatten(2, (attn.heads, -1)) for tensor in (query, key, value))
         if rotary_emb is not None:
             query, key = apply_rotary(query, *rotary_emb), apply_rotary(key, *rotary_emb)
         if attend is None:
@@ -101,6 +128,16 @@ class WanAttnProcessor:
             output, cache = attend(query, key, value, self._attention_backend)
         output = output.flatten(2, 3).type_as(hidden_states)
         return attn.to_out[1](attn.to_out[0](output)), cache
+
+    @staticmethod
+    def text_key_value(attn: WanAttention, text: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The keys and values of the embedded text, as `__call__` takes them in its place."""
+        if attn.fused_projections:
+            key, value = attn.to_kv(text).chunk(2, dim=-1)
+        else:
+            key, value = attn.to_k(text), attn.to_v(text)
+        key = attn.norm_k(key).type_as(value)
+        return key.unflatten(2, (attn.heads, -1)), value.unflatten(2, (attn.heads, -1))
 
     @staticmethod
     def _project(
@@ -127,12 +164,13 @@ class WanConditionEmbedder(nn.Module):
         self.text_embedder = PixArtAlphaTextProjection(text_dim, dim, act_fn="gelu_tanh")
 
     def forward(
-        self, timestep: torch.Tensor, encoder_hidden_states: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Returns the time embedding `[batch, n, dim]`, its projection `[batch, n, 6, dim]` and the text's."""
-        embedding = self.time_embedder(self._sinusoids(timestep)).type_as(encoder_hidden_states)
+        self, timestep: torch.Tensor, encoder_hidden_states: torch.Tensor | None, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Returns the time embedding `[batch, n, dim]`, its projection `[batch, n, 6, dim]` and the text's, if any."""
+        embedding = self.time_embedder(self._sinusoids(timestep)).to(dtype)
         modulation = self.time_proj(self.act_fn(embedding)).unflatten(-1, (6, -1))
-        return embedding, modulation, self.text_embedder(encoder_hidden_states)
+        text = None if encoder_hidden_states is None else self.text_embedder(encoder_hidden_states)
+        return embedding, modulation, text
 
     def _sinusoids(self, timestep: torch.Tensor) -> torch.Tensor:
         half = self.freq_dim // 2
@@ -162,7 +200,7 @@ class CausalWanBlock(nn.Module):
     def forward(
         self,
         hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor,
+        encoder_hidden_states: Text,
         modulation: torch.Tensor,
         rotary_emb: tuple[torch.Tensor, torch.Tensor],
         attend: Attend,
@@ -171,7 +209,8 @@ class CausalWanBlock(nn.Module):
 
         Args:
             hidden_states (`torch.Tensor` of shape `[batch, tokens, dim]`): tokens in raster order.
-            encoder_hidden_states (`torch.Tensor` of shape `[batch, text_length, dim]`): the embedded text.
+            encoder_hidden_states (`torch.Tensor` of shape `[batch, text_length, dim]`): the embedded text; or the keys
+                and values of it, both `[batch, text_length, heads, head_dim]`.
             modulation (`torch.Tensor` of shape `[batch, n, 6, dim]`): one a sample (`n` = 1) or one a frame.
             rotary_emb (`tuple[torch.Tensor, torch.Tensor]`): see [`rotary_embedding`].
             attend (`Attend`): self-attention over these tokens and what the stream remembers.
@@ -266,10 +305,30 @@ class WanBackbone(ModelMixin, ConfigMixin, PeftAdapterMixin, AttentionMixin):
         return frames, height, width
 
     def _check_inputs(
+    @apply_forward_hook
+    def encode_text(self, encoder_hidden_states: torch.Tensor) -> TextKeyValues:
+        """Computes what all calls with one prompt share; they take it in the place of `encoder_hidden_states`.
+
+        It holds for the weights, adapters included, with which it was made.
+
+        Args:
+            encoder_hidden_states (`torch.Tensor` of shape `[batch, up to text_length, text_dim]`): the prompt.
+
+        Raises:
+            ValueError: a text of another size or dtype than the network's.
+        """
+        self._check_text(encoder_hidden_states, encoder_hidden_states.shape[0], self.dtype)
+        text = self.condition_embedder.text_embedder(self._padded_text(encoder_hidden_states))
+        pairs = [WanAttnProcessor.text_key_value(cast(WanAttention, block.attn2), text) for block in self.blocks]
+        return TextKeyValues([key for key, _ in pairs], [value for _, value in pairs])
+
+    def _padded_text(self, text: torch.Tensor) -> torch.Tensor:
+        return F.pad(text, (0, 0, 0, self.config.text_length - text.shape[1]))
+
         self,
         hidden_states: torch.Tensor,
         timestep: torch.Tensor,
-        encoder_hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | TextKeyValues,
         timestep_shapes: tuple[tuple[int, ...], ...],
     ) -> None:
         batch = hidden_states.shape[0]
@@ -278,7 +337,13 @@ class WanBackbone(ModelMixin, ConfigMixin, PeftAdapterMixin, AttentionMixin):
         if tuple(timestep.shape) not in timestep_shapes:
             expected = " or ".join(str(list(shape)) for shape in timestep_shapes)
             raise ValueError(f"`timestep` must have shape {expected}, got {list(timestep.shape)}")
-        text, length = encoder_hidden_states, self.config.text_length
+        if isinstance(encoder_hidden_states, TextKeyValues):
+            self._check_text_key_values(encoder_hidden_states, batch)
+        else:
+            self._check_text(encoder_hidden_states, batch, hidden_states.dtype)
+
+    def _check_text(self, text: torch.Tensor, batch: int, dtype: torch.dtype) -> None:
+        length = self.config.text_length
         if not isinstance(text, torch.Tensor):
             raise TypeError(f"`encoder_hidden_states` must be a torch.Tensor, got {type(text).__name__}")
         if text.ndim != 3 or text.shape[0] != batch or text.shape[2] != self.config.text_dim:
@@ -291,8 +356,19 @@ class WanBackbone(ModelMixin, ConfigMixin, PeftAdapterMixin, AttentionMixin):
                 f"`encoder_hidden_states` has {text.shape[1]} tokens, the network's `text_length` is {length}: "
                 "truncate the prompt"
             )
-        if text.dtype != hidden_states.dtype:
-            raise ValueError(f"`encoder_hidden_states` has dtype {text.dtype}, `hidden_states` {hidden_states.dtype}")
+        if text.dtype != dtype:
+            raise ValueError(f"`encoder_hidden_states` has dtype {text.dtype}, `hidden_states` {dtype}")
+
+    def _check_text_key_values(self, text: TextKeyValues, batch: int) -> None:
+        config = self.config
+        heads = (config.num_attention_heads, config.attention_head_dim)
+        found = (len(text.keys), *text.keys[0].shape)
+        expected = (config.num_layers, batch, config.text_length, *heads)
+        if found != expected:
+            raise ValueError(
+                "`encoder_hidden_states` was encoded for (layers, batch, text length, heads, head channels) "
+                f"{found}, this network and `hidden_states` need {expected}"
+            )
 
     def _check_latents(self, hidden_states: torch.Tensor) -> tuple[int, int, int]:
         """Checks the latents and returns their size in tokens."""
@@ -303,7 +379,7 @@ class WanBackbone(ModelMixin, ConfigMixin, PeftAdapterMixin, AttentionMixin):
         self,
         hidden_states: torch.Tensor,
         timestep: torch.Tensor,
-        encoder_hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | TextKeyValues,
         grid: tuple[int, int, int],
         offset: torch.Tensor,
         attends: Sequence[Attend],
@@ -311,15 +387,26 @@ class WanBackbone(ModelMixin, ConfigMixin, PeftAdapterMixin, AttentionMixin):
         """The way through the network; `timestep` is `[batch, n]`, `attends` one function a layer."""
         config = self.config
         rotary_emb = rotary_embedding(offset, grid, config.attention_head_dim)
-        tokens = self.patch_embedding(hidden_states).flatten(2).transpose(1, 2).contiguous()
-        text = F.pad(encoder_hidden_states, (0, 0, 0, config.text_length - encoder_hidden_states.shape[1]))
-        embedding, modulation, text = self.condition_embedder(timestep, text)
+        tokens = self._embed_patches(hidden_states, grid)
+        texts: Sequence[Text]
+        if isinstance(encoder_hidden_states, TextKeyValues):
+            embedding, modulation, _ = self.condition_embedder(timestep, None, hidden_states.dtype)
+            texts = list(zip(encoder_hidden_states.keys, encoder_hidden_states.values, strict=True))
+        else:
+            padded = self._padded_text(encoder_hidden_states)
+            embedding, modulation, text = self.condition_embedder(timestep, padded, hidden_states.dtype)
+            texts = [text] * config.num_layers
         caches = []
-        for block, attend in zip(self.blocks, attends, strict=True):
+        for block, block_text, attend in zip(self.blocks, texts, attends, strict=True):
             if torch.is_grad_enabled() and self.gradient_checkpointing:
-                tokens, cache = self._gradient_checkpointing_func(block, tokens, text, modulation, rotary_emb, attend)
+                inputs = (tokens, block_text, modulation, rotary_emb, attend)
+                tokens, cache = self._gradient_checkpointing_func(block, *inputs)
+    def _embed_patches(self, hidden_states: torch.Tensor, grid: tuple[int, int, int]) -> torch.Tensor:
+        """The tokens `[batch, t * h * w, dim]` of latents whose `grid` is (t, h, w), in raster order."""
+        return self.patch_embedding(hidden_states).flatten(2).transpose(1, 2).contiguous()
+
             else:
-                tokens, cache = block(tokens, text, modulation, rotary_emb, attend)
+                tokens, cache = block(tokens, block_text, modulation, rotary_emb, attend)
             caches.append(cache)
         shift, scale = (self.scale_shift_table.unsqueeze(0) + embedding.float().unsqueeze(2)).unsqueeze(3).unbind(2)
         tokens = modulate(self.norm_out(tokens.float()), shift, scale).type_as(tokens)
