@@ -121,7 +121,17 @@ def _add_data_arguments(parser: argparse.ArgumentParser, crops: str, takes_promp
         source.add_argument("--prompts", type=Path, help="text file, one prompt a line, for the pipeline's generator")
     group.add_argument("--dataset_config_name", help="which of the dataset's configurations")
     group.add_argument("--video_column", default="video", help="the dataset's column of videos")
-    group.add_argument("--caption_column", help="the dataset's column of texts; no texts without it")
+    group.add_argument(
+        "--caption_column",
+        help="the dataset's column of texts, no texts without it; or the one of metadata.jsonl, `text` without it",
+    )
+    group.add_argument(
+        "--degradation",
+        default="mild",
+        metavar="{aigc,classic,mild,FILE}",
+        help="what makes low-resolution clips of training clips, for stages that need them: a preset, or a JSON file "
+        "such as the degradation.json of an earlier run",
+    )
     group.add_argument("--validation_data_dir", type=Path, help="folder of held-out clips; no validation without it")
     group.add_argument("--cache_dir", type=Path, help="where decoded clips are kept; OUTPUT_DIR/cache by default")
     group.add_argument(

@@ -14,6 +14,7 @@ import torch
 from diffusers.utils import logging
 from torch.utils.data import DataLoader, Dataset
 
+from .cache import LeftOut
 from .preparation import CachedClip
 
 logger = logging.get_logger(__name__)
@@ -84,11 +85,12 @@ class Batch:
 class CropDataset(Dataset):
     """Random crops of cached clips, a whole batch an item: item `n` is the same in every process and run.
 
-    Crops are mirrored half of the time and played backwards a fifth of the time.
+    Clips may differ in size, aspect ratio and length. Each crop size is a bucket: a batch is of one size, and of clips
+    that are as large. Crops are mirrored half of the time and played backwards a fifth of the time.
 
     Args:
-        clips (list of `CachedClip`): where crops come from, each clip as often as the others; those that are too small
-            for one of the crops are left out, with a warning.
+        clips (list of `CachedClip`): where crops come from, each clip of a bucket as often as the others. Those that
+            are too small for every crop are left out, with a warning, and listed in `left_out`.
         crops (list of `Crop`): sizes; one is drawn for each batch.
         batch_size (`int` or list of `int`): samples of a batch, or one number for each crop size.
         crop_weights (list of `float`, *optional*): how often each size is drawn, relative to the others; equally by
@@ -98,8 +100,8 @@ class CropDataset(Dataset):
         seed (`int`, *optional*, defaults to 0): of all choices.
 
     Raises:
-        ValueError: no clip is large enough, not one weight or batch size a crop, or clips without low-resolution
-            versions.
+        ValueError: no clip is large enough for one of the crops, not one weight or batch size a crop, or clips
+            without low-resolution versions.
     """
 
     def __init__(
@@ -117,23 +119,29 @@ class CropDataset(Dataset):
             raise ValueError(f"`crop_weights` must be {len(crops)} positive numbers, one a crop, got {crop_weights}")
         if np.size(batch_size) not in (1, len(crops)):
             raise ValueError(f"`batch_size` must be one number, or {len(crops)}, one a crop, got {batch_size}")
-        self.clips = _large_enough(clips, crops)
+        self._batch_sizes = np.broadcast_to(batch_size, len(crops))
+        self._buckets = [_bucket(clips, crop, size) for crop, size in zip(crops, self._batch_sizes, strict=True)]
+        self.clips, self.left_out = _used(clips, crops)
         if scale is not None and not all(clip.lows for clip in self.clips):
             raise ValueError("`clips` were prepared without low-resolution versions, which `scale` asks for")
         self.crops, self.scale, self.with_flow, self.seed = crops, scale, with_flow, seed
-        self._batch_sizes = np.broadcast_to(batch_size, len(crops))
         self._shares = weights / weights.sum()
 
     def __getitem__(self, number: int) -> Batch:
         rng = np.random.default_rng((self.seed, number))
         index = rng.choice(len(self.crops), p=self._shares)
-        samples = [self._sample(self.crops[index], rng) for _ in range(self._batch_sizes[index])]
+        clips = self._buckets[index]
+        samples = [
+            self._sample(clips[rng.integers(len(clips))], self.crops[index], rng)
+            for _ in range(self._batch_sizes[index])
+        ]
         low = None if self.scale is None else torch.stack([sample[1] for sample in samples])
         flow = torch.stack([optical_flow(sample[0]) for sample in samples]) if self.with_flow else None
         return Batch(torch.stack([sample[0] for sample in samples]), low, flow, [sample[2] for sample in samples])
 
-    def _sample(self, crop: Crop, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor, str]:
-        clip = self.clips[rng.integers(len(self.clips))]
+    def _sample(
+        self, clip: CachedClip, crop: Crop, rng: np.random.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor, str]:
         scale = self.scale or 1
         start = rng.integers(clip.frames - crop.frames + 1)
         top, left = (
@@ -230,11 +238,39 @@ def _pixels(frames: torch.Tensor, device: torch.device) -> torch.Tensor:
     return frames.to(device).float() / 127.5 - 1
 
 
-def _large_enough(clips: Sequence[CachedClip], crops: Sequence[Crop]) -> list[CachedClip]:
-    needed = Crop(*(max(sizes) for sizes in zip(*crops, strict=True)))
-    fitting = [c for c in clips if c.frames >= needed.frames and c.height >= needed.height and c.width >= needed.width]
+def _fits(clip: CachedClip, crop: Crop) -> bool:
+    return clip.frames >= crop.frames and clip.height >= crop.height and clip.width >= crop.width
+
+
+def _bucket(clips: Sequence[CachedClip], crop: Crop, batch_size: int) -> list[CachedClip]:
+    """The clips that are large enough for a crop."""
+    fitting = [clip for clip in clips if _fits(clip, crop)]
     if not fitting:
-        raise ValueError(f"none of the {len(clips)} `clips` is as large as crops of {needed}")
-    if len(fitting) < len(clips):
-        logger.warning(f"left out {len(clips) - len(fitting)} of {len(clips)} clips: they are smaller than {needed}")
+        sizes = ", ".join(str(size) for size in _largest(clips))
+        raise ValueError(f"none of the {len(clips)} `clips` is as large as crops of {crop}; the largest are {sizes}")
+    if len(fitting) < batch_size:
+        logger.warning(
+            f"crops of {crop}: only {len(fitting)} clips are large enough, and a batch has {batch_size}: some of its "
+            "crops will be of the same clip"
+        )
     return fitting
+
+
+def _largest(clips: Sequence[CachedClip], count: int = 3) -> list[Crop]:
+    sizes = {Crop(clip.frames, clip.height, clip.width) for clip in clips}
+    return sorted(sizes, key=lambda size: size.frames * size.height * size.width, reverse=True)[:count]
+
+
+def _used(clips: Sequence[CachedClip], crops: Sequence[Crop]) -> tuple[list[CachedClip], list[LeftOut]]:
+    """The clips that are in a bucket, and why the others are not."""
+    used, left_out = [], []
+    wanted = " or ".join(str(crop) for crop in crops)
+    for clip in clips:
+        if any(_fits(clip, crop) for crop in crops):
+            used.append(clip)
+        else:
+            size = Crop(clip.frames, clip.height, clip.width)
+            left_out.append(LeftOut(str(clip.high), f"its {size} are smaller than crops of {wanted}"))
+    if left_out:
+        logger.warning(f"left out {len(left_out)} of {len(clips)} clips: they are smaller than crops of {wanted}")
+    return used, left_out

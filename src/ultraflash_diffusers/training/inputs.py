@@ -4,14 +4,20 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 from accelerate import Accelerator
+from diffusers.utils import logging
 
-from ..degradation import H264, Compose, Downscale, low_resolution
+from ..degradation import H264, PRESETS, Compose, Downscale, Transform, degradation_preset, from_config, to_config
+from .cache import LeftOut, write_left_out
 from .data import Batch, CropDataset, validation_crop
-from .preparation import Preparation, Source, find_sources, prepare_clips
+from .preparation import CachedClip, Preparation, Source, find_sources, prepare_clips
 
+logger = logging.get_logger(__name__)
+
+LEFT_OUT = "left_out.jsonl"
 VALIDATION_CRF = 28
 
 
@@ -25,6 +31,9 @@ def load_data(
     versions: int = 0,
 ) -> tuple[CropDataset, list[Batch]]:
     """Prepares the clips that the arguments name.
+
+    The output folder gets `left_out.jsonl`, a list of the files and clips that are not used, with reasons, and
+    `degradation.json`, what made the low-resolution clips of training.
 
     Args:
         arguments (`argparse.Namespace`): of [`~ultraflash_diffusers.training.arguments.training_parser`].
@@ -40,37 +49,102 @@ def load_data(
         `tuple`: the training batches, and one batch for each held-out clip.
 
     Raises:
-        ValueError: crops or a number of validation frames that the networks cannot take, or unusable clips.
+        ValueError: crops, a number of validation frames or a degradation that cannot be, or unusable clips.
+        OSError: the cache cannot be written, for instance because the disk is full.
     """
-    for crop in arguments.crops:
-        crop.check(spatial, temporal)
-    if arguments.validation_frames % temporal != 1 % temporal:
-        raise ValueError(f"`validation_frames` must be {temporal} n + 1, got {arguments.validation_frames}")
-    common = {"resolution": arguments.resolution, "clip_frames": arguments.clip_frames, "scale": scale or 1}
-    training = Preparation(**common, seed=arguments.seed)
-    validation = Preparation(**common)
-    if scale is not None:
-        training = Preparation(**common, seed=arguments.seed, degradation=low_resolution(scale), versions=versions)
-        held_out = Compose(Downscale(scale), H264(VALIDATION_CRF))
-        validation = Preparation(**common, degradation=held_out, versions=1)
+    _check(arguments, spatial, temporal)
+    training, validation = _preparations(arguments, scale, versions)
+    left_out: list[LeftOut] = []
     with accelerator.local_main_process_first():
         cache = arguments.cache_dir or arguments.output_dir / "cache"
-        clips = prepare_clips(_training_sources(arguments, cache), cache, training)
+        clips = prepare_clips(_training_sources(arguments, cache, left_out), cache, training, left_out)
         held_out_clips = []
         if arguments.validation_data_dir is not None:
-            held_out_clips = prepare_clips(find_sources(arguments.validation_data_dir), cache, validation)
+            sources = find_sources(arguments.validation_data_dir, _caption_key(arguments), left_out)
+            held_out_clips = prepare_clips(sources, cache, validation, left_out)
+    _report_missing_captions(clips, arguments.caption_column)
     dataset = CropDataset(
         clips, arguments.crops, arguments.train_batch_size, arguments.crop_weights, scale, with_flow, arguments.seed
     )
     batches = [
         validation_crop(clip, arguments.validation_frames, spatial, scale is not None) for clip in held_out_clips
     ]
+    if accelerator.is_main_process:
+        _write_reports(arguments.output_dir, left_out + dataset.left_out, training.degradation)
     return dataset, batches
 
 
-def _training_sources(arguments: argparse.Namespace, cache: Path) -> list[Source]:
+def _check(arguments: argparse.Namespace, spatial: int, temporal: int) -> None:
+    for crop in arguments.crops:
+        crop.check(spatial, temporal)
+    if arguments.validation_frames % temporal != 1 % temporal:
+        raise ValueError(f"`validation_frames` must be {temporal} n + 1, got {arguments.validation_frames}")
+
+
+def _preparations(arguments: argparse.Namespace, scale: int | None, versions: int) -> tuple[Preparation, Preparation]:
+    """How training clips and held-out ones are prepared."""
+    common = {"resolution": arguments.resolution, "clip_frames": arguments.clip_frames, "scale": scale or 1}
+    if scale is None:
+        return Preparation(**common, seed=arguments.seed), Preparation(**common)
+    degradation = load_degradation(arguments.degradation, scale)
+    held_out = Compose(Downscale(scale), H264(VALIDATION_CRF))
+    return (
+        Preparation(**common, seed=arguments.seed, degradation=degradation, versions=versions),
+        Preparation(**common, degradation=held_out, versions=1),
+    )
+
+
+def load_degradation(name_or_file: str, scale: int) -> Transform:
+    """Makes a preset's degradation, or the one that a JSON file describes.
+
+    Args:
+        name_or_file (`str`): of [`~ultraflash_diffusers.degradation.degradation_preset`], or a file of
+            [`~ultraflash_diffusers.degradation.to_config`]'s result.
+        scale (`int`): how many times smaller a preset makes clips.
+
+    Raises:
+        ValueError: neither a preset nor a file of this kind.
+    """
+    if name_or_file in PRESETS:
+        return degradation_preset(name_or_file, scale)
+    file = Path(name_or_file)
+    if not file.is_file():
+        raise ValueError(f"`degradation` must be one of {sorted(PRESETS)} or a JSON file, got {name_or_file!r}")
+    try:
+        return from_config(json.loads(file.read_text()))
+    except ValueError as error:
+        raise ValueError(f"`degradation` {name_or_file!r}: {error}") from error
+
+
+def _write_reports(output_dir: Path, left_out: list[LeftOut], degradation: Transform | None) -> None:
+    if left_out:
+        logger.warning(f"{len(left_out)} files or clips are not used: {str(output_dir / LEFT_OUT)!r} says why")
+    write_left_out(output_dir / LEFT_OUT, left_out)
+    if degradation is not None:
+        (output_dir / "degradation.json").write_text(json.dumps(to_config(degradation), indent=2) + "\n")
+
+
+def _report_missing_captions(clips: list[CachedClip], caption_column: str | None) -> None:
+    """Clips may do without captions, but not where a column of captions was asked for in vain.
+
+    Raises:
+        ValueError: `caption_column` was given, and no clip has a text.
+    """
+    silent = [clip for clip in clips if not clip.text]
+    if caption_column is not None and len(silent) == len(clips):
+        raise ValueError(f"`caption_column` {caption_column!r}: not one of the {len(clips)} clips has a text there")
+    if 0 < len(silent) < len(clips):
+        names = ", ".join(sorted({clip.high.parent.name for clip in silent})[:3])
+        logger.warning(f"{len(silent)} of {len(clips)} clips have no text, and get the empty one: {names}...")
+
+
+def _caption_key(arguments: argparse.Namespace) -> str:
+    return arguments.caption_column or "text"
+
+
+def _training_sources(arguments: argparse.Namespace, cache: Path, left_out: list[LeftOut]) -> list[Source]:
     if arguments.dataset_name is None:
-        return find_sources(arguments.train_data_dir)
+        return find_sources(arguments.train_data_dir, _caption_key(arguments), left_out)
     # `datasets` is slow to import, and needed by no one else
     from .video_dataset import dataset_sources
 
@@ -80,4 +154,5 @@ def _training_sources(arguments: argparse.Namespace, cache: Path) -> list[Source
         arguments.dataset_config_name,
         arguments.video_column,
         arguments.caption_column,
+        left_out,
     )

@@ -3,7 +3,8 @@
 
 The folder is laid out as `datasets`' video folders are: files at any depth and, optionally, a `metadata.jsonl` with
 `file_name` and `text`. Each source has its own folder in the cache, named after the source and the settings, and an
-index that is written last: an interrupted preparation goes on where it stopped.
+index that is written last: an interrupted preparation goes on where it stopped. What cannot be used is counted, and
+listed as [`~ultraflash_diffusers.training.cache.LeftOut`].
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+import av
 import numpy as np
 from diffusers.utils import logging
 from PIL import Image, ImageOps
@@ -23,10 +25,12 @@ from tqdm import tqdm
 
 from ..degradation import Transform
 from ..video_io import VideoReader
+from .cache import LeftOut, save_array
 from .camera_motion import animate_picture
 
 logger = logging.get_logger(__name__)
 
+METADATA = "metadata.jsonl"
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 VIDEOS = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v"}
 
@@ -85,34 +89,46 @@ class Preparation:
             raise ValueError(f"`versions` is {self.versions}, `degradation` is {self.degradation}: give both or none")
 
 
-def find_sources(folder: str | Path) -> list[Source]:
+class UnreadableSource(ValueError):
+    """A file that is no video and no picture, or a broken one."""
+
+
+def find_sources(
+    folder: str | Path, caption_column: str = "text", left_out: list[LeftOut] | None = None
+) -> list[Source]:
     """Lists the videos and pictures of a folder, in the order of their names or of its `metadata.jsonl`.
 
     A file that the metadata names several times counts as often.
 
     Args:
         folder (`str` or `Path`): the folder.
+        caption_column (`str`, *optional*, defaults to `"text"`): where the metadata has the texts.
+        left_out (list of `LeftOut`, *optional*): gets the videos and pictures that the metadata does not name.
 
     Raises:
         FileNotFoundError: there is no such folder, or the metadata names a file that is not there.
-        ValueError: nothing in it is a video or a picture, or a line of the metadata has no `file_name`.
+        ValueError: nothing in it is a video or a picture, or a line of the metadata is no JSON object with a
+            `file_name`.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"`folder` {str(folder)!r} is not a folder")
-    metadata = folder / "metadata.jsonl"
-    if metadata.is_file():
-        sources = [_from_metadata(folder, line) for line in metadata.read_text().splitlines() if line.strip()]
-    else:
-        files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES | VIDEOS)
-        sources = [Source(path) for path in files]
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES | VIDEOS)
+    sources = [Source(path) for path in files]
+    if (folder / METADATA).is_file():
+        sources = _from_metadata(folder, caption_column)
+        named = {source.path for source in sources}
+        unnamed = [LeftOut(str(path), f"{METADATA} does not name it") for path in files if path not in named]
+        _report(unnamed, f"{len(unnamed)} of {len(files)} files in {str(folder)!r}: not in {METADATA}", left_out)
     if not sources:
         kinds = ", ".join(sorted(VIDEOS | PICTURES))
         raise ValueError(f"`folder` {str(folder)!r} holds no video and no picture ({kinds})")
     return sources
 
 
-def prepare_clips(sources: Iterable[Source], cache_dir: str | Path, how: Preparation) -> list[CachedClip]:
+def prepare_clips(
+    sources: Iterable[Source], cache_dir: str | Path, how: Preparation, left_out: list[LeftOut] | None = None
+) -> list[CachedClip]:
     """Decodes and degrades what the cache does not hold yet, and lists all clips.
 
     A source that cannot be read is left out, with a warning.
@@ -121,34 +137,54 @@ def prepare_clips(sources: Iterable[Source], cache_dir: str | Path, how: Prepara
         sources (iterable of `Source`): from [`find_sources`].
         cache_dir (`str` or `Path`): created if there is none. Each hour of 384x640 video takes about 64 GB.
         how (`Preparation`): sizes, degradation and seed.
+        left_out (list of `LeftOut`, *optional*): gets the sources that cannot be read.
 
     Raises:
-        ValueError: none of the sources could be read.
+        ValueError: none of the sources could be read, or the degradation does not make clips `scale` times smaller.
+        OSError: the cache cannot be written, for instance because the disk is full.
     """
     clips: list[CachedClip] = []
-    for source in tqdm(list(sources), desc="Preparing", unit="source", disable=None):
+    unreadable: list[LeftOut] = []
+    sources = list(sources)
+    for source in tqdm(sources, desc="Preparing", unit="source", disable=None):
         folder = Path(cache_dir) / _fingerprint(source, how)
         index = folder / "index.json"
         if not index.is_file():
             try:
                 _prepare(source, folder, how)
-            except (OSError, ValueError) as error:
+            except UnreadableSource as error:
+                unreadable.append(LeftOut(str(source.path), str(error)))
                 logger.warning(f"left out {str(source.path)!r}: {error}")
                 continue
         clips += [_from_index(folder, entry, source.text) for entry in json.loads(index.read_text())]
+    _report(unreadable, f"{len(unreadable)} of {len(sources)} sources: they cannot be read", left_out)
     if not clips:
         raise ValueError("`sources`: not one of them could be read")
     return clips
 
 
-def _from_metadata(folder: Path, line: str) -> Source:
-    entry = json.loads(line)
-    if "file_name" not in entry:
-        raise ValueError(f"a line of {str(folder / 'metadata.jsonl')!r} has no `file_name`: {line}")
-    path = folder / entry["file_name"]
-    if not path.is_file():
-        raise FileNotFoundError(f"{str(folder / 'metadata.jsonl')!r} names {entry['file_name']!r}, which is not there")
-    return Source(path, entry.get("text") or "")
+def _report(entries: list[LeftOut], summary: str, left_out: list[LeftOut] | None) -> None:
+    if entries:
+        logger.warning(f"left out {summary}")
+    if left_out is not None:
+        left_out += entries
+
+
+def _from_metadata(folder: Path, caption_column: str) -> list[Source]:
+    sources = []
+    for number, line in enumerate((folder / METADATA).read_text().splitlines(), start=1):
+        if not line.strip():
+            continue
+        where = f"line {number} of {str(folder / METADATA)!r}"
+        try:
+            entry = json.loads(line)
+            name = entry["file_name"]
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(f"{where} must be a JSON object with a `file_name`, got {line!r}") from error
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{where} names {name!r}, which is not there")
+        sources.append(Source(folder / name, entry.get(caption_column) or ""))
+    return sources
 
 
 def _fingerprint(source: Source, how: Preparation) -> str:
@@ -168,13 +204,14 @@ def _prepare(source: Source, folder: Path, how: Preparation) -> None:
     for number, clip in enumerate(_clips(source, how)):
         high = f"{number:04d}.npy"
         if not (folder / high).is_file():
-            _save(folder / high, clip)
+            save_array(folder / high, clip)
         lows = [f"{number:04d}_low{version}.npy" for version in range(how.versions)]
         for version, low in enumerate(lows):
             if how.degradation is not None and not (folder / low).is_file():
                 # seeded by the name too: clips are degraded in different ways, the same ones on every machine
                 name = int.from_bytes(hashlib.sha256(source.path.name.encode()).digest()[:8], "little")
-                _save(folder / low, how.degradation(clip, np.random.default_rng((how.seed, name, number, version))))
+                rng = np.random.default_rng((how.seed, name, number, version))
+                save_array(folder / low, _degraded(clip, how.degradation, how.scale, rng))
         frames, height, width = clip.shape[:3]
         entries.append({"high": high, "lows": lows, "frames": frames, "height": height, "width": width})
     temporary = folder / "index.tmp"
@@ -182,15 +219,31 @@ def _prepare(source: Source, folder: Path, how: Preparation) -> None:
     os.replace(temporary, folder / "index.json")
 
 
-def _save(path: Path, clip: np.ndarray) -> None:
-    """Writes a clip so that its file is whole or not there."""
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
-        np.save(file, clip)
-    os.replace(temporary, path)
+def _degraded(clip: np.ndarray, degradation: Transform, scale: int, rng: np.random.Generator) -> np.ndarray:
+    low = degradation(clip, rng)
+    expected = (len(clip), clip.shape[1] // scale, clip.shape[2] // scale, 3)
+    if low.shape != expected:
+        raise ValueError(f"`degradation` must make a clip {expected}, {scale} times smaller, and made {low.shape}")
+    return low
 
 
 def _clips(source: Source, how: Preparation) -> Iterator[np.ndarray]:
+    """The clips of a source.
+
+    Raises:
+        UnreadableSource: it cannot be read, or not to its end.
+    """
+    try:
+        for clip in _read(source, how):
+            if 0 in clip.shape:
+                raise UnreadableSource(f"its frames have fewer than {how.scale} pixels a side")
+            yield clip
+    # the last two are Pillow's, for some broken pictures and for ones so large that they may be an attack
+    except (OSError, ValueError, av.FFmpegError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UnreadableSource(str(error)) from error
+
+
+def _read(source: Source, how: Preparation) -> Iterator[np.ndarray]:
     if source.path.suffix.lower() in PICTURES:
         with Image.open(source.path) as picture:
             pixels = np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))

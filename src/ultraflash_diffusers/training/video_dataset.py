@@ -10,8 +10,12 @@ from pathlib import Path
 
 import fsspec
 from datasets import Video, load_dataset
+from diffusers.utils import logging
 
+from .cache import LeftOut
 from .preparation import Source
+
+logger = logging.get_logger(__name__)
 
 
 def dataset_sources(
@@ -20,6 +24,7 @@ def dataset_sources(
     config_name: str | None = None,
     video_column: str = "video",
     caption_column: str | None = None,
+    left_out: list[LeftOut] | None = None,
 ) -> list[Source]:
     """Lists the videos of a dataset's `train` split, as files.
 
@@ -31,6 +36,7 @@ def dataset_sources(
         config_name (`str`, *optional*): which of the dataset's configurations, if it has several.
         video_column (`str`, *optional*, defaults to `"video"`): a column of videos.
         caption_column (`str`, *optional*): a column of texts; no texts without it.
+        left_out (list of `LeftOut`, *optional*): gets the rows that have no video, or name one that is not there.
 
     Raises:
         ValueError: the dataset has no such columns, `video_column` does not hold videos, or there are no rows.
@@ -46,15 +52,26 @@ def dataset_sources(
         raise ValueError(f"the dataset {name!r} has no rows")
     # the files as they are: frames are decoded as those of any other file
     rows = dataset.cast_column(video_column, Video(decode=False))
-    sources = []
-    for row in rows:
+    sources, missing = [], []
+    for number, row in enumerate(rows):
         text = row[caption_column] if caption_column is not None else None
-        sources.append(Source(_as_file(row[video_column], Path(folder)), text or ""))
+        try:
+            sources.append(Source(_as_file(row[video_column], Path(folder)), text or ""))
+        except FileNotFoundError as error:
+            missing.append(LeftOut(f"row {number} of {name}", str(error)))
+    if missing:
+        logger.warning(f"left out {len(missing)} of {len(rows)} rows of {name!r}: their videos are not there")
+    if not sources:
+        raise ValueError(f"not one row of {name!r} has a video in `video_column` {video_column!r}")
+    if left_out is not None:
+        left_out += missing
     return sources
 
 
-def _as_file(video: dict, folder: Path) -> Path:
+def _as_file(video: dict | None, folder: Path) -> Path:
     """The video's own file, or a copy of it, named after its contents or its address."""
+    if video is None:
+        raise FileNotFoundError("there is no video in this row")
     path, contents = video["path"], video["bytes"]
     if contents is None and os.path.isfile(path):
         return Path(path)

@@ -1,0 +1,85 @@
+# Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Files of a training cache: written whole or not at all, and named after all that their contents depend on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Something that training does not use.
+
+    Args:
+        file (`str`): the source, or the clip of a source.
+        reason (`str`): why not.
+    """
+
+    file: str
+    reason: str
+
+
+def write_left_out(path: Path, entries: Iterable[LeftOut]) -> None:
+    """Lists what was left out, one JSON object a line; an earlier list is replaced, by an empty file if need be."""
+    path.write_text("".join(json.dumps(asdict(entry)) + "\n" for entry in entries))
+
+
+def save_array(path: Path, array: np.ndarray) -> None:
+    """Writes an array so that its `.npy` file is whole or not there.
+
+    Raises:
+        OSError: it cannot be written, for instance because the disk is full; nothing of it is left behind.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # a name of its own: several processes may write the same file
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            np.save(file, array)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        message = f"{error.strerror}: the cache could not be written; the files that it has already will be used again"
+        raise OSError(error.errno, message, str(path)) from error
+
+
+def weights_fingerprint(network: nn.Module, without: str | None = None) -> str:
+    """Names the contents of a network: its configuration and every value of its weights, whatever files they are in.
+
+    Args:
+        network (`nn.Module`): with a `config`, as diffusers' and transformers' models have.
+        without (`str`, *optional*): leaves out weights whose names begin with this.
+    """
+    digest = hashlib.sha256(json.dumps(_settings(network.config), sort_keys=True, default=str).encode())
+    for name, tensor in sorted(network.state_dict().items()):
+        if without is None or not name.startswith(without):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+def files_fingerprint(component: object) -> str:
+    """Names the contents of anything that has `save_pretrained`, a tokenizer for instance, by the files it writes."""
+    digest = hashlib.sha256()
+    with tempfile.TemporaryDirectory() as folder:
+        component.save_pretrained(folder)  # type: ignore[attr-defined]
+        for path in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
+            digest.update(path.name.encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _settings(config: object) -> dict:
+    """A configuration without the entries that say where it came from."""
+    settings = config.to_dict() if hasattr(config, "to_dict") else dict(config)  # type: ignore[call-overload]
+    return {name: value for name, value in settings.items() if not name.startswith("_")}
