@@ -354,7 +354,7 @@ def test_training_steps_reduce_the_loss(kind: str) -> None:
     assert losses[-1] < 0.8 * losses[0]
 
 
-@pytest.mark.parametrize(("kind", "backend"), [("sparse", "gather"), ("dense", "auto")])
+@pytest.mark.parametrize(("kind", "backend"), [("sparse", "gather"), ("sparse", "sdpa"), ("dense", "auto")])
 def test_a_streamed_lora_trains_through_several_groups(kind: str, backend: str) -> None:
     network = make_sr(kind).train()
     network.requires_grad_(False)

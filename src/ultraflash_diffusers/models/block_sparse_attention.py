@@ -286,7 +286,14 @@ def block_sparse_attention(
         slots = cache.slots_of(-window, window + temporal)
         cache.write(keys, values, pooled_keys)
         next_cache = cache.advance(held, temporal, limit)
-        keys, values = (_in_buffer(*pair, slots[window:]) for pair in ((cache.keys, keys), (cache.values, values)))
+        group, buffers = (keys, values), (cache.keys, cache.values)
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value)):
+            # autograd must not see buffers that the next group writes into; what was cached has no gradient
+            keys, values = (
+                buffer.index_copy(2, slots[window:], new) for buffer, new in zip(buffers, group, strict=True)
+            )
+        else:
+            keys, values = buffers
         pooled_keys = cache.pooled_keys.index_select(2, slots).to(pooled_queries.dtype)
 
     kept = select_blocks(
@@ -557,13 +564,6 @@ def _pooled_dtype(dtype: torch.dtype) -> torch.dtype:
 def _pool(blocks: torch.Tensor) -> torch.Tensor:
     """Means over the tokens of each block, without gradients: the selection has none."""
     return blocks.detach().mean(dim=-2, dtype=_pooled_dtype(blocks.dtype))
-
-
-def _in_buffer(buffer: torch.Tensor, new: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
-    """The buffer that holds `new`, as autograd sees it: `new` keeps its gradient, what was cached has none."""
-    if torch.is_grad_enabled() and new.requires_grad:
-        return buffer.index_copy(2, slots, new)
-    return buffer
 
 
 def _partition(tensor: torch.Tensor, grid: tuple[int, int, int], settings: BlockSparseSettings) -> torch.Tensor:
