@@ -1,0 +1,311 @@
+# Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Sparse causalisation and one-step distillation of the super-resolution transformer (paper, "Phase I")."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from typing import Literal, Self
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ..models.causal_latent_upsampler import CausalLatentUpsampler
+from ..models.hr_autoencoder import HRAutoencoder
+from ..models.ultraflash_sr_transformer import UltraFlashSRTransformer
+from ..rewards import Reward
+from .data import Batch
+from .distribution_matching import DistributionMatching, Flow, guided, integrate, surrogate_loss
+from .losses import detail_ratio, psnr
+from .perceptual import PerceptualLoss
+from .prompts import Prompts
+from .sr_stage import SRObjective, SRStage
+from .stage import choose_trained
+
+# what student and teacher must have in common: the latents, the texts and what the last layer says of them
+_SHARED_SETTINGS = ("out_channels", "text_dim", "patch_size", "prediction_type")
+
+
+@dataclass(frozen=True)
+class DistillationObjective:
+    """What the student learns from the teacher.
+
+    Args:
+        matching (`DistributionMatching`, *optional*): guidance scale (paper: 3.5) and noise levels.
+        guidance_drops (`str`, *optional*, defaults to `"text"`): what the teacher does without in its unconditional
+            prediction: the `"text"`, the `"condition"` (zeros), or `"both"`. It must have been trained without it now
+            and then. The paper does not say.
+        fake_updates (`int`, *optional*, defaults to 5): steps of the fake score in front of each step of the student.
+        regression_steps (`int`, *optional*, defaults to 0): at the beginning, so many steps of the student regress to
+            the teacher's multi-step results from the same noise. That turns a dense, bidirectional, multi-step network
+            into a sparse, causal, one-step one, blurred, from which matching starts better; each step costs
+            `teacher_steps` evaluations of the teacher, with guidance twice as many.
+        teacher_steps (`int`, *optional*, defaults to 20): of the teacher, in regression and in validation.
+        matching_weight (`float`, *optional*, defaults to 1.0): of the squared error whose gradient is the matching's.
+        perceptual_weight (`float`, *optional*, defaults to 0.0): of the perceptual loss of the decoded result.
+        reward_weight (`float`, *optional*, defaults to 0.0): of the reward of the decoded result.
+        judged_frames (`int`, *optional*, defaults to 1): frames of a clip, drawn anew for each batch, that the
+            perceptual loss and the reward see; all of them if the clip has no more.
+
+    Raises:
+        ValueError: a count or a weight outside its range.
+    """
+
+    matching: DistributionMatching = field(default_factory=DistributionMatching)
+    guidance_drops: Literal["text", "condition", "both"] = "text"
+    fake_updates: int = 5
+    regression_steps: int = 0
+    teacher_steps: int = 20
+    matching_weight: float = 1.0
+    perceptual_weight: float = 0.0
+    reward_weight: float = 0.0
+    judged_frames: int = 1
+
+    def __post_init__(self) -> None:
+        if self.guidance_drops not in ("text", "condition", "both"):
+            raise ValueError(f"`guidance_drops` must be 'text', 'condition' or 'both', got {self.guidance_drops!r}")
+        least = {"fake_updates": 1, "regression_steps": 0, "teacher_steps": 1, "judged_frames": 1}
+        least |= dict.fromkeys(("matching_weight", "perceptual_weight", "reward_weight"), 0)
+        for name, minimum in least.items():
+            if not getattr(self, name) >= minimum:
+                raise ValueError(f"`{name}` must be at least {minimum}, got {getattr(self, name)}")
+
+    def phase(self, step: int) -> Literal["regression", "fake_score", "student"]:
+        """What the optimiser step after `step` others trains."""
+        if step < self.regression_steps:
+            return "regression"
+        position = (step - self.regression_steps) % (self.fake_updates + 1)
+        return "student" if position == self.fake_updates else "fake_score"
+
+
+class DistillationStage(SRStage):
+    """Trains a causal, block-sparse, one-step student to make what a multi-step teacher makes.
+
+    The optimiser's steps alternate, see [`DistillationObjective.phase`]: a step gives gradients to the student or to
+    the fake score, and the loop's optimiser leaves the other one alone. The average of the weights is the student's.
+
+    Args:
+        student (`UltraFlashSRTransformer`): those of its parameters that require gradients are trained; see
+            [`sparse_student`].
+        teacher (`UltraFlashSRTransformer`): the real score, a multi-step network, frozen; sees whole clips as it is,
+            dense and bidirectional or sparse.
+        fake_score (`UltraFlashSRTransformer`): the teacher's copy that tracks the student, trained as the student is;
+            see [`fake_score_of`].
+        upsampler (`CausalLatentUpsampler`): frozen.
+        autoencoder (`HRAutoencoder`): frozen, with an encoder.
+        prompts (`Prompts`): embeddings of the clips' texts.
+        objective (`SRObjective`): the one-step one: of it count the pixel losses of the decoded result against the
+            clip, the linear decoding, the flow shift of the teacher's steps, and noise in the condition and dropouts,
+            which should be what the teacher knows.
+        distillation (`DistillationObjective`): what is learnt from the teacher.
+        reward (`Reward`, *optional*): frozen; with a weight of 0 it is measured in validation only.
+        perceptual (`PerceptualLoss`, *optional*): frozen.
+        fake_learning_rate (`float`, *optional*): of the fake score; the student's by default.
+
+    Raises:
+        ValueError: a student that is not sparse, networks that do not belong together, a weight for a reward or a
+            perceptual loss that is not there.
+    """
+
+    def __init__(
+        self,
+        student: UltraFlashSRTransformer,
+        teacher: UltraFlashSRTransformer,
+        fake_score: UltraFlashSRTransformer,
+        upsampler: CausalLatentUpsampler,
+        autoencoder: HRAutoencoder,
+        prompts: Prompts,
+        objective: SRObjective,
+        distillation: DistillationObjective,
+        reward: Reward | None = None,
+        perceptual: PerceptualLoss | None = None,
+        fake_learning_rate: float | None = None,
+    ) -> None:
+        check_networks(student, teacher)
+        for name, judge in (("reward", reward), ("perceptual", perceptual)):
+            weight = getattr(distillation, f"{name}_weight")
+            if weight > 0 and judge is None:
+                raise ValueError(f"`{name}_weight` is {weight}, but `{name}` is None")
+        super().__init__(student, upsampler, autoencoder, prompts, objective)
+        self.teacher = teacher.requires_grad_(False)
+        self.fake_score = fake_score
+        self.distillation, self.fake_learning_rate = distillation, fake_learning_rate
+        self.reward, self.perceptual = reward, perceptual
+        self._frozen = [network for network in (teacher, reward, perceptual) if isinstance(network, nn.Module)]
+        for network in self._frozen:
+            network.requires_grad_(False)
+        self._step = 0
+
+    def parameter_groups(self, learning_rate: float) -> list[dict]:
+        tracking = [parameter for parameter in self.fake_score.parameters() if parameter.requires_grad]
+        rate = learning_rate if self.fake_learning_rate is None else self.fake_learning_rate
+        return [*super().parameter_groups(learning_rate), {"params": tracking, "lr": rate}]
+
+    def averaged_parameters(self) -> list[nn.Parameter]:
+        """The student's alone."""
+        return [parameter for parameter in self.transformer.parameters() if parameter.requires_grad]
+
+    def begin_step(self, step: int) -> None:
+        self._step = step
+
+    def train(self, mode: bool = True) -> Self:
+        """Sets the mode of the trained networks; what is frozen judges as it always does."""
+        super().train(mode)
+        for network in self._frozen:
+            network.eval()
+        return self
+
+    def forward(self, batch: Batch, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        inputs = self._inputs(self.condition(batch), batch.texts, generator)
+        phase = self.distillation.phase(self._step)
+        if phase == "fake_score":
+            return self._track(*inputs, generator)
+        if phase == "regression":
+            loss = F.mse_loss(self._denoised(*inputs), self._taught(*inputs))
+            return loss, {"regression": loss}
+        return self._distil(batch, *inputs, generator)
+
+    def _track(
+        self, noise: torch.Tensor, condition: torch.Tensor, prompt_embeds: torch.Tensor, generator: torch.Generator
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The fake score's step: it learns the distribution of what the student makes now."""
+        with torch.no_grad():
+            latents = self._denoised(noise, condition, prompt_embeds)
+        fake = _flow(self.fake_score, condition, prompt_embeds)
+        predicts: Literal["flow", "clean"] = "flow" if self.teacher.config.prediction_type == "flow" else "clean"
+        loss = self.distillation.matching.fake_score_loss(latents, fake, generator, predicts)
+        return loss, {"fake_score": loss}
+
+    def _distil(
+        self,
+        batch: Batch,
+        noise: torch.Tensor,
+        condition: torch.Tensor,
+        prompt_embeds: torch.Tensor,
+        generator: torch.Generator,
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The student's step."""
+        distillation = self.distillation
+        latents = self._denoised(noise, condition, prompt_embeds)
+        real = _flow(self.teacher, condition, prompt_embeds)
+        fake = _flow(self.fake_score, condition, prompt_embeds)
+        unconditional = self._unconditional(condition, prompt_embeds)
+        gradient = distillation.matching.gradient(latents.detach(), real, fake, unconditional, generator)
+        terms = {"matching": distillation.matching_weight * surrogate_loss(latents, gradient)}
+        measured: dict[str, torch.Tensor] = {}
+        judged = distillation.perceptual_weight > 0 or distillation.reward_weight > 0
+        if judged or not self.objective.pixel_loss.is_empty:
+            decoded = self._decode(latents)
+            terms |= self.objective.pixel_loss(decoded, batch.high, batch.flow, batch.low)
+            if judged:
+                judgement, measured = self._judgement(decoded, batch, generator)
+                terms |= judgement
+        return torch.stack(list(terms.values())).sum(), terms | measured
+
+    def _judgement(
+        self, decoded: torch.Tensor, batch: Batch, generator: torch.Generator
+    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """Perceptual loss and reward of some frames: the weighted terms, and the plain score."""
+        result = self.objective.pixel_loss.corrected(decoded, batch.low)
+        chosen = torch.randperm(result.shape[2], generator=generator)[: self.distillation.judged_frames]
+        result, target = (pixels[:, :, chosen.to(pixels.device)] for pixels in (result, batch.high))
+        terms, measured = {}, {}
+        if self.perceptual is not None and self.distillation.perceptual_weight > 0:
+            terms["perceptual"] = self.distillation.perceptual_weight * self.perceptual(result, target)
+        if self.reward is not None and self.distillation.reward_weight > 0:
+            measured["reward"] = _score(self.reward, result)
+            terms["reward_loss"] = -self.distillation.reward_weight * measured["reward"]
+        return terms, measured
+
+    def _unconditional(self, condition: torch.Tensor, prompt_embeds: torch.Tensor) -> Flow:
+        if self.distillation.guidance_drops in ("condition", "both"):
+            condition = torch.zeros_like(condition)
+        if self.distillation.guidance_drops in ("text", "both"):
+            prompt_embeds = self.prompts([""] * len(condition)).to(condition)
+        return _flow(self.teacher, condition, prompt_embeds)
+
+    def _taught(self, noise: torch.Tensor, condition: torch.Tensor, prompt_embeds: torch.Tensor) -> torch.Tensor:
+        """The teacher's multi-step result, with guidance."""
+        conditional = _flow(self.teacher, condition, prompt_embeds)
+        unconditional = self._unconditional(condition, prompt_embeds)
+        flow = guided(conditional, unconditional, self.distillation.matching.guidance_scale)
+        return integrate(flow, noise, self._inference_sigmas(self.distillation.teacher_steps))
+
+    def validate(self, batch: Batch) -> dict[str, float]:
+        """The streamed student's measures, and how near it comes to the teacher from the same noise."""
+        condition = self.condition(batch)
+        inputs = self._validation_inputs(condition, batch.texts)
+        result, taught = (
+            self.autoencoder.decode(latents).sample for latents in (self._restored(*inputs), self._taught(*inputs))
+        )
+        measures = self._measured(result, condition, batch)
+        result, taught = (self.objective.pixel_loss.corrected(pixels, batch.low) for pixels in (result, taught))
+        measures["psnr_to_teacher"] = psnr(result, taught).item()
+        measures["psnr_of_teacher"] = psnr(taught, batch.high).item()
+        measures["detail_of_teacher"] = detail_ratio(taught, batch.high).item()
+        if self.reward is not None:
+            measures["reward"] = _score(self.reward, result).item()
+            measures["reward_of_teacher"] = _score(self.reward, taught).item()
+        return measures
+
+
+def check_networks(student: UltraFlashSRTransformer, teacher: UltraFlashSRTransformer) -> None:
+    """Checks that a student can learn from a teacher.
+
+    Raises:
+        ValueError: a dense student, or a teacher of other latents, texts or predictions.
+    """
+    if not student.config.use_sparse_attention:
+        raise ValueError(
+            "`student` has dense attention, which is not causal: it needs `use_sparse_attention=True`, as "
+            "`sparse_student` gives a teacher's copy"
+        )
+    for name in _SHARED_SETTINGS:
+        ours, theirs = (network.config[name] for network in (student, teacher))
+        if ours != theirs:
+            raise ValueError(f"`student` has {name} {ours!r}, `teacher` {theirs!r}: they must be the same")
+
+
+def sparse_student(teacher: UltraFlashSRTransformer, rank: int | None = None) -> UltraFlashSRTransformer:
+    """A copy of the teacher with block-sparse, causal attention: with what the student starts.
+
+    Block size, window and number of kept pairs are those of the teacher's configuration; a dense network has them too.
+
+    Args:
+        teacher (`UltraFlashSRTransformer`): the multi-step network; frozen by this.
+        rank (`int`, *optional*): see [`fake_score_of`].
+    """
+    student = fake_score_of(teacher, rank)
+    student.register_to_config(use_sparse_attention=True)
+    return student
+
+
+def fake_score_of(teacher: UltraFlashSRTransformer, rank: int | None = None) -> UltraFlashSRTransformer:
+    """A copy of the teacher that is to track the student.
+
+    Args:
+        teacher (`UltraFlashSRTransformer`): the multi-step network; frozen by this.
+        rank (`int`, *optional*): trains LoRA layers of this rank; all other weights are the teacher's own and take no
+            more memory. `None` trains a whole copy.
+    """
+    teacher.requires_grad_(False)
+    shared = {} if rank is None else {id(parameter): parameter for parameter in teacher.parameters()}
+    fake_score = copy.deepcopy(teacher, shared)
+    choose_trained(fake_score, rank)
+    return fake_score
+
+
+def _flow(network: UltraFlashSRTransformer, condition: torch.Tensor, prompt_embeds: torch.Tensor) -> Flow:
+    """What a network says of noisy latents in the light of a condition and a text."""
+
+    def flow(noisy: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
+        return network(torch.cat([noisy, condition], dim=1), 1000 * sigmas, prompt_embeds).sample.float()
+
+    return flow
+
+
+def _score(reward: Reward, pixels: torch.Tensor) -> torch.Tensor:
+    """The mean reward of the frames of `[batch, 3, frames, height, width]`, nominally in [-1, 1]."""
+    frames = pixels.transpose(1, 2).flatten(0, 1)
+    return reward((frames * 0.5 + 0.5).clamp(0, 1)).mean()
