@@ -21,6 +21,7 @@ from ultraflash_diffusers.training.data import Batch
 from ultraflash_diffusers.training.distill_stage import (
     DistillationObjective,
     DistillationStage,
+    check_networks,
     fake_score_of,
     sparse_student,
 )
@@ -368,6 +369,12 @@ def test_what_does_not_belong_together_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         make_stage(student=make_tiny_transformer(**{"prediction_type": "detail"} | student), **distillation)
+
+
+def test_a_saved_student_belongs_to_its_teacher(tmp_path: Path) -> None:
+    teacher = make_teacher()
+    sparse_student(teacher).save_pretrained(tmp_path)
+    check_networks(UltraFlashSRTransformer.from_pretrained(tmp_path), teacher)
 
 
 # ---- the script, on a cascade that has been trained a little

@@ -263,6 +263,8 @@ def check_networks(student: UltraFlashSRTransformer, teacher: UltraFlashSRTransf
         )
     for name in _SHARED_SETTINGS:
         ours, theirs = (network.config[name] for network in (student, teacher))
+        if name == "patch_size":  # a list where it comes from a file
+            ours, theirs = tuple(ours), tuple(theirs)
         if ours != theirs:
             raise ValueError(f"`student` has {name} {ours!r}, `teacher` {theirs!r}: they must be the same")
 
