@@ -20,7 +20,7 @@ from ultraflash_diffusers.pipelines.video_stream import PipelineStreamState
 
 PIPE = make_tiny_pipeline()
 FRAMES = 45
-STAGES = ("upsampler", "transformer", "decoder")
+STAGES = ("upsampler", "transformer", "decoder", "output")
 
 
 @pytest.fixture(params=["in turns", "overlapped"], autouse=True)
@@ -105,7 +105,7 @@ def test_each_chunk_tells_what_it_took():
         assert all(seconds > 0 for seconds in chunk.timings.values())
         assert chunk.statistics == {"sr_kv_cache_blocks": [3]}
     first = next(start(prompt="cat", num_frames=30))
-    assert set(first.timings) == {"generator", *STAGES}
+    assert set(first.timings) == {"generator_steps", "context_pass", *STAGES}
     assert first.statistics["generator_passes"] == [5, 5]
 
 

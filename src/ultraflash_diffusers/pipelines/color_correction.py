@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Literal
 
 import torch
@@ -46,19 +47,31 @@ def wavelet_color_correction(frames: torch.Tensor, reference: torch.Tensor, leve
     factor = 2 ** max(levels - 2, 0)
     pictures = frames.transpose(1, 2).flatten(0, 2).unsqueeze(1)
     coarse = reference.transpose(1, 2).flatten(0, 2).unsqueeze(1).to(frames.device, torch.float32)
-    rows = _pooled_upscaling(coarse.shape[-2], height, factor, frames.device)
-    columns = _pooled_upscaling(coarse.shape[-1], width, factor, frames.device)
-    difference = rows @ coarse @ columns.T - _pooled(pictures, factor, factor).float()
+    difference = _upscaled_and_pooled(coarse, height, width, factor) - _pooled(pictures, factor, factor).float()
     for level in range(min(levels, 2)):
         difference = _smoothed(difference, dilation=2**level)
-    rows = _interpolation(difference.shape[-2], height, factor, frames.device)
-    columns = _interpolation(difference.shape[-1], width, factor, frames.device)
-    corrected = pictures + (rows @ (difference @ columns.T)).to(frames.dtype)
+    corrected = pictures + _interpolated(difference, height, width, factor).to(frames.dtype)
     return corrected.view(batch, count, channels, height, width).transpose(1, 2)
+
+
+def _upscaled_and_pooled(pictures: torch.Tensor, height: int, width: int, factor: int) -> torch.Tensor:
+    if factor == 1:
+        return F.interpolate(pictures, size=(height, width), mode="bicubic", align_corners=False)
+    rows = _pooled_upscaling(pictures.shape[-2], height, factor, pictures.device)
+    return rows @ pictures @ _pooled_upscaling(pictures.shape[-1], width, factor, pictures.device).T
+
+
+def _interpolated(pictures: torch.Tensor, height: int, width: int, factor: int) -> torch.Tensor:
+    if factor == 1:
+        return pictures
+    rows = _interpolation(pictures.shape[-2], height, factor, pictures.device)
+    return rows @ (pictures @ _interpolation(pictures.shape[-1], width, factor, pictures.device).T)
 
 
 def _pooled(pictures: torch.Tensor, row_factor: int, column_factor: int) -> torch.Tensor:
     """Mean pooling; bottom and right edges are repeated where the size is no multiple."""
+    if row_factor == column_factor == 1:
+        return pictures
     height, width = pictures.shape[-2:]
     padding = (0, -width % column_factor, 0, -height % row_factor)
     if any(padding):
@@ -66,6 +79,7 @@ def _pooled(pictures: torch.Tensor, row_factor: int, column_factor: int) -> torc
     return F.avg_pool2d(pictures, (row_factor, column_factor))
 
 
+@functools.lru_cache(maxsize=8)
 def _pooled_upscaling(size: int, new_size: int, factor: int, device: torch.device) -> torch.Tensor:
     """Matrix `[ceil(new_size / factor), size]`: bicubic scaling along one axis, then mean pooling."""
     impulses = torch.eye(size, device=device)[None, None]
@@ -73,6 +87,7 @@ def _pooled_upscaling(size: int, new_size: int, factor: int, device: torch.devic
     return _pooled(upscaled, factor, 1)[0, 0]
 
 
+@functools.lru_cache(maxsize=8)
 def _interpolation(size: int, new_size: int, factor: int, device: torch.device) -> torch.Tensor:
     """Matrix `[new_size, size]`: linear interpolation along one axis from the pooled resolution back."""
     impulses = torch.eye(size, device=device)[None, None]
@@ -82,7 +97,9 @@ def _interpolation(size: int, new_size: int, factor: int, device: torch.device) 
 
 def _smoothed(pictures: torch.Tensor, dilation: int) -> torch.Tensor:
     """Binomial (1, 2, 1) / 4 smoothing along both axes, edges repeated."""
-    rows = F.pad(pictures, (0, 0, dilation, dilation), mode="replicate")
-    pictures = (rows[..., : -2 * dilation, :] + rows[..., 2 * dilation :, :] + 2 * pictures) / 4
-    columns = F.pad(pictures, (dilation, dilation, 0, 0), mode="replicate")
-    return (columns[..., : -2 * dilation] + columns[..., 2 * dilation :] + 2 * pictures) / 4
+    for axis, padding in ((-2, (0, 0, dilation, dilation)), (-1, (dilation, dilation, 0, 0))):
+        size = pictures.shape[axis]
+        padded = F.pad(pictures, padding, mode="replicate")
+        ends = padded.narrow(axis, 0, size) + padded.narrow(axis, 2 * dilation, size)
+        pictures = ends.add_(pictures, alpha=2).mul_(0.25)
+    return pictures

@@ -24,3 +24,29 @@ def execution_device(module: nn.Module) -> torch.device:
         if device is not None:
             return torch.device(device)
     return next(module.parameters()).device
+
+
+def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Moves a tensor of the CPU to where it is needed; the host does not wait for a GPU to take it."""
+    if tensor.device.type == "cpu" and device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+class DeferredFlag:
+    """A truth value that a GPU is still to find out. To ask for it waits for what it depends on, not for later work.
+
+    Args:
+        value (`torch.Tensor`, 0-d bool): it, on any device.
+    """
+
+    def __init__(self, value: torch.Tensor) -> None:
+        self._value, self._known = value, None
+        if value.device.type == "cuda":
+            self._value = torch.empty((), dtype=torch.bool, pin_memory=True).copy_(value, non_blocking=True)
+            self._known = torch.cuda.current_stream(value.device).record_event()
+
+    def __bool__(self) -> bool:
+        if self._known is not None:
+            self._known.synchronize()
+        return bool(self._value)

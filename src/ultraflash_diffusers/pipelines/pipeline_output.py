@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +24,9 @@ class UltraFlashPipelineOutput(BaseOutput):
 
     Args:
         frames (`torch.Tensor`, `np.ndarray` or `list[list[PIL.Image.Image]]`): by `output_type`: `"pt"` `[batch,
-            frames, 3, height, width]` in [0, 1]; `"np"` `[batch, frames, height, width, 3]` in [0, 1]; `"pil"` a list
-            of pictures for each video; `"latent"` normalised high-resolution latents `[batch, channels, latent frames,
-            latent height, latent width]`, not cropped.
+            frames, 3, height, width]` in [0, 1]; `"np"` `[batch, frames, height, width, 3]` in [0, 1], `"uint8"` the
+            same in 256 levels; `"pil"` a list of pictures for each video; `"latent"` normalised high-resolution
+            latents `[batch, channels, latent frames, latent height, latent width]`, not cropped.
     """
 
     frames: Frames
@@ -39,15 +39,15 @@ class StreamChunk:
     Args:
         frames (`torch.Tensor`, `np.ndarray` or `list[list[PIL.Image.Image]]`): as [`UltraFlashPipelineOutput`] says.
         frame_range (`tuple[int, int]`): position in the video: first frame, and the one after the last.
-        timings (`dict[str, float]`): seconds by stage since the chunk before. Where decoding overlaps the next group's
-            denoising, the stages' sum exceeds the time that passed.
+        timings (`Mapping[str, float]`): seconds by stage since the chunk before. Where decoding overlaps the next
+            group's denoising, the stages' sum exceeds the time that passed.
         statistics (`dict[str, Any]`): what is known about the work: `"sr_kv_cache_blocks"`, and what the source
             counts. Lists have one entry for each group or source chunk that was begun for this chunk of frames.
     """
 
     frames: Frames
     frame_range: tuple[int, int]
-    timings: dict[str, float] = field(default_factory=dict)
+    timings: Mapping[str, float] = field(default_factory=dict)
     statistics: dict[str, Any] = field(default_factory=dict)
     _capture: Callable[[int], PipelineStreamState] | None = field(default=None, repr=False)
 
@@ -65,3 +65,21 @@ class StreamChunk:
     def num_frames(self) -> int:
         """Number of frames in this chunk."""
         return self.frame_range[1] - self.frame_range[0]
+
+
+def frames_in_memory(pixels: torch.Tensor) -> np.ndarray:
+    """Brings pixels to the CPU as 8-bit frames: rounded where they lie, copied from a GPU through pinned memory.
+
+    Args:
+        pixels (`torch.Tensor`): `[batch, 3, frames, height, width]` in [-1, 1]; what is beyond is clipped.
+
+    Returns:
+        `np.ndarray`: `[batch, frames, height, width, 3]` uint8.
+    """
+    levels = pixels.float().add(1).mul_(127.5).clamp_(0, 255).round_().to(torch.uint8)
+    levels = levels.permute(0, 2, 3, 4, 1).contiguous()
+    if levels.device.type == "cuda":
+        pinned = torch.empty(levels.shape, dtype=torch.uint8, pin_memory=True).copy_(levels, non_blocking=True)
+        torch.cuda.current_stream(levels.device).record_event().synchronize()
+        levels = pinned
+    return levels.numpy()

@@ -20,13 +20,14 @@ from ..models.causal_latent_upsampler import CausalLatentUpsampler
 from ..models.hr_autoencoder import HRAutoencoder
 from ..models.stream_state import StreamState
 from ..models.ultraflash_sr_transformer import SRStreamState, UltraFlashSRTransformer
+from ..models.wan_layers import TextKeyValues
 from .cache_management import DynamicCacheManagement
 from .color_correction import wavelet_color_correction
-from .devices import execution_device
+from .devices import DeferredFlag, execution_device, send
 from .noise import SeededFrameNoise
-from .sources.base import Source, SourceChunk, stage_timer
+from .sources.base import Source, SourceChunk, StageTimings, stage_timer
 
-OutputType = Literal["pil", "np", "pt", "latent"]
+OutputType = Literal["pil", "np", "pt", "uint8", "latent"]
 StepCallback = Callable[[int, torch.Tensor, dict[str, torch.Tensor | None]], dict[str, torch.Tensor]]
 
 
@@ -114,10 +115,11 @@ class Regrouper:
         self._error: Exception | None = None
         self._chunks_read = 0
         self._at_start = waiting is None
+        self._unchecked: list[tuple[int, DeferredFlag]] = []
         # segments of different clips; only the last one can still grow
         self.waiting: list[LatentSegment] = waiting or []
 
-    def next_group(self, timings: dict[str, float], statistics: dict[str, Any]) -> LatentSegment | None:
+    def next_group(self, timings: StageTimings, statistics: dict[str, Any]) -> LatentSegment | None:
         """Returns the next group, or `None` after the last one. Adds what the source reports to the dictionaries.
 
         Raises:
@@ -138,7 +140,7 @@ class Regrouper:
         complete = len(self.waiting) > 1 or (self._ended and len(self.waiting) > 0)
         return complete or any(len(segment) >= self._group_frames for segment in self.waiting)
 
-    def _read(self, timings: dict[str, float], statistics: dict[str, Any]) -> None:
+    def _read(self, timings: StageTimings, statistics: dict[str, Any]) -> None:
         try:
             chunk = next(self._chunks, None)
             if chunk is not None:
@@ -156,14 +158,35 @@ class Regrouper:
             self.waiting[-1] = self.waiting[-1].join(segment)
         else:
             self.waiting.append(segment)
-        for name, seconds in chunk.timings.items():
-            timings[name] = timings.get(name, 0.0) + seconds
+        timings.merge(chunk.timings)
         for name, value in chunk.statistics.items():
             statistics.setdefault(name, []).append(value)
 
+    def take_checks(self) -> list[tuple[int, DeferredFlag]]:
+        """Returns the number of each chunk that was read since the last call and whether its latents are finite.
+
+        Those that lie on a CPU have been checked already.
+        """
+        checks, self._unchecked = self._unchecked, []
+        return checks
+
     def _check(self, chunk: SourceChunk) -> None:
-        if not chunk.latents.isfinite().all():
-            raise ValueError(f"`source` gave latents that are not finite in its chunk {self._chunks_read}")
+        finite = (self._chunks_read, DeferredFlag(chunk.latents.isfinite().all()))
+        if chunk.latents.device.type == "cpu":
+            check_finite([finite])
+        else:
+            self._unchecked.append(finite)
+
+
+def check_finite(checks: list[tuple[int, DeferredFlag]]) -> None:
+    """Checks what [`Regrouper.take_checks`] returned.
+
+    Raises:
+        ValueError: a chunk whose latents are not finite.
+    """
+    for number, finite in checks:
+        if not finite:
+            raise ValueError(f"`source` gave latents that are not finite in its chunk {number}")
 
 
 class UpsampleStage:
@@ -234,6 +257,8 @@ class SRStage:
         self._on_step = on_step
         self.device = execution_device(transformer)
         self.states = None if states is None else [state.to(self.device) for state in states]
+        # the prompts by identity, kept alive here, and what the network takes for them
+        self._texts: dict[int, tuple[torch.Tensor, torch.Tensor | TextKeyValues]] = {}
 
     def __call__(
         self,
@@ -251,31 +276,45 @@ class SRStage:
             starts_clip (`bool`): whether to forget what was carried.
             start (`int`): absolute index of the first latent frame.
             noise ([`SeededFrameNoise`]): the stream's noise.
-            prompt_embeds (`list[torch.Tensor]`): `[batch, length, text_dim]` of the prompt and, with guidance, of the
-                negative prompt.
+            prompt_embeds (`list[torch.Tensor]`): `[batch or 1, length, text_dim]` of the prompt and, with guidance, of
+                the negative prompt.
             kv_cache_blocks (`int`): temporal blocks of the cache to use from now on.
         """
         frames = condition.shape[2]
         condition = self._filled(condition.to(self.device, torch.float32))
         shape = (condition.shape[1], *condition.shape[3:])
         count = condition.shape[2]
-        latents = noise("sr", start, count, shape).to(self.device)
+        latents = send(noise("sr", start, count, shape), self.device)
         share = self._settings.condition_noise
         if share > 0:
-            condition = (1 - share) * condition + share * noise("condition", start, count, shape).to(self.device)
+            condition = (1 - share) * condition + share * send(noise("condition", start, count, shape), self.device)
         states = self._starting_states(condition, starts_clip, len(prompt_embeds), kv_cache_blocks)
         steps = self._settings.num_inference_steps
-        self._scheduler.set_timesteps(sigmas=torch.linspace(1, 1 / steps, steps).tolist(), device=self.device)
+        # on the CPU, where to read a sigma or a timestep takes no synchronisation
+        self._scheduler.set_timesteps(sigmas=torch.linspace(1, 1 / steps, steps).tolist(), device="cpu")
+        texts = self._texts_of(prompt_embeds, latents.shape[0])
         for index, timestep in enumerate(self._scheduler.timesteps):
-            flow, next_states = self._flow(latents, condition, timestep, prompt_embeds, states)
+            flow, next_states = self._flow(latents, condition, timestep, texts, states)
             latents = self._scheduler.step(flow, timestep, latents, return_dict=False)[0]
             if self._on_step is not None:
-                tensors = self._on_step(index, timestep, _step_tensors(latents, condition, prompt_embeds))
+                given = [embeds.expand(latents.shape[0], -1, -1) for embeds in prompt_embeds]
+                tensors = self._on_step(index, timestep, _step_tensors(latents, condition, given))
                 latents, condition = tensors.pop("latents", latents), tensors.pop("condition", condition)
                 prompt_embeds = _updated(prompt_embeds, tensors)
+                texts = self._texts_of(prompt_embeds, latents.shape[0])
         # only what the last step saw is carried on
         self.states = next_states
         return latents[:, :, :frames]
+
+    def _texts_of(self, prompt_embeds: list[torch.Tensor], batch_size: int) -> list[torch.Tensor | TextKeyValues]:
+        """The prompts as the network takes them, made anew only where they are others than before."""
+        known = self._texts.keys() == {id(embeds) for embeds in prompt_embeds}
+        if not known:
+            self._texts = {id(embeds): (embeds, self._prepared(embeds)) for embeds in prompt_embeds}
+        return [_for_batch(self._texts[id(embeds)][1], batch_size) for embeds in prompt_embeds]
+
+    def _prepared(self, embeds: torch.Tensor) -> torch.Tensor | TextKeyValues:
+        return self._transformer.prepare_text(embeds.to(self.device, self._transformer.dtype))
 
     def _filled(self, condition: torch.Tensor) -> torch.Tensor:
         missing = self._settings.group_frames - condition.shape[2]
@@ -301,21 +340,23 @@ class SRStage:
         latents: torch.Tensor,
         condition: torch.Tensor,
         timestep: torch.Tensor,
-        prompt_embeds: list[torch.Tensor],
+        texts: list[torch.Tensor | TextKeyValues],
         states: list[SRStreamState],
     ) -> tuple[torch.Tensor, list[SRStreamState]]:
-        dtype = self._transformer.dtype
-        inputs = torch.cat([latents, condition], dim=1).to(dtype)
-        timesteps = timestep.expand(latents.shape[0])
+        inputs = torch.cat([latents, condition], dim=1).to(self._transformer.dtype)
+        timesteps = torch.full((latents.shape[0],), float(timestep), device=latents.device)
         outputs = [
-            self._transformer(inputs, timesteps, embeds.to(self.device, dtype), state=state)
-            for embeds, state in zip(prompt_embeds, states, strict=True)
+            self._transformer(inputs, timesteps, text, state=state) for text, state in zip(texts, states, strict=True)
         ]
         flow = outputs[0].sample.float()
         if len(outputs) > 1:
             unguided = outputs[1].sample.float()
             flow = unguided + self._settings.guidance_scale * (flow - unguided)
         return flow, [output.state for output in outputs]
+
+
+def _for_batch(text: torch.Tensor | TextKeyValues, batch_size: int) -> torch.Tensor | TextKeyValues:
+    return text.expand(batch_size, -1, -1) if isinstance(text, torch.Tensor) else text.expand(batch_size)
 
 
 def _step_tensors(
@@ -351,11 +392,21 @@ class StreamSettings:
 
 @dataclass
 class RefinedGroup:
-    """High-resolution latents, and what they took."""
+    """High-resolution latents, and what they took.
+
+    Args:
+        segment ([`LatentSegment`]): them.
+        timings ([`StageTimings`]): seconds by stage.
+        statistics (`dict[str, Any]`): counts.
+        checks (`list[tuple[int, DeferredFlag]]`): see [`Regrouper.take_checks`].
+        ready (`torch.cuda.Event`, *optional*): on a GPU, what whoever reads the latents has to wait for.
+    """
 
     segment: LatentSegment
-    timings: dict[str, float]
+    timings: StageTimings
     statistics: dict[str, Any]
+    checks: list[tuple[int, DeferredFlag]]
+    ready: torch.cuda.Event | None = None
 
 
 class GroupMaker:
@@ -401,7 +452,7 @@ class GroupMaker:
             prompt_embeds (`list[torch.Tensor]`): `[prompts, length, text_dim]` of the prompt and, with guidance, of
                 the negative prompt.
         """
-        timings: dict[str, float] = {}
+        timings = StageTimings()
         statistics: dict[str, Any] = {}
         with on_cuda_stream(self.cuda_stream):
             if prompt_embeds is not self._source_prompt_embeds:
@@ -419,13 +470,16 @@ class GroupMaker:
                 self.upsample.state = upsampler_state
                 self.regrouper.waiting.insert(0, segment)
                 raise
-        return RefinedGroup(refined, timings, statistics)
+            ready = None
+            if self._device.type == "cuda":
+                ready = torch.cuda.current_stream(self._device).record_event()
+        return RefinedGroup(refined, timings, statistics, self.regrouper.take_checks(), ready)
 
     def _refined(
         self,
         segment: LatentSegment,
         prompt_embeds: list[torch.Tensor],
-        timings: dict[str, float],
+        timings: StageTimings,
         statistics: dict[str, Any],
     ) -> LatentSegment:
         batch_size = segment.latents.shape[0]
@@ -441,7 +495,7 @@ class GroupMaker:
                 segment.starts_clip,
                 self.latents_done,
                 SeededFrameNoise(self._seeds, batch_size),
-                [embeds.expand(batch_size, -1, -1) for embeds in prompt_embeds],
+                prompt_embeds,
                 blocks,
             ).to(self._device)
         self.latents_done += len(segment)
@@ -487,7 +541,7 @@ class DecodeStage:
         self.device = execution_device(autoencoder)
         self.state = None if state is None else state.to(self.device)
 
-    def __call__(self, segment: LatentSegment, size: tuple[int, int], timings: dict[str, float]) -> torch.Tensor:
+    def __call__(self, segment: LatentSegment, size: tuple[int, int], timings: StageTimings) -> torch.Tensor:
         """Returns the frames of `segment` that belong to the video, `[batch, 3, frames, *size]`, cropped to `size`."""
         pieces = []
         rest: LatentSegment | None = segment
@@ -501,7 +555,7 @@ class DecodeStage:
             pieces.append(frames[..., : size[0], : size[1]])
         return torch.cat(pieces, dim=2)
 
-    def _decode(self, latent: LatentSegment, timings: dict[str, float]) -> torch.Tensor:
+    def _decode(self, latent: LatentSegment, timings: StageTimings) -> torch.Tensor:
         with stage_timer(timings, "decoder", self.device):
             state = None if latent.starts_clip else self.state
             output = self._autoencoder.decode(latent.latents.to(self.device, self._autoencoder.dtype), state=state)

@@ -35,7 +35,7 @@ from .video_stream import PipelineStreamState, VideoStream
 
 logger = logging.get_logger(__name__)
 
-OUTPUT_TYPES: tuple[OutputType, ...] = ("pil", "np", "pt", "latent")
+OUTPUT_TYPES: tuple[OutputType, ...] = ("pil", "np", "pt", "uint8", "latent")
 StepEndCallback = Callable[..., dict[str, Any]]
 
 
@@ -249,7 +249,7 @@ class UltraFlashStreamingPipeline(DiffusionPipeline, UltraFlashLoraLoaderMixin):
             state ([`PipelineStreamState`], *optional*): goes on after the chunk that it was taken from. Pass the same
                 arguments as for the stream before; `source` again from its beginning, `num_frames` of the whole video.
                 Prompt and seeds come from the state where they are not given.
-            output_type (`str`, *optional*, defaults to `"pil"`): `"pil"`, `"np"`, `"pt"` or `"latent"`.
+            output_type (`str`, *optional*, defaults to `"pil"`): `"pil"`, `"np"`, `"pt"`, `"uint8"` or `"latent"`.
             callback_on_step_end (`Callable`, *optional*): called as `callback(pipe, step, timestep, tensors)` after
                 each SR step of each group, `step` counting from 0 in each; what it returns replaces the tensors. Where
                 decoding overlaps denoising it runs in the worker thread.
@@ -547,6 +547,6 @@ def _joined(chunks: list[StreamChunk], output_type: OutputType) -> Frames:
     parts: list[Any] = [chunk.frames for chunk in chunks]
     if output_type == "pil":
         return [[picture for video in videos for picture in video] for videos in zip(*parts, strict=True)]
-    if output_type == "np":
+    if output_type in ("np", "uint8"):
         return np.concatenate(parts, axis=1)
     return torch.cat(parts, dim=2 if output_type == "latent" else 1)

@@ -13,8 +13,9 @@ import torch
 from ..models.stream_state import StreamState
 from ..models.ultraflash_sr_transformer import SRStreamState
 from .devices import execution_device
-from .pipeline_output import Frames, StreamChunk
+from .pipeline_output import Frames, StreamChunk, frames_in_memory
 from .sources import Source
+from .sources.base import StageTimings, stage_timer
 from .stages import (
     DecodeStage,
     GroupMaker,
@@ -25,6 +26,7 @@ from .stages import (
     StepCallback,
     StreamSettings,
     UpsampleStage,
+    check_finite,
     on_cuda_stream,
 )
 
@@ -215,6 +217,10 @@ class VideoStream(Iterator[StreamChunk]):
         undecoded = list(self._undecoded)
         if self._ahead is not None:
             wait([self._ahead])
+            # what the worker has queued on a GPU must be done before it is copied from another CUDA stream
+            for device in {self._maker.refine.device, self._decode.device}:
+                if device.type == "cuda":
+                    torch.cuda.synchronize(device)
             # a failed group left the state as it was before it
             refined = None if self._ahead.exception() is not None else self._ahead.result()
             if refined is not None:
@@ -265,7 +271,7 @@ class VideoStream(Iterator[StreamChunk]):
 
     def _next_chunk(self) -> StreamChunk | None:
         pieces: list[torch.Tensor] = []
-        timings: dict[str, float] = {}
+        timings = StageTimings()
         statistics: dict[str, Any] = {}
         start, missing = self._frames_done, self._settings.frames_per_chunk
         while missing > 0 and self._fetch(timings, statistics, keep_errors=bool(pieces)):
@@ -279,9 +285,11 @@ class VideoStream(Iterator[StreamChunk]):
             return None
         video = torch.cat(pieces, dim=2)
         frame_range = (start, self._frames_done)
-        return StreamChunk(self._postprocess(video), frame_range, timings, statistics, self._state_after)
+        with stage_timer(timings, "output", video.device):
+            frames = self._postprocess(video)
+        return StreamChunk(frames, frame_range, timings, statistics, self._state_after)
 
-    def _fetch(self, timings: dict[str, float], statistics: dict[str, Any], keep_errors: bool) -> bool:
+    def _fetch(self, timings: StageTimings, statistics: dict[str, Any], keep_errors: bool) -> bool:
         """Sees to it that there is something to decode; returns whether there is.
 
         While frames from before an error are still to be yielded, it is kept for the next call (`keep_errors`).
@@ -300,23 +308,36 @@ class VideoStream(Iterator[StreamChunk]):
         if refined is None:
             return False
         self._undecoded.append(refined.segment)
-        for name, seconds in refined.timings.items():
-            timings[name] = timings.get(name, 0.0) + seconds
+        timings.merge(refined.timings)
         for name, values in refined.statistics.items():
             statistics.setdefault(name, []).extend(values)
         return True
 
     def _next_refined(self) -> RefinedGroup | None:
         if self._worker is None:
-            return self._maker(self._prompt_embeds)
-        ahead = self._ahead or self._worker.submit(self._maker, self._prompt_embeds)
-        self._ahead = None
-        refined = ahead.result()
+            refined = self._maker(self._prompt_embeds)
+        else:
+            ahead = self._ahead or self._worker.submit(self._maker, self._prompt_embeds)
+            self._ahead = None
+            refined = ahead.result()
+            if refined is not None:
+                self._ahead = self._worker.submit(self._maker, self._prompt_embeds)
         if refined is not None:
-            self._ahead = self._worker.submit(self._maker, self._prompt_embeds)
+            self._receive(refined)
         return refined
 
-    def _output(self, segment: LatentSegment, timings: dict[str, float]) -> torch.Tensor:
+    def _receive(self, refined: RefinedGroup) -> None:
+        """Lets the CUDA stream that decodes a group wait for it, and keep its memory as long as needed."""
+        if refined.ready is not None:
+            segment = refined.segment
+            reader = torch.cuda.current_stream(segment.latents.device)
+            reader.wait_event(refined.ready)
+            for tensor in (segment.latents, segment.pixels):
+                if tensor is not None and tensor.device.type == "cuda":
+                    tensor.record_stream(reader)
+        check_finite(refined.checks)
+
+    def _output(self, segment: LatentSegment, timings: StageTimings) -> torch.Tensor:
         if self._settings.output_type == "latent":
             return segment.latents
         return self._decode(segment, self.size, timings)
@@ -331,5 +352,7 @@ class VideoStream(Iterator[StreamChunk]):
     def _postprocess(self, video: torch.Tensor) -> Frames:
         if self._settings.output_type == "latent":
             return video
+        if self._settings.output_type == "uint8":
+            return frames_in_memory(video)
         return self._pipe.video_processor.postprocess_video(video, output_type=self._settings.output_type)
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from ...models.hr_autoencoder import HRAutoencoder
 from ...models.stream_state import StreamState
 from ..devices import execution_device
-from .base import Source, SourceChunk, SourceEndedError, padded_size, stage_timer
+from .base import Source, SourceChunk, SourceEndedError, StageTimings, padded_size, stage_timer
 
 
 @dataclass
@@ -78,7 +78,7 @@ class LatentsSource(Source):
         position = 0
         try:
             while self.num_frames is None or self._state.frames < self.num_frames:
-                timings: dict[str, float] = {}
+                timings = StageTimings()
                 with stage_timer(timings, "source", execution_device(self._autoencoder)):
                     piece = next(self._pieces, None)
                 if piece is None:
@@ -92,7 +92,7 @@ class LatentsSource(Source):
         finally:
             self.close()
 
-    def _chunk(self, piece: torch.Tensor, start: int, position: int, timings: dict[str, float]) -> SourceChunk:
+    def _chunk(self, piece: torch.Tensor, start: int, position: int, timings: StageTimings) -> SourceChunk:
         """Makes a chunk of the latents of `piece` from `start` on, as far as they are wanted."""
         ratio = self._autoencoder.temporal_compression_ratio
         clip_starts = start == 0 and (position == 0 or self._independent)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from ...models.hr_autoencoder import AutoencoderStreamState, HRAutoencoder
 from ...models.stream_state import StreamState
 from ..devices import execution_device
-from .base import Source, SourceChunk, SourceEndedError, padded_size, stage_timer
+from .base import Source, SourceChunk, SourceEndedError, StageTimings, padded_size, stage_timer
 
 
 @dataclass
@@ -75,7 +75,7 @@ class PixelSource(Source):
         self._state = None if state is None else state.to(execution_device(autoencoder))
         self._position = first_frame
         self._failure: Exception | None = None
-        self._timings: dict[str, float] = {}
+        self._timings = StageTimings()
         self.num_frames = num_frames
         self.height, self.width, self.frame_rate = height, width, frame_rate
 
@@ -147,7 +147,7 @@ class PixelSource(Source):
 
     def _encode(self, frames: torch.Tensor) -> SourceChunk:
         state = self._state
-        timings, self._timings = self._timings, {}
+        timings, self._timings = self._timings, StageTimings()
         device, dtype = execution_device(self._autoencoder), self._autoencoder.dtype
         num_frames = frames.shape[2]
         with stage_timer(timings, "encoder", device), torch.no_grad():

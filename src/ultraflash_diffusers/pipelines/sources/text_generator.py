@@ -15,8 +15,8 @@ from ...models.causal_wan_transformer import CausalWanStreamState, CausalWanTran
 from ...models.hr_autoencoder import HRAutoencoder
 from ...models.stream_state import StreamState
 from ..cache_management import DynamicCacheManagement
-from ..devices import execution_device
-from .base import FrameNoise, Source, SourceChunk, padded_size, stage_timer
+from ..devices import execution_device, send
+from .base import FrameNoise, Source, SourceChunk, StageTimings, padded_size, stage_timer
 from .frames import frames_to_pixels
 
 DENOISING_STEPS = (1000, 750, 500, 250)
@@ -126,7 +126,7 @@ class TextGeneratorSource(Source):
         self.batch_size = prompt_embeds.shape[0]
         self._shape = (channels, *self._latent_size(height, width, multiple_of))
         if state is None:
-            given = self._given_latents(first_frames, first_latents)
+            given = self._given_latents(first_frames, first_latents, prompt_embeds.shape[0])
             state = TextGeneratorState(self._new_stream(window_frames, sink_frames), given=given)
         self._state = state.to(execution_device(generator))
 
@@ -140,7 +140,8 @@ class TextGeneratorSource(Source):
             raise ValueError(
                 f"`prompt_embeds` must have shape [{batch}, length, {expected[1]}], got {tuple(prompt_embeds.shape)}"
             )
-        self._prompt_embeds = prompt_embeds.to(execution_device(self._generator), self._generator.dtype)
+        prompt_embeds = prompt_embeds.to(execution_device(self._generator), self._generator.dtype)
+        self._text = self._generator.prepare_text(prompt_embeds)
 
     def _chunks(self) -> Iterator[SourceChunk]:
         while self.num_frames is None or self._state.frames < self.num_frames:
@@ -149,15 +150,14 @@ class TextGeneratorSource(Source):
     @torch.no_grad()
     def _next_chunk(self) -> SourceChunk:
         state = self._state
-        timings: dict[str, float] = {}
-        with stage_timer(timings, "generator", execution_device(self._generator)):
-            if state.given is not None:
-                latents, network, statistics = self._take_given(state.given[:, :, : self._chunk_frames])
-                rest = state.given[:, :, self._chunk_frames :]
-                given, generated = rest if rest.shape[2] else None, 0
-            else:
-                latents, network, statistics = self._generate()
-                given, generated = None, 1
+        timings = StageTimings()
+        if state.given is not None:
+            latents, network, statistics = self._take_given(state.given[:, :, : self._chunk_frames], timings)
+            rest = state.given[:, :, self._chunk_frames :]
+            given, generated = rest if rest.shape[2] else None, 0
+        else:
+            latents, network, statistics = self._generate(timings)
+            given, generated = None, 1
         ratio = self._autoencoder.temporal_compression_ratio
         surplus = ratio - 1 if state.latent_frames == 0 else 0  # the first latent stands for one frame
         num_frames = ratio * latents.shape[2] - surplus
@@ -169,24 +169,29 @@ class TextGeneratorSource(Source):
         )
         return SourceChunk(latents[:, :, :wanted], num_frames, timings=timings, statistics=statistics)
 
-    def _take_given(self, latents: torch.Tensor) -> tuple[torch.Tensor, CausalWanStreamState, dict[str, Any]]:
-        _, network = self._pass(latents, 0.0, self._state.network, commit=True)
+    def _take_given(
+        self, latents: torch.Tensor, timings: StageTimings
+    ) -> tuple[torch.Tensor, CausalWanStreamState, dict[str, Any]]:
+        with stage_timer(timings, "context_pass", execution_device(self._generator)):
+            _, network = self._pass(latents, 0.0, self._state.network, commit=True)
         return latents, network, {"generator_passes": 1}
 
-    def _generate(self) -> tuple[torch.Tensor, CausalWanStreamState, dict[str, Any]]:
+    def _generate(self, timings: StageTimings) -> tuple[torch.Tensor, CausalWanStreamState, dict[str, Any]]:
         """Denoises a chunk and commits its keys and values: those of the last step if they are good enough."""
         steps = self._policy.generator_steps(self._state.chunk, len(self._sigmas))
         sigmas = [self._sigmas[step] for step in steps]
         scores = self._policy.quality_scorer is not None
         start, before = self._state.latent_frames, self._state.network
-        latents = self._fresh_noise("generator", start)
-        for step, sigma in enumerate(sigmas):
-            last = step == len(sigmas) - 1
-            flow, network = self._pass(latents, sigma, before, commit=last and scores)
-            latents = latents - sigma * flow
-            if not last:
-                fresh = self._fresh_noise(f"generator_renoise_{step}", start)
-                latents = (1 - sigmas[step + 1]) * latents + sigmas[step + 1] * fresh
+        device = execution_device(self._generator)
+        with stage_timer(timings, "generator_steps", device):
+            latents = self._fresh_noise("generator", start)
+            for step, sigma in enumerate(sigmas):
+                last = step == len(sigmas) - 1
+                flow, network = self._pass(latents, sigma, before, commit=last and scores)
+                latents = latents - sigma * flow
+                if not last:
+                    fresh = self._fresh_noise(f"generator_renoise_{step}", start)
+                    latents = (1 - sigmas[step + 1]) * latents + sigmas[step + 1] * fresh
         statistics: dict[str, Any] = {"generator_passes": len(sigmas)}
         if scores:
             quality = self._quality(latents)
@@ -194,12 +199,13 @@ class TextGeneratorSource(Source):
             statistics["skipped_context_passes"] = int(self._policy.skips_context_pass(quality))
         if not statistics.get("skipped_context_passes"):
             # from the state before the chunk, so that this replaces what the last step may have committed
-            _, network = self._pass(latents, 0.0, before, commit=True)
+            with stage_timer(timings, "context_pass", device):
+                _, network = self._pass(latents, 0.0, before, commit=True)
             statistics["generator_passes"] += 1
         return latents, network, statistics
 
     def _fresh_noise(self, role: str, start: int) -> torch.Tensor:
-        return self._noise(role, start, self._chunk_frames, self._shape).to(execution_device(self._generator))
+        return send(self._noise(role, start, self._chunk_frames, self._shape), execution_device(self._generator))
 
     def _pass(
         self, latents: torch.Tensor, sigma: float, state: CausalWanStreamState, commit: bool
@@ -207,9 +213,7 @@ class TextGeneratorSource(Source):
         """Runs the network once; arithmetic around it stays in float32."""
         timestep = torch.full((latents.shape[0],), 1000 * sigma, device=latents.device)
         latents = latents.to(self._generator.dtype)
-        flow, state = self._generator(
-            latents, timestep, self._prompt_embeds, state=state, commit=commit, return_dict=False
-        )
+        flow, state = self._generator(latents, timestep, self._text, state=state, commit=commit, return_dict=False)
         return flow.float(), state
 
     def _quality(self, latents: torch.Tensor) -> float:
@@ -247,14 +251,15 @@ class TextGeneratorSource(Source):
         # one chunk more, since given first frames need not fill whole chunks
         return self._generator.new_stream(cache_frames=(chunks + 1) * config.frames_per_chunk)
 
-    def _given_latents(self, first_frames: Any, first_latents: torch.Tensor | None) -> torch.Tensor | None:
+    def _given_latents(
+        self, first_frames: Any, first_latents: torch.Tensor | None, batch_size: int
+    ) -> torch.Tensor | None:
         if first_frames is not None and first_latents is not None:
             raise ValueError("`first_frames` and `first_latents` were both given: pass one of them")
         if first_frames is not None:
             first_latents = self._encoded(frames_to_pixels(first_frames, "first_frames"))
         if first_latents is None:
             return None
-        batch_size = self._prompt_embeds.shape[0]
         expected = (batch_size, *self._shape)
         frames = first_latents.shape[2] if first_latents.ndim == 5 else 0
         if frames and first_latents.shape[0] == 1:
