@@ -14,6 +14,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from ultraflash_diffusers.models import block_sparse_attention as sparse
+from ultraflash_diffusers.models import triton_attention
 from ultraflash_diffusers.models.block_sparse_attention import (
     BlockKVCache,
     BlockSparseSettings,
@@ -402,6 +404,69 @@ def test_flex_follows_the_dense_reference():
     assert relative_error(results[1], dense[1]) > 0.1
 
 
+TRITON = pytest.mark.skipif(not triton_attention.AVAILABLE, reason="Triton is not installed")
+
+
+@TRITON
+@pytest.mark.parametrize(("volume", "dtype"), [(16, torch.float32), (16, torch.float16), (128, torch.float32)])
+def test_the_triton_kernel_follows_the_dense_reference(volume, dtype):
+    """All ways to cut it, in Triton's interpreter (which cannot multiply bfloat16) where there is no GPU."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(2, 1, n * volume, 16, generator=generator).to(dtype) for n in (3, 6, 6))
+    kept = torch.rand(2, 1, 3, 6, generator=generator) < 0.4
+    kept[..., 1, :] = torch.tensor([False, False, True, False, False, False])
+    kept[..., 5] |= ~kept.any(dim=-1)
+    expected = sparse.attend_masked(query.float(), key.float(), value.float(), kept, volume)
+    on_device = [tensor.to(device) for tensor in (query, key, value, kept)]
+    for settings in triton_attention.launch_choices(device, volume, 16):
+        output = triton_attention.attend(*on_device, volume, settings).cpu()
+        assert output.dtype == dtype
+        assert relative_error(output.float(), expected) < (1e-6 if dtype == torch.float32 else 2e-3), settings
+
+
+@TRITON
+@torch.no_grad()
+def test_a_stream_by_triton_follows_the_dense_reference():
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    settings = BlockSparseSettings((2, 2, 4), local_range=3, top_k_ratio=0.3, reference_tokens=None)
+    grid, outputs = (4, 5, 11), {}
+    for backend in ("sdpa", "triton"):
+        state = BlockKVCache.allocate(1, 2, 16, grid, settings, device=device)
+        generator = torch.Generator().manual_seed(1)
+        for _ in range(3):
+            group = [torch.randn(1, 4 * 5 * 11, 2, 16, generator=generator).to(device) for _ in range(3)]
+            outputs[backend], state = block_sparse_attention(*group, grid, settings, state, backend=backend)
+    assert relative_error(outputs["triton"], outputs["sdpa"]) < 1e-6
+
+
+@TRITON
+@torch.no_grad()
+def test_the_triton_kernel_compiles_as_one_operator():
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    settings, grid = BlockSparseSettings((2, 2, 4), top_k_ratio=0.3, reference_tokens=None), (2, 4, 8)
+    group = [torch.randn(1, 64, 2, 16, device=device) for _ in range(3)]
+    attend = torch.compile(block_sparse_attention, fullgraph=True, backend="aot_eager")
+    expected, _ = block_sparse_attention(*group, grid, settings, backend="sdpa")
+    assert relative_error(attend(*group, grid, settings, backend="triton")[0], expected) < 1e-6
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_triton_follows_the_dense_reference_on_a_gpu(dtype):
+    """At the released block and head size, every way to cut the kernel, TMA included."""
+    generator = torch.Generator("cuda").manual_seed(0)
+    query, key, value = (torch.randn(1, 3, n * 128, 128, generator=generator, device="cuda") for n in (39, 78, 78))
+    kept = torch.rand(1, 3, 39, 78, generator=generator, device="cuda") < 0.05
+    kept[..., 0] |= ~kept.any(dim=-1)
+    group = [tensor.to(dtype) for tensor in (query, key, value)]
+    expected = sparse.attend_masked(*(tensor.float() for tensor in group), kept, 128)
+    for settings in triton_attention.launch_choices(query.device, 128, 128):
+        output = triton_attention.attend(*group, kept, 128, settings)
+        assert relative_error(output.float(), expected) < (1e-4 if dtype == torch.float32 else 2e-2), settings
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -437,7 +502,8 @@ def test_sparse_attention_takes_at_most_a_third_of_dense_attention(tmp_path):
 
 GRID = (4, 6, 7)
 BAD_INPUTS = [
-    ({"backend": "triton"}, "`backend` must be one of 'auto', 'flex', 'gather', 'sdpa', got 'triton'"),
+    ({"backend": "cuda"}, "`backend` must be one of 'auto', 'flex', 'gather', 'sdpa', 'triton', got 'cuda'"),
+    ({"backend": "triton"}, "`backend` 'triton' cannot run here .*blocks of 8 tokens, 8 channels"),
     ({"grid": (4, 6, 6)}, r"`query` must have shape \[batch, 144, heads, channels\].*got \(1, 168, 2, 8\)"),
     ({"grid": (4, 42)}, r"`grid` must be three positive token counts.*got \(4, 42\)"),
     ({"key": torch.zeros(1, 168, 1, 8)}, r"`key` \(1, 168, 1, 8\).*differs from `query` \(1, 168, 2, 8\)"),

@@ -22,9 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
+from . import triton_attention
 from .stream_state import StreamState
 
-BACKENDS = ("auto", "flex", "gather", "sdpa")
+BACKENDS = ("auto", "flex", "gather", "sdpa", "triton")
 # query [B, H, Q * V, D], key and value [B, H, K * V, D], kept pairs [B, H, Q, K], V -> [B, H, Q * V, D]
 Backend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]
 # elements of the mask that one step of the dense backend may hold, and of the keys that one step of the gathering
@@ -255,8 +256,9 @@ def block_sparse_attention(
             being recompiled; it is then used as it is, at most the allocated window.
         backend (`str`, *optional*, defaults to `"auto"`): `"sdpa"`, dense attention under a mask, the reference on any
             device; `"gather"`, plain PyTorch over the kept blocks alone, inside `torch.compile` without gradients;
-            `"flex"`, FlexAttention, always compiled, on a CPU without gradients and not inside Inductor's graphs.
-            `"auto"` takes flex on CUDA and gather elsewhere, but sdpa for gradients inside `torch.compile`.
+            `"flex"`, FlexAttention, always compiled, on a CPU without gradients and not inside Inductor's graphs;
+            `"triton"`, a kernel of our own for CUDA, without gradients. `"auto"` takes flex on CUDA (triton where its
+            tiles do not fit) and gather elsewhere, but sdpa for gradients inside `torch.compile`.
 
     Returns:
         `tuple`: the result `[B, t * h * w, H, D]` and the next state (`None` without `cache`).
@@ -427,7 +429,7 @@ class _Window:
         return scores.flatten(-2).flatten(2, 3)
 
 
-def _attend_masked(
+def attend_masked(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kept: torch.Tensor, volume: int
 ) -> torch.Tensor:
     """Dense attention under the mask of the kept pairs, some query blocks at a time so that the mask stays small."""
@@ -502,13 +504,7 @@ def _attend_flex(
     with_gradients: bool,
 ) -> torch.Tensor:
     """FlexAttention over the kept pairs; only to be run inside `torch.compile`."""
-    key_blocks = kept.shape[3]
-    counts = kept.sum(dim=-1, dtype=torch.int32)
-    # the kept key blocks of each query block to the front: a stable compaction, cheaper than a sort
-    place = torch.where(kept, kept.cumsum(dim=-1) - 1, key_blocks)
-    numbers = torch.arange(key_blocks, device=kept.device, dtype=torch.int32).expand_as(kept)
-    indices = torch.zeros(*kept.shape[:3], key_blocks + 1, device=kept.device, dtype=torch.int32)
-    indices = indices.scatter_(-1, place, numbers)[..., :key_blocks].contiguous()
+    counts, indices = triton_attention.block_lists(kept)
 
     def keeps(batch: torch.Tensor, head: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
         # kernels skip it inside full blocks; where block metadata is ignored (eager mode) it still masks
@@ -541,10 +537,22 @@ def _choose_backend(
     compiling = torch.compiler.is_compiling()
     on_cuda = query.device.type == "cuda"
     with_gradients = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value))
+    triton_runs = triton_attention.supports(query.device, settings.volume, query.shape[3])
     if backend == "auto" and on_cuda and settings.volume % 128 == 0:  # Flex's kernels have tiles of up to 128 tokens
         backend = "flex"
+    elif backend == "auto" and on_cuda and triton_runs and not with_gradients:
+        backend = "triton"  # unlike gathering, it never asks the device how much is kept
     elif backend == "auto":
         backend = "sdpa" if compiling and with_gradients else "gather"
+    if backend == "triton":
+        if not triton_runs:
+            raise ValueError(
+                f"`backend` 'triton' cannot run here (Triton {'' if triton_attention.AVAILABLE else 'not '}installed, "
+                f"device {query.device}, blocks of {settings.volume} tokens, {query.shape[3]} channels): use 'auto'"
+            )
+        if with_gradients:
+            raise ValueError("`backend` 'triton' has no gradients: use 'flex' or 'sdpa'")
+        return triton_attention.attend_opaquely if compiling else triton_attention.attend
     if backend == "flex":
         if with_gradients and not on_cuda:
             raise ValueError("`backend` 'flex' has no gradients on a CPU: use 'gather' or 'sdpa'")
@@ -554,7 +562,7 @@ def _choose_backend(
         if compiling and with_gradients:
             raise ValueError("`backend` 'gather' has no gradients inside torch.compile: use 'sdpa'")
         return _attend_gathered_opaquely if compiling else _attend_gathered
-    return _attend_masked
+    return attend_masked
 
 
 def _pooled_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -229,7 +229,7 @@ class UltraFlashSRTransformer(WanBackbone):
         return network.train(model.training)
 
     def set_sparse_backend(self, backend: str) -> None:
-        """Chooses how the sparse attention is computed: `"auto"`, `"flex"`, `"gather"` or `"sdpa"`.
+        """Chooses how the sparse attention is computed: `"auto"`, `"flex"`, `"gather"`, `"sdpa"` or `"triton"`.
 
         See [`block_sparse_attention`]. It is no part of the config. The dense attention (to the text, and of the dense
         variant) has diffusers' `set_attention_backend`.

@@ -1,0 +1,200 @@
+# Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Block-sparse attention as one Triton kernel that follows lists of kept key blocks.
+
+A program attends from some rows of one query block of one head to the key blocks in its list, with the running softmax
+of FlashAttention. Nothing is read that is not kept, no mask exists, and there is no padding: a query block costs what
+its list is long. Forward only. Triton comes with the CUDA builds of PyTorch; without it, [`supports`] says no.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+from dataclasses import dataclass
+
+import torch
+
+# whether it is installed, and whether it runs kernels on the CPU, one operation at a time
+AVAILABLE = importlib.util.find_spec("triton") is not None
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@dataclass(frozen=True)
+class LaunchSettings:
+    """How the kernel is cut; all give the same result.
+
+    Args:
+        rows (`int`): query tokens of a program.
+        columns (`int`): key tokens of one step of its loop. Both are powers of two that divide a block's tokens.
+        num_warps (`int`): warps of a program.
+        num_stages (`int`): loads in flight.
+        tma (`bool`): whether keys and values come through the tensor memory accelerator (Hopper and later).
+    """
+
+    rows: int
+    columns: int
+    num_warps: int
+    num_stages: int
+    tma: bool
+
+
+def supports(device: torch.device, volume: int, channels: int) -> bool:
+    """Whether the kernel can run on `device` for blocks of `volume` tokens and heads of `channels` channels."""
+    runs = AVAILABLE and (device.type == "cuda" or (device.type == "cpu" and INTERPRETED))
+    return runs and volume % 16 == 0 and channels in (16, 32, 64, 128, 256)
+
+
+def launch_choices(device: torch.device, volume: int, channels: int) -> list[LaunchSettings]:
+    """The settings that are worth trying, the default one first."""
+    part = math.gcd(volume, 128)
+    half = max(part // 2, 16)
+    hopper = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+    choices = [LaunchSettings(part, half, 8 if part * channels >= 128 * 128 else 4, 3, False)]
+    choices += [LaunchSettings(part, part, 8, 2, False), LaunchSettings(half, half, 4, 3, False)]
+    if hopper:
+        choices += [LaunchSettings(part, columns, 8, stages, True) for columns in (part, half) for stages in (2, 3)]
+    return choices
+
+
+if AVAILABLE:
+    import triton
+    import triton.language as tl
+
+    @triton.jit
+    def _attend_kernel(
+        query,
+        key,
+        value,
+        output,
+        counts,
+        indices,
+        query_blocks,
+        key_blocks,
+        scale,
+        VOLUME: tl.constexpr,
+        CHANNELS: tl.constexpr,
+        ROWS: tl.constexpr,
+        COLUMNS: tl.constexpr,
+        TMA: tl.constexpr,
+        PRECISION: tl.constexpr,
+    ):
+        row_parts: tl.constexpr = VOLUME // ROWS
+        column_parts: tl.constexpr = VOLUME // COLUMNS
+        block = tl.program_id(0) // row_parts
+        head = tl.program_id(1).to(tl.int64)  # of all samples
+        listed = head * query_blocks + block
+        channel = tl.arange(0, CHANNELS)
+        column = tl.arange(0, COLUMNS)
+        row = listed * VOLUME + tl.program_id(0) % row_parts * ROWS + tl.arange(0, ROWS)
+        places = row[:, None] * CHANNELS + channel[None, :]
+        q = tl.load(query + places)
+
+        largest = tl.full([ROWS], float("-inf"), tl.float32)
+        total = tl.zeros([ROWS], tl.float32)
+        result = tl.zeros([ROWS, CHANNELS], tl.float32)
+        number = tl.load(counts + listed)
+        for step in range(0, number * column_parts):
+            kept = tl.load(indices + listed * key_blocks + step // column_parts)
+            first = (head * key_blocks + kept) * VOLUME + step % column_parts * COLUMNS
+            if TMA:
+                k = key.load([first.to(tl.int32), 0])
+                v = value.load([first.to(tl.int32), 0])
+            else:
+                seen = (first + column)[:, None] * CHANNELS + channel[None, :]
+                k = tl.load(key + seen)
+                v = tl.load(value + seen)
+            scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
+            now_largest = tl.maximum(largest, tl.max(scores, 1))
+            weights = tl.exp2(scores - now_largest[:, None])
+            shrink = tl.exp2(largest - now_largest)
+            total = total * shrink + tl.sum(weights, 1)
+            result = result * shrink[:, None] + tl.dot(weights.to(v.dtype), v, input_precision=PRECISION)
+            largest = now_largest
+        tl.store(output + places, (result / total[:, None]).to(output.dtype.element_ty))
+
+
+def block_lists(kept: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Turns the mask of kept pairs into lists, without a sort and without asking the device how long they are.
+
+    Args:
+        kept (`torch.Tensor` of shape `[B, H, Q, K]`, bool): which key blocks each query block attends to.
+
+    Returns:
+        `tuple`: their number, `[B, H, Q]`, and their indices in front of `[B, H, Q, K]`, zeros behind; int32 both.
+    """
+    key_blocks = kept.shape[3]
+    counts = kept.sum(dim=-1, dtype=torch.int32)
+    place = torch.where(kept, kept.cumsum(dim=-1) - 1, key_blocks)  # what is not kept goes behind the end
+    numbers = torch.arange(key_blocks, device=kept.device, dtype=torch.int32).expand_as(kept)
+    indices = torch.zeros(*kept.shape[:3], key_blocks + 1, device=kept.device, dtype=torch.int32)
+    return counts, indices.scatter_(-1, place, numbers)[..., :key_blocks].contiguous()
+
+
+def attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    kept: torch.Tensor,
+    volume: int,
+    settings: LaunchSettings | None = None,
+) -> torch.Tensor:
+    """Attends to the kept key blocks.
+
+    Args:
+        query (`torch.Tensor` of shape `[B, H, Q * V, D]`): block after block, like `key` and `value`.
+        key, value (`torch.Tensor` of shape `[B, H, K * V, D]`): them.
+        kept (`torch.Tensor` of shape `[B, H, Q, K]`, bool): the key blocks that each query block attends to, never none.
+        volume (`int`): V, tokens of a block.
+        settings ([`LaunchSettings`], *optional*): the first of [`launch_choices`] by default.
+
+    Returns:
+        `torch.Tensor`: like `query`, without a gradient.
+    """
+    batch, heads, query_blocks, key_blocks = kept.shape
+    channels = query.shape[3]
+    settings = settings or launch_choices(query.device, volume, channels)[0]
+    counts, indices = block_lists(kept)
+    query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
+    output = torch.empty_like(query)
+    keys, values = key, value
+    if settings.tma:
+        from triton.tools.tensor_descriptor import TensorDescriptor
+
+        tile = [settings.columns, channels]
+        keys, values = (TensorDescriptor.from_tensor(tensor.view(-1, channels), tile) for tensor in (key, value))
+    _attend_kernel[(query_blocks * (volume // settings.rows), batch * heads)](
+        query,
+        keys,
+        values,
+        output,
+        counts,
+        indices,
+        query_blocks,
+        key_blocks,
+        math.log2(math.e) / math.sqrt(channels),
+        VOLUME=volume,
+        CHANNELS=channels,
+        ROWS=settings.rows,
+        COLUMNS=settings.columns,
+        TMA=settings.tma,
+        PRECISION="ieee" if query.dtype == torch.float32 else "tf32",
+        num_warps=settings.num_warps,
+        num_stages=settings.num_stages,
+    )
+    return output
+
+
+@torch.library.custom_op("ultraflash_diffusers::attend_triton", mutates_args=())
+def attend_opaquely(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kept: torch.Tensor, volume: int
+) -> torch.Tensor:
+    """[`attend`] as one operator, for `torch.compile`."""
+    return attend(query, key, value, kept, volume)
+
+
+@attend_opaquely.register_fake
+def _(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kept: torch.Tensor, volume: int
+) -> torch.Tensor:
+    return torch.empty_like(query, memory_format=torch.contiguous_format)
