@@ -11,6 +11,9 @@ from torch.nn import functional as F
 
 from .reward import check_frames
 
+# a grey level of 255 is at the bend from the linear to the logarithmic
+DETAIL_GAIN = 128.0
+
 
 class _ResidualBlock(nn.Module):
     def __init__(self, channels: int) -> None:
@@ -25,10 +28,10 @@ class _ResidualBlock(nn.Module):
 class QualityScorer(ModelMixin, ConfigMixin):
     r"""Scores pictures without a reference: a [`Reward`], and the `quality_scorer` of `DynamicCacheManagement`.
 
-    It is trained by ranking: of two versions of a picture, the one that was degraded more must score lower
-    (`training/train_quality_scorer.py`). Every stage halves the resolution; what all of them see at a place gives a
-    local quality and a local weight (blur does not show on a plain wall), and the weighted mean goes through a
-    logistic function.
+    It sees a picture and, in a nearly logarithmic scale, its details. Every stage halves the resolution; what all of
+    them see at a place gives a local quality and a local weight (blur does not show on a plain wall), and the weighted
+    mean goes through a logistic function. It is trained by ranking: of two versions of a picture, the one that was
+    degraded more must score lower (`training/train_quality_scorer.py`).
 
     Scores depend on the size at which a picture is looked at, as a blurred picture is sharp again once it is made
     small: the cache's scorer sees 224x224, and for numbers to be compared with each other they have to be taken at one
@@ -51,7 +54,7 @@ class QualityScorer(ModelMixin, ConfigMixin):
         for stage, width in enumerate(channels):
             if stage == 0:
                 # a border of zeros would be an edge that the picture does not have
-                head = nn.Conv2d(3, width, kernel_size=5, stride=2, padding=2, padding_mode="replicate")
+                head = nn.Conv2d(6, width, kernel_size=5, stride=2, padding=2, padding_mode="replicate")
             else:
                 head = nn.Conv2d(channels[stage - 1], width, kernel_size=3, stride=2, padding=1)
             stages.append(nn.Sequential(head, *(_ResidualBlock(width) for _ in range(num_blocks))))
@@ -59,6 +62,11 @@ class QualityScorer(ModelMixin, ConfigMixin):
         self.head = nn.Conv2d(sum(channels), head_channels, kernel_size=1)
         # local quality and the logarithm of its weight
         self.proj_out = nn.Conv2d(head_channels, 2, kernel_size=1)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                nn.init.zeros_(module.bias)
+        nn.init.normal_(self.proj_out.weight, std=0.01)
 
     @property
     def smallest_size(self) -> int:
@@ -95,11 +103,18 @@ class QualityScorer(ModelMixin, ConfigMixin):
         Args:
             frames (`torch.Tensor`): `[n, 3, height, width]`, nominally in [0, 1]; nothing is checked.
         """
-        features, stages = frames.to(self.dtype) * 2 - 1, []
+        frames = frames.to(self.dtype)
+        features, stages = torch.cat([frames * 2 - 1, _details(frames)], dim=1), []
         for stage in self.stages:
             features = stage(features)
             stages.append(features)
         return stages
+
+
+def _details(frames: torch.Tensor) -> torch.Tensor:
+    """What pixels differ by from the mean around them, in a scale that shows the weakest texture next to edges."""
+    mean = F.avg_pool2d(frames, kernel_size=3, stride=1, padding=1, count_include_pad=False)
+    return torch.asinh(DETAIL_GAIN * (frames - mean))
 
 
 def packaged_quality_scorer() -> QualityScorer:

@@ -59,7 +59,7 @@ class PerceptualLoss(nn.Module):
             raise ValueError(f"`prediction` and `target` must have the same shape, got {shape}, {tuple(target.shape)}")
         if len(shape) != 5 or shape[1] != 3 or min(shape[3:]) < 32:
             raise ValueError(
-                f"`prediction` must have shape [batch, 3, frames, height, width], 32 pixels a side or more, not {shape}"
+                f"`prediction` must have shape [batch, 3, frames, height, width], 32 pixels a side or more: {shape}"
             )
         with torch.autocast(prediction.device.type, enabled=False):
             ours, theirs = (video.float().transpose(1, 2).flatten(0, 1) for video in (prediction, target))
