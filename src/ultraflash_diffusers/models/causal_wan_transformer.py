@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from diffusers.configuration_utils import register_to_config
@@ -13,8 +13,10 @@ from diffusers.utils import BaseOutput
 
 from .frame_kv_cache import ChunkCausalAttention, FrameKVCache, shapes_are_static
 from .stream_state import StreamState
-from .wan_layers import TextKeyValues, WanBackbone
+from .wan_layers import FramePositionEmbedding, TextKeyValues, WanBackbone
 
+# noise levels below this one are taken for it where a predicted sample is turned into a flow
+_LEAST_SIGMA = 1e-3
 _GLOBAL_CACHE_FRAMES = 21  # five seconds, what the published global checkpoints were trained on
 
 
@@ -77,6 +79,12 @@ class CausalWanTransformer(WanBackbone):
         window_frames (`int`, *optional*): frames that a chunk sees, sink and itself included (LongLive: 12); `None`
             for a global cache (Self-Forcing).
         sink_frames (`int`, *optional*, defaults to 0): first frames of the stream that stay in a rolling window.
+        prediction_type (`str`, *optional*, defaults to `"flow"`): what the last layer predicts: `"flow"` (as
+            released), or `"sample"`, the clean latents, of which the returned flow is `(noisy - clean) / sigma`. Large
+            patches need it: noise of thousands of dimensions does not pass through a narrower network, while clean
+            latents, which are far from filling their space, do (arXiv 2511.13720).
+        absolute_positions (`bool`, *optional*, defaults to `False`): tells tokens where in the frame they are. Rotary
+            positions are relative, and a small network can hardly tell the middle from a border by them.
     """
 
     @register_to_config
@@ -98,8 +106,12 @@ class CausalWanTransformer(WanBackbone):
         frames_per_chunk: int = 3,
         window_frames: int | None = None,
         sink_frames: int = 0,
+        prediction_type: Literal["flow", "sample"] = "flow",
+        absolute_positions: bool = False,
     ) -> None:
         super().__init__()
+        if prediction_type not in ("flow", "sample"):
+            raise ValueError(f"`prediction_type` must be 'flow' or 'sample', got {prediction_type!r}")
         if frames_per_chunk < 1:
             raise ValueError(f"`frames_per_chunk` must be positive, got {frames_per_chunk}")
         if sink_frames < 0 or (window_frames is None and sink_frames):
@@ -110,6 +122,8 @@ class CausalWanTransformer(WanBackbone):
                 f"{frames_per_chunk}, got {window_frames}"
             )
         self._build()
+        if absolute_positions:
+            self.position_embedding = FramePositionEmbedding(num_attention_heads * attention_head_dim)
 
     def new_stream(
         self,
@@ -193,10 +207,23 @@ class CausalWanTransformer(WanBackbone):
         if state is None:
             if commit:
                 raise ValueError("`commit` is True without a `state` to commit to")
-            sample, next_state = self._transform(*inputs, *self._full_attention(hidden_states.device, grid))[0], None
+            raw, next_state = self._transform(*inputs, *self._full_attention(hidden_states.device, grid))[0], None
         else:
-            sample, next_state = self._stream(*inputs, state, commit)
+            raw, next_state = self._stream(*inputs, state, commit)
+        sample = self._flow(raw, hidden_states, timestep)
         return CausalWanTransformerOutput(sample, next_state) if return_dict else (sample, next_state)
+
+    def _embed_patches(self, hidden_states: torch.Tensor, grid: tuple[int, int, int]) -> torch.Tensor:
+        tokens = super()._embed_patches(hidden_states, grid)
+        return tokens + self.position_embedding(grid) if self.config.absolute_positions else tokens
+
+    def _flow(self, raw: torch.Tensor, hidden_states: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        if self.config.prediction_type == "flow":
+            return raw
+        sigma = (timestep.float() / 1000).clamp_min(_LEAST_SIGMA)
+        # one level a sample, or one a temporal patch
+        sigma = sigma.repeat_interleave(hidden_states.shape[2] // sigma.shape[1], dim=1)[:, None, :, None, None]
+        return ((hidden_states.float() - raw.float()) / sigma).to(raw.dtype)
 
     def _full_attention(
         self, device: torch.device, grid: tuple[int, int, int]

@@ -152,6 +152,31 @@ class WanAttnProcessor:
         return attn.to_q(hidden_states), attn.to_k(encoder_hidden_states), attn.to_v(encoder_hidden_states)
 
 
+class FramePositionEmbedding(nn.Module):
+    """Embeds where in the frame a token lies, which rotary embeddings, being relative, do not say.
+
+    Sinusoids of a few octaves of the row and column, as shares of the height and width, through a linear layer.
+    """
+
+    octaves = 5
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(4 * self.octaves, dim)
+
+    def forward(self, grid: tuple[int, int, int]) -> torch.Tensor:
+        """Returns `[1, t * h * w, dim]` for `grid` = (t, h, w): the same for each of the t frames."""
+        weight = self.proj.weight
+        rows, columns = (
+            (torch.arange(size, device=weight.device, dtype=torch.float32) + 0.5) / size for size in grid[1:]
+        )
+        places = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1).flatten(0, 1)
+        octaves = torch.pi * 2.0 ** torch.arange(self.octaves, device=weight.device)
+        angles = (places[..., None] * octaves).flatten(1)
+        frame = self.proj(torch.cat([angles.cos(), angles.sin()], dim=-1).to(weight.dtype))
+        return frame.repeat(grid[0], 1)[None]
+
+
 class WanConditionEmbedder(nn.Module):
     """Embeds the timesteps (in float64, cosines first) and the text."""
 
@@ -254,8 +279,10 @@ class WanBackbone(ModelMixin, ConfigMixin, PeftAdapterMixin, AttentionMixin):
     _no_split_modules = ["CausalWanBlock"]
     _repeated_blocks = ["CausalWanBlock"]
     _keep_in_fp32_modules = ["time_embedder", "scale_shift_table", "norm1", "norm2", "norm3"]
-    _skip_layerwise_casting_patterns = ["patch_embedding", "condition_embedder", "norm"]
+    _skip_layerwise_casting_patterns = ["patch_embedding", "position_embedding", "condition_embedder", "norm"]
     _skip_keys = ["state"]
+    # whether streams keep a prompt's keys and values; adapters that change in mid-stream then reach the next prompt
+    cache_text: bool = False
 
     def _build(self) -> None:
         """Makes the modules from the config."""
@@ -280,33 +307,6 @@ class WanBackbone(ModelMixin, ConfigMixin, PeftAdapterMixin, AttentionMixin):
         self.scale_shift_table = nn.Parameter(torch.randn(1, 2, dim) / dim**0.5)
         self.gradient_checkpointing = False
 
-    def _shapes_are_static(self) -> bool:
-    # whether streams keep a prompt's keys and values; adapters that change in mid-stream then reach the next prompt
-    cache_text: bool = False
-        """Whether shapes may not depend on how far a stream is: all of a call, or its blocks alone, are compiled."""
-        return shapes_are_static() or any(block._compiled_call_impl is not None for block in self.blocks)
-
-    @staticmethod
-    def _stream_dtype(hidden_states: torch.Tensor) -> torch.dtype:
-        """The dtype that keys and values will have."""
-        device = hidden_states.device.type
-        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_states.dtype
-
-    def _own_buffers(self, state: State) -> State:
-        """The state for a call; its own copy where the backward pass will compute it again from the same buffers."""
-        return state.clone() if self.gradient_checkpointing and torch.is_grad_enabled() else state
-
-    def _token_grid(self, size: Sequence[int], name: str) -> tuple[int, int, int]:
-        """Tokens over time, height and width of latents of `size` = (frames, height, width)."""
-        patch = self.config.patch_size
-        if any(length % side for length, side in zip(size, patch, strict=True)):
-            raise ValueError(
-                f"`{name}` has frames, height, width {tuple(size)}, which `patch_size` {tuple(patch)} does not divide"
-            )
-        frames, height, width = (length // side for length, side in zip(size, patch, strict=True))
-        return frames, height, width
-
-    def _check_inputs(
     @apply_forward_hook
     def encode_text(self, encoder_hidden_states: torch.Tensor) -> TextKeyValues:
         """Computes what all calls with one prompt share; they take it in the place of `encoder_hidden_states`.
@@ -334,6 +334,31 @@ class WanBackbone(ModelMixin, ConfigMixin, PeftAdapterMixin, AttentionMixin):
     def _padded_text(self, text: torch.Tensor) -> torch.Tensor:
         return F.pad(text, (0, 0, 0, self.config.text_length - text.shape[1]))
 
+    def _shapes_are_static(self) -> bool:
+        """Whether shapes may not depend on how far a stream is: all of a call, or its blocks alone, are compiled."""
+        return shapes_are_static() or any(block._compiled_call_impl is not None for block in self.blocks)
+
+    @staticmethod
+    def _stream_dtype(hidden_states: torch.Tensor) -> torch.dtype:
+        """The dtype that keys and values will have."""
+        device = hidden_states.device.type
+        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_states.dtype
+
+    def _own_buffers(self, state: State) -> State:
+        """The state for a call; its own copy where the backward pass will compute it again from the same buffers."""
+        return state.clone() if self.gradient_checkpointing and torch.is_grad_enabled() else state
+
+    def _token_grid(self, size: Sequence[int], name: str) -> tuple[int, int, int]:
+        """Tokens over time, height and width of latents of `size` = (frames, height, width)."""
+        patch = self.config.patch_size
+        if any(length % side for length, side in zip(size, patch, strict=True)):
+            raise ValueError(
+                f"`{name}` has frames, height, width {tuple(size)}, which `patch_size` {tuple(patch)} does not divide"
+            )
+        frames, height, width = (length // side for length, side in zip(size, patch, strict=True))
+        return frames, height, width
+
+    def _check_inputs(
         self,
         hidden_states: torch.Tensor,
         timestep: torch.Tensor,
@@ -384,6 +409,10 @@ class WanBackbone(ModelMixin, ConfigMixin, PeftAdapterMixin, AttentionMixin):
         check_video_tensor("hidden_states", hidden_states, self.config.in_channels, self.dtype)
         return self._token_grid(hidden_states.shape[2:], "hidden_states")
 
+    def _embed_patches(self, hidden_states: torch.Tensor, grid: tuple[int, int, int]) -> torch.Tensor:
+        """The tokens `[batch, t * h * w, dim]` of latents whose `grid` is (t, h, w), in raster order."""
+        return self.patch_embedding(hidden_states).flatten(2).transpose(1, 2).contiguous()
+
     def _transform(
         self,
         hidden_states: torch.Tensor,
@@ -410,10 +439,6 @@ class WanBackbone(ModelMixin, ConfigMixin, PeftAdapterMixin, AttentionMixin):
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 inputs = (tokens, block_text, modulation, rotary_emb, attend)
                 tokens, cache = self._gradient_checkpointing_func(block, *inputs)
-    def _embed_patches(self, hidden_states: torch.Tensor, grid: tuple[int, int, int]) -> torch.Tensor:
-        """The tokens `[batch, t * h * w, dim]` of latents whose `grid` is (t, h, w), in raster order."""
-        return self.patch_embedding(hidden_states).flatten(2).transpose(1, 2).contiguous()
-
             else:
                 tokens, cache = block(tokens, block_text, modulation, rotary_emb, attend)
             caches.append(cache)
