@@ -710,11 +710,19 @@ def test_what_is_shared_is_the_result_and_not_the_cache() -> None:
         "log.jsonl",
         "cache/clip/0000.npy",
         "checkpoint-3/optimizer.bin",
+        "validation/step-3/clip-0.mp4",
     ]
     assert list(filter_repo_objects(files, ignore_patterns=hub.PRIVATE)) == files[:3]
-    card = hub.model_card("someone/upsampler", 30, {"validation/psnr": 31.25})
-    assert "# upsampler" in card.text and "| validation/psnr | 31.250 |" in card.text
-    assert card.data.library_name == "diffusers"
+    run = hub.FinishedRun(30, 7200.0, 2, 3, {"validation/psnr": 31.25}, {"learning_rate": 1e-4, "dataset_name": "a/b"})
+    card = hub.model_card("someone/upsampler", run)
+    assert "# upsampler" in card.text and "| psnr | 31.250 |" in card.text
+    assert "for 30 steps in 2.0 h on 2" in card.text
+    assert "| learning_rate | `0.0001` |" in card.text and "3 clip(s)" in card.text
+    assert card.data.library_name == "diffusers" and card.data.datasets == "a/b" and "lora" not in card.data.tags
+    private = {"learning_rate": 1e-4, "dataset_name": None, "rank": 4, "pretrained_model_name_or_path": "some/base"}
+    card = hub.model_card("someone/style", hub.FinishedRun(30, 60.0, 1, 0, {}, private))
+    assert "not published" in card.text and "Measures" not in card.text and "rank 4" in card.text
+    assert card.data.base_model == "some/base" and "lora" in card.data.tags
 
 
 @pytest.mark.parametrize(

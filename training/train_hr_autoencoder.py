@@ -58,10 +58,14 @@ class AutoencoderStage(Stage):
         measured = {"psnr": psnr(reconstruction.detach(), batch.high), "latent_std": latents.std()}
         return torch.stack(list(terms.values())).sum(), terms | measured
 
-    def validate(self, batch: Batch) -> dict[str, float]:
+    def validate(self, batch: Batch) -> dict[str, float | torch.Tensor]:
         reconstruction = self.autoencoder.decode(self.autoencoder.encode(batch.high).latents.float()).sample.float()
-        measured = {"psnr": psnr(reconstruction, batch.high), "detail": detail_ratio(reconstruction, batch.high)}
-        return {name: value.item() for name, value in measured.items()}
+        return {
+            "psnr": psnr(reconstruction, batch.high).item(),
+            "detail": detail_ratio(reconstruction, batch.high).item(),
+            "result": reconstruction,
+            "truth": batch.high,
+        }
 
     def save_pretrained(self, folder: Path) -> None:
         self.autoencoder.save_pretrained(folder)

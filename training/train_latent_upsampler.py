@@ -88,17 +88,24 @@ class UpsamplerStage(Stage):
         every = self.reconstruction_every
         return every is not None and int(torch.randint(every, (), generator=generator)) == 0
 
-    def validate(self, batch: Batch) -> dict[str, float]:
+    def validate(self, batch: Batch) -> dict[str, float | torch.Tensor]:
         low = self.autoencoder.encode(batch.low).latents.float()
         frames = F.interpolate(
             low.transpose(1, 2).flatten(0, 1), scale_factor=self.upsampler.config.scale, mode="bicubic"
         )
         bicubic = frames.unflatten(0, (len(low), -1)).transpose(1, 2)
-        ours, baseline = (
-            psnr(self.loss.corrected(self.autoencoder.decode(latents).sample, batch.low), batch.high).item()
+        result, baseline = (
+            self.loss.corrected(self.autoencoder.decode(latents).sample, batch.low)
             for latents in (self.upsampler(low).sample.float(), bicubic)
         )
-        return {"psnr": ours, "gain_over_bicubic_latents": ours - baseline}
+        reached = psnr(result, batch.high).item()
+        return {
+            "psnr": reached,
+            "gain_over_bicubic_latents": reached - psnr(baseline, batch.high).item(),
+            "input": batch.low,
+            "result": result,
+            "truth": batch.high,
+        }
 
     def save_pretrained(self, folder: Path) -> None:
         """Writes the upsampler to `folder`, and the autoencoder, whose decoder was trained, to its `autoencoder`."""

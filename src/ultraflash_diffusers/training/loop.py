@@ -10,11 +10,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,18 +23,32 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, ProjectConfiguration, gather_object
 from diffusers.optimization import get_scheduler
-from diffusers.training_utils import EMAModel
-from diffusers.utils import logging
-from safetensors.torch import load_file, save_file
+from diffusers.utils import is_bitsandbytes_available, logging
+from torch import nn
 from tqdm import tqdm
 
+from .checkpoints import (
+    check_checkpoint,
+    delete_leftovers,
+    find_checkpoints,
+    load_trained,
+    put_in_place,
+    replace_text,
+    save_trained,
+    unfinished_checkpoint,
+)
 from .data import Batch, CropDataset, batches
-from .hub import create_repository, upload
+from .hub import FinishedRun, create_repository, upload
+from .illustrations import draw_curves, write_comparison
+from .sharding import WeightAverage, reshard, whole, whole_parameters
 from .stage import Stage
 
 logger = logging.get_logger(__name__)
+
+# totals of what was measured, by name, each with the number of its batches
+_Sums = dict[str, tuple[torch.Tensor, int]]
 
 
 def make_accelerator(arguments: argparse.Namespace, leaves_out_parameters: bool = False) -> Accelerator:
@@ -47,8 +60,12 @@ def make_accelerator(arguments: argparse.Namespace, leaves_out_parameters: bool 
             parameters no gradient, for which distributed training has to look.
 
     Raises:
-        ValueError: the launcher started several processes that do not know of each other.
+        ImportError: 8-bit Adam without bitsandbytes.
+        ValueError: the launcher started several processes that do not know of each other, or in a way that the loop
+            does not support.
     """
+    if arguments.use_8bit_adam and not is_bitsandbytes_available():
+        raise ImportError("--use_8bit_adam needs bitsandbytes, which is not installed: `pip install bitsandbytes`")
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
     folders = ProjectConfiguration(project_dir=str(arguments.output_dir), logging_dir=str(arguments.output_dir))
     accelerator = Accelerator(
@@ -65,10 +82,31 @@ def make_accelerator(arguments: argparse.Namespace, leaves_out_parameters: bool 
             f"{launched} processes were launched, but each would train alone: use `accelerate launch`, or "
             "set ACCELERATE_USE_CPU=true where there is no GPU"
         )
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        _configure_deepspeed(accelerator, arguments)
+    if accelerator.distributed_type == DistributedType.FSDP:
+        if not accelerator.is_fsdp2:
+            raise ValueError("of FSDP, only version 2 is supported: set `fsdp_version: 2` in the accelerate config")
+        if arguments.use_8bit_adam:
+            raise ValueError("--use_8bit_adam does not work on FSDP's sharded parameters: leave it out")
     if arguments.push_to_hub and accelerator.is_main_process:
         # before training, so that a missing login shows at once
         arguments.hub_model_id = create_repository(arguments.hub_model_id, arguments.output_dir)
     return accelerator
+
+
+def _configure_deepspeed(accelerator: Accelerator, arguments: argparse.Namespace) -> None:
+    """Gives DeepSpeed's engine, which does these things by itself, the values of the command line."""
+    plugin = accelerator.state.deepspeed_plugin
+    if plugin.zero_stage > 2:
+        raise ValueError(f"ZeRO stage {plugin.zero_stage} is not supported: use stage 2 at most, or FSDP2")
+    if arguments.use_ema and arguments.mixed_precision != "no":
+        raise ValueError("--use_ema would average half-precision weights under DeepSpeed: use FSDP2 or DDP")
+    plugin.deepspeed_config |= {
+        "gradient_accumulation_steps": arguments.gradient_accumulation_steps,
+        "gradient_clipping": arguments.max_grad_norm,
+        "train_micro_batch_size_per_gpu": max(arguments.train_batch_size),
+    }
 
 
 def train(
@@ -91,8 +129,9 @@ def train(
         `dict[str, float]`: the last validation's measures, `{}` without validation.
 
     Raises:
-        ValueError: nothing to train, or a checkpoint that is not there.
+        ValueError: nothing to train, or a checkpoint that is not there, incomplete or another stage's.
         FloatingPointError: the loss became infinite or not a number.
+        OSError: a checkpoint could not be written; the ones before are whole.
         SystemExit: the run was interrupted (Ctrl-C, or a request to terminate); the step in progress was finished and
             a checkpoint written, from which it can be resumed.
     """
@@ -136,6 +175,18 @@ class _Interruption:
         self.__exit__()
 
 
+class _Entrance(nn.Module):
+    """The one way into a stage: what distributed training wraps, so that validation too sees gathered parameters."""
+
+    def __init__(self, stage: Stage) -> None:
+        super().__init__()
+        self.stage = stage
+
+    def forward(self, batch: Batch, generator: torch.Generator | None = None) -> Any:
+        """Validates the batch if there is no generator to train with."""
+        return self.stage.validate(batch) if generator is None else self.stage(batch, generator)
+
+
 class _Training:
     def __init__(
         self,
@@ -152,12 +203,7 @@ class _Training:
         self.checkpointed = 0  # the step of the newest checkpoint
         self.plain_stage = stage.to(accelerator.device)
         groups = stage.parameter_groups(arguments.learning_rate)
-        optimizer = torch.optim.AdamW(
-            groups,
-            betas=(arguments.adam_beta1, arguments.adam_beta2),
-            weight_decay=arguments.adam_weight_decay,
-            eps=arguments.adam_epsilon,
-        )
+        optimizer = _make_optimizer(groups, arguments)
         self.learning_rates = [group["lr"] for group in groups]
         # only its curve is used: the loop says where on it a step lies
         schedule = get_scheduler(
@@ -167,10 +213,12 @@ class _Training:
             num_training_steps=arguments.max_train_steps,
         )
         self.lr_factor = schedule.lr_lambdas[0]
-        self.stage, self.optimizer = accelerator.prepare(stage, optimizer)
-        self.ema: EMAModel | None = None
+        self.stage, self.optimizer = accelerator.prepare(_Entrance(stage), optimizer)
+        # as they are now, since FSDP2 puts others in their place while they are gathered
+        self.trained, self.averaged = stage.named_trained_parameters(), stage.averaged_parameters()
+        self.ema: WeightAverage | None = None
         if arguments.use_ema:
-            self.ema = EMAModel(stage.averaged_parameters(), decay=arguments.ema_decay, foreach=True)
+            self.ema = WeightAverage(self.averaged, arguments.ema_decay)
             accelerator.register_for_checkpointing(self.ema)
         accelerator.register_for_checkpointing(self.progress)
         accelerator.register_save_state_pre_hook(self._save_weights)
@@ -182,7 +230,7 @@ class _Training:
         if self.progress.step == 0:
             measures = self._validate()
         started = time.monotonic() - self.progress.seconds
-        sums: dict[str, tuple[torch.Tensor, int]] = {}
+        sums: _Sums = {}
         loader = batches(self.dataset, self._batch_numbers(), self.arguments.dataloader_num_workers)
         with self._progress_bar() as bar, _Interruption() as interruption:
             while self.progress.step < self.arguments.max_train_steps and not self._out_of_time():
@@ -212,17 +260,21 @@ class _Training:
 
     def _start(self) -> None:
         arguments = self.arguments
+        if self.accelerator.is_main_process:
+            for path in delete_leftovers(arguments.output_dir):
+                logger.warning(f"deleted {str(path)!r}, which an earlier run did not finish")
+        self.accelerator.wait_for_everyone()
         if arguments.resume_from_checkpoint is not None:
             self._resume(arguments.resume_from_checkpoint)
-        elif _checkpoints(arguments.output_dir):
+        elif find_checkpoints(arguments.output_dir):
             raise ValueError(
                 f"`output_dir` {str(arguments.output_dir)!r} holds checkpoints of an earlier run: go on with "
                 "--resume_from_checkpoint latest, or choose another folder"
             )
-        settings = {name: _plain(value) for name, value in vars(arguments).items()}
+        self.settings = {name: _plain(value) for name, value in vars(arguments).items()}
         if self.accelerator.is_main_process:
-            (arguments.output_dir / "training_arguments.json").write_text(json.dumps(settings, indent=2) + "\n")
-        self.accelerator.init_trackers("ultraflash", {name: str(value) for name, value in settings.items()})
+            replace_text(arguments.output_dir / "training_arguments.json", json.dumps(self.settings, indent=2) + "\n")
+        self.accelerator.init_trackers("ultraflash", {name: str(value) for name, value in self.settings.items()})
         self._forget_later_lines()
 
     def _batch_numbers(self) -> range:
@@ -232,7 +284,7 @@ class _Training:
         first = self.progress.step * per_step + self.accelerator.process_index
         return range(first, self.arguments.max_train_steps * per_step, processes)
 
-    def _optimise(self, loader: Iterator[Batch], sums: dict[str, tuple[torch.Tensor, int]]) -> None:
+    def _optimise(self, loader: Iterator[Batch], sums: _Sums) -> None:
         """One optimiser step; adds what it measured to `sums`: totals by name, each with the number of its batches."""
         self.plain_stage.begin_step(self.progress.step)
         factor = self.lr_factor(self._schedule_position())
@@ -240,16 +292,16 @@ class _Training:
             group["lr"] = rate * factor
         accumulated = self.arguments.gradient_accumulation_steps
         first = self.progress.step * accumulated * self.accelerator.num_processes + self.accelerator.process_index
-        parameters = self.plain_stage.trained_parameters()
         self.stage.train()
         for index in range(accumulated):
             batch = next(loader).to(self.accelerator.device)
             number = first + index * self.accelerator.num_processes
             with self.accelerator.accumulate(self.stage):
-                loss, measured = self.stage(batch, _generator(self.arguments.seed, number))
+                with self.accelerator.autocast():
+                    loss, measured = self.stage(batch, _generator(self.arguments.seed, number))
                 self.accelerator.backward(loss)
                 if self.accelerator.sync_gradients:
-                    self.accelerator.clip_grad_norm_(parameters, self.arguments.max_grad_norm)
+                    self.accelerator.clip_grad_norm_(self.trained.values(), self.arguments.max_grad_norm)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
             for name, value in {"loss": loss, **measured}.items():
@@ -257,7 +309,7 @@ class _Training:
                 sums[name] = (total + value.detach().float(), count + 1)
         step = self.progress.step + 1
         if self.ema and step >= self.arguments.ema_start_step and step % self.arguments.ema_interval == 0:
-            self.ema.step(self.plain_stage.averaged_parameters())
+            self.ema.step(self.averaged)
 
     def _schedule_position(self) -> float:
         """The step, or where the run is in its time, whichever is nearer to the end."""
@@ -285,11 +337,9 @@ class _Training:
     def _is_due(self, interval: int) -> bool:
         return self.progress.step % interval == 0
 
-    def _log_means(self, sums: dict[str, tuple[torch.Tensor, int]]) -> dict[str, str]:
-        """Logs the means since the last time and returns what the progress bar shows."""
-        means = {
-            name: (self.accelerator.reduce(total, "mean") / count).item() for name, (total, count) in sums.items()
-        }
+    def _log_means(self, sums: _Sums) -> dict[str, str]:
+        """Logs the means since the last time, over all processes, and returns what the progress bar shows."""
+        means = _means(gather_object([{name: (total.item(), count) for name, (total, count) in sums.items()}]))
         sums.clear()
         if not np.isfinite(means["loss"]):
             raise FloatingPointError(
@@ -318,22 +368,38 @@ class _Training:
         if self.accelerator.is_main_process and self._log_file.is_file():
             lines = self._log_file.read_text().splitlines(keepends=True)
             kept = [line for line in lines if self.progress.step and json.loads(line)["step"] <= self.progress.step]
-            self._log_file.write_text("".join(kept))
+            replace_text(self._log_file, "".join(kept))
 
     @torch.no_grad()
     def _validate(self) -> dict[str, float]:
-        """Measures the held-out clips on the main process, with averaged weights where there are."""
-        totals: dict[str, float] = {}
-        if self.validation and self.accelerator.is_main_process:
-            self.plain_stage.eval()
-            with self._averaged(), self.accelerator.autocast():
-                measured = [self.plain_stage.validate(batch.to(self.accelerator.device)) for batch in self.validation]
-            for name in measured[0]:
-                totals[f"validation/{name}"] = sum(each[name] for each in measured) / len(measured)
-            self._log(totals)
+        """Measures and shows the held-out clips, with averaged weights where there are."""
+        if not self.validation:
+            return {}
+        self.stage.eval()
+        with self._averaged(), self.accelerator.autocast():
+            # every process all of them: sharded parameters can only be gathered together
+            measured = [self._validate_clip(*numbered) for numbered in enumerate(self.validation)]
+        totals = {f"validation/{name}": float(np.mean([each[name] for each in measured])) for name in measured[0]}
+        self._log(totals)
+        if self.accelerator.is_main_process:
+            draw_curves(self._log_file, self.arguments.output_dir / "curves.png")
             tqdm.write(f"step {self.progress.step}: " + ", ".join(f"{n} {value:.3f}" for n, value in totals.items()))
         self.accelerator.wait_for_everyone()
         return totals
+
+    def _validate_clip(self, index: int, batch: Batch) -> dict[str, float]:
+        results: Mapping[str, float | torch.Tensor] = self.stage(batch.to(self.accelerator.device))
+        videos = {name: value.float() for name, value in results.items() if isinstance(value, torch.Tensor)}
+        if videos and self.accelerator.is_main_process:
+            name = f"clip-{index}"
+            folder = self.arguments.output_dir / "validation" / f"step-{self.progress.step}"
+            self._track_picture(f"validation/{name}", write_comparison(folder / name, videos))
+        return {name: value for name, value in results.items() if not isinstance(value, torch.Tensor)}
+
+    def _track_picture(self, name: str, picture: np.ndarray) -> None:
+        for tracker in self.accelerator.trackers:
+            of_kind = picture[None].transpose(0, 3, 1, 2) if tracker.name == "tensorboard" else [picture]
+            tracker.log_images({name: of_kind}, step=self.progress.step)
 
     @contextmanager
     def _averaged(self) -> Iterator[None]:
@@ -341,78 +407,100 @@ class _Training:
         if self.ema is None or self.ema.optimization_step == 0:
             yield
             return
-        parameters = self.plain_stage.averaged_parameters()
-        self.ema.store(parameters)
-        self.ema.copy_to(parameters)
+        self.ema.store(self.averaged)
+        self.ema.copy_to(self.averaged)
+        reshard(self.stage)
         try:
             yield
         finally:
-            self.ema.restore(parameters)
+            self.ema.restore(self.averaged)
+            reshard(self.stage)
 
     def _checkpoint(self) -> None:
         """Writes a checkpoint that is whole or not there, and deletes the oldest ones beyond the limit."""
-        folder = self.arguments.output_dir / f"checkpoint-{self.progress.step}"
-        temporary = folder.with_suffix(".tmp")
-        self.accelerator.save_state(str(temporary))
+        output_dir, step = self.arguments.output_dir, self.progress.step
+        with unfinished_checkpoint(output_dir, step) as folder:
+            self.accelerator.save_state(str(folder))
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            shutil.rmtree(folder, ignore_errors=True)
-            os.replace(temporary, folder)
-            limit = self.arguments.checkpoints_total_limit
-            for old in _checkpoints(self.arguments.output_dir)[: -limit if limit else 0]:
-                shutil.rmtree(old)
-        self.checkpointed = self.progress.step
+            put_in_place(output_dir, step, self.arguments.checkpoints_total_limit)
+        self.checkpointed = step
 
     def _resume(self, name: str) -> None:
-        found = _checkpoints(self.arguments.output_dir)
+        found = find_checkpoints(self.arguments.output_dir)
         if name == "latest" and not found:
             logger.warning(f"no checkpoint in {str(self.arguments.output_dir)!r} yet: starting at step 0")
             return
         folder = found[-1] if name == "latest" else Path(name)
-        if not folder.is_dir():
-            raise ValueError(f"`resume_from_checkpoint` {name!r} is not a folder")
+        check_checkpoint(folder, self.trained, self.arguments.use_ema)
         self.accelerator.load_state(str(folder))
-        if self.ema is not None:
-            self.ema.to(self.accelerator.device)
         self.checkpointed = self.progress.step
         logger.info(f"resumed from {str(folder)!r} at step {self.progress.step}")
 
     def _save_weights(self, models: list, weights: list[dict], folder: str) -> None:
-        """Saves the trained parameters instead of all networks (a hook of `Accelerator.save_state`)."""
+        """Saves the trained parameters alone (a hook of `Accelerator.save_state`); FSDP and DeepSpeed save all too."""
+        tensors: dict[str, torch.Tensor] = {}
+        for name, parameter in self.trained.items():
+            gathered = whole(parameter)
+            if self.accelerator.is_main_process:
+                tensors[name] = gathered
         if self.accelerator.is_main_process:
-            tensors = {n: p.detach().contiguous() for n, p in self.plain_stage.named_trained_parameters().items()}
-            save_file(tensors, str(Path(folder) / "trained.safetensors"))
+            save_trained(tensors, Path(folder))
         weights.clear()
 
     def _load_weights(self, models: list, folder: str) -> None:
         """The counterpart of [`_save_weights`] (a hook of `Accelerator.load_state`)."""
-        saved = load_file(str(Path(folder) / "trained.safetensors"))
-        parameters = self.plain_stage.named_trained_parameters()
-        if saved.keys() != parameters.keys():
-            differing = sorted(saved.keys() ^ parameters.keys())
-            raise ValueError(f"`resume_from_checkpoint`: {folder!r} was made by another stage: {differing[:3]} differ")
+        if not models:  # sharded, and loaded by accelerate already
+            return
+        saved = load_trained(Path(folder))
         with torch.no_grad():
-            for name, parameter in parameters.items():
+            for name, parameter in self.trained.items():
                 parameter.copy_(saved[name])
         models.clear()
 
     def _finish(self, measures: dict[str, float]) -> None:
         if self.checkpointed != self.progress.step:
             self._checkpoint()
-        if self.accelerator.is_main_process:
-            self.plain_stage.eval()
-            with self._averaged():
+        self.plain_stage.eval()
+        with self._averaged(), whole_parameters(self.stage, keep=self.accelerator.is_main_process):
+            if self.accelerator.is_main_process:
                 self.plain_stage.save_pretrained(self.arguments.output_dir)
-            if self.arguments.push_to_hub:
-                upload(self.arguments.hub_model_id, self.arguments.output_dir, self.progress.step, measures)
+        if self.arguments.push_to_hub and self.accelerator.is_main_process:
+            self._upload(measures)
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
 
+    def _upload(self, measures: dict[str, float]) -> None:
+        run = FinishedRun(
+            steps=self.progress.step,
+            seconds=self.progress.seconds,
+            processes=self.accelerator.num_processes,
+            validation_clips=len(self.validation),
+            measures=measures,
+            settings=self.settings,
+        )
+        upload(self.arguments.hub_model_id, self.arguments.output_dir, run)
 
-def _checkpoints(folder: Path) -> list[Path]:
-    """Complete checkpoints, oldest first."""
-    found = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+
+def _make_optimizer(groups: list[dict], arguments: argparse.Namespace) -> torch.optim.Optimizer:
+    optimizer_class: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW
+    if arguments.use_8bit_adam:
+        from bitsandbytes.optim import AdamW8bit
+
+        optimizer_class = AdamW8bit
+    return optimizer_class(
+        groups,
+        betas=(arguments.adam_beta1, arguments.adam_beta2),
+        weight_decay=arguments.adam_weight_decay,
+        eps=arguments.adam_epsilon,
+    )
+
+
+def _means(parts: list[dict[str, tuple[float, int]]]) -> dict[str, float]:
+    """Means of all that the processes have measured; not all have to have measured the same."""
+    names = dict.fromkeys(name for part in parts for name in part)
+    found = {name: [part[name] for part in parts if name in part] for name in names}
+    return {name: sum(total for total, _ in each) / sum(count for _, count in each) for name, each in found.items()}
 
 
 def _generator(seed: int, number: int) -> torch.Generator:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -39,8 +40,12 @@ class Stage(nn.Module, ABC):
         """
 
     @abstractmethod
-    def validate(self, batch: Batch) -> dict[str, float]:
-        """Returns the quality measures of one held-out clip. It is called without gradients."""
+    def validate(self, batch: Batch) -> Mapping[str, float | torch.Tensor]:
+        """Returns what one held-out clip shows; called without gradients, in every process.
+
+        Numbers are quality measures, of which the log gets the means over the clips. Tensors are videos
+        `[1, 3, frames, height, width]` in [-1, 1], written side by side in their order (input, result, truth).
+        """
 
     @abstractmethod
     def save_pretrained(self, folder: Path) -> None:

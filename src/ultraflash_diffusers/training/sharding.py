@@ -1,0 +1,81 @@
+# Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Parameters that FSDP2 spreads over processes: gathered to be saved, spread again when they are loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from diffusers.training_utils import EMAModel
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """Returns a parameter without its gradient; a sharded one gathered on the CPU, for which all processes call."""
+    tensor = tensor.detach()
+    return tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor
+
+
+def reshard(module: nn.Module) -> None:
+    """Makes sharded modules forget what they have gathered, so that the next call sees parameters as they are now."""
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
+
+
+@contextmanager
+def whole_parameters(module: nn.Module, keep: bool) -> Iterator[None]:
+    """Puts whole parameters in the place of sharded ones, on the CPU, so that the module can be saved.
+
+    All processes have to enter it; nothing happens where nothing is sharded.
+
+    Args:
+        module (`nn.Module`): the module.
+        keep (`bool`): whether this process needs them; the others only give their shards.
+    """
+    reshard(module)
+    replaced: list[tuple[nn.Module, str, nn.Parameter]] = []
+    for part in module.modules():
+        for name, parameter in part.named_parameters(recurse=False):
+            if isinstance(parameter, DTensor):
+                gathered = whole(parameter)
+                if keep:
+                    replaced.append((part, name, parameter))
+                    part.register_parameter(name, nn.Parameter(gathered, requires_grad=parameter.requires_grad))
+    try:
+        yield
+    finally:
+        for part, name, parameter in replaced:
+            part.register_parameter(name, parameter)
+
+
+class WeightAverage(EMAModel):
+    """An exponential average of parameters that may be sharded; its state is whole, whatever the processes.
+
+    Args:
+        parameters (list of `nn.Parameter`): what is averaged.
+        decay (`float`): of the average, once it is warm.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], decay: float) -> None:
+        super().__init__(parameters, decay=decay, foreach=True)
+
+    shadow_params: list[torch.Tensor]
+
+    def state_dict(self) -> dict:
+        return super().state_dict() | {"shadow_params": [whole(tensor) for tensor in self.shadow_params]}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        places = self.shadow_params
+        super().load_state_dict(state_dict)
+        self.shadow_params = [_placed_as(*pair) for pair in zip(self.shadow_params, places, strict=True)]
+
+
+def _placed_as(tensor: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    tensor = tensor.to(other.device)
+    if isinstance(other, DTensor):
+        return distribute_tensor(tensor, other.device_mesh, other.placements)
+    return tensor
