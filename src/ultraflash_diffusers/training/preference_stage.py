@@ -1,0 +1,294 @@
+# Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Cascaded self-forcing preference optimisation of the SR transformer (paper, "Phase II")."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from copy import deepcopy
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from peft import get_peft_model_state_dict
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+
+from ..models.ultraflash_sr_transformer import SRStreamState, UltraFlashSRTransformer
+from ..pipelines.lora import UltraFlashLoraLoaderMixin
+from ..pipelines.noise import SeededFrameNoise
+from ..pipelines.sources import Source
+from ..pipelines.streaming import UltraFlashStreamingPipeline
+from .cascade_rollout import SRStream, clip_source, rollout_groups, text_source
+from .data import Batch, Crop
+from .losses import add_noise, randn_like
+from .preference import preference_loss, preference_margin, squared_error_change
+from .preference_pairs import Pair, PairMaker
+from .prompts import Prompts
+from .stage import Stage
+
+_SEED_LIMIT = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class PromptBatch:
+    """Prompts to roll out, and the size of the videos; takes the place of a [`Batch`] of clips."""
+
+    texts: list[str]
+    size: Crop
+
+    def to(self, device: torch.device) -> PromptBatch:
+        """There is nothing to move."""
+        return self
+
+
+class PromptDataset(Dataset):
+    """Batches of prompts: item `n` is the same in every process and run.
+
+    Args:
+        prompts (sequence of `str`): drawn from, all equally often.
+        sizes (sequence of `Crop`): of the high-resolution videos; one is drawn for each batch.
+        batch_size (`int`): prompts of a batch.
+        seed (`int`, *optional*, defaults to 0): of all choices.
+
+    Raises:
+        ValueError: no prompts.
+    """
+
+    def __init__(self, prompts: Sequence[str], sizes: Sequence[Crop], batch_size: int, seed: int = 0) -> None:
+        if not prompts:
+            raise ValueError("`prompts` is empty: there is nothing to roll out")
+        self.prompts, self.sizes, self.batch_size, self.seed = prompts, sizes, batch_size, seed
+
+    def __getitem__(self, number: int) -> PromptBatch:
+        rng = np.random.default_rng((self.seed, number))
+        texts = [self.prompts[index] for index in rng.integers(len(self.prompts), size=self.batch_size)]
+        return PromptBatch(texts, self.sizes[int(rng.integers(len(self.sizes)))])
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """A pair, and what its two networks saw: the inputs that winner and loser share."""
+
+    pair: Pair
+    condition: torch.Tensor
+    prompt_embeds: torch.Tensor
+    state: SRStreamState
+    reference_state: SRStreamState
+
+
+class PreferenceStage(Stage):
+    """Trains the SR transformer, or its LoRA layers, to prefer the winners among what its own streams lead to.
+
+    A batch is rolled out through the whole cascade as at inference: source, upsampler, and the transformer with its
+    cache, up to a group that is drawn at random. There the pair is made, and the loss of [`preference_loss`] computed.
+    The trained network and the reference each see the group behind a past of their own making; gradients reach the
+    group, and not its past.
+
+    Noise levels are those of the sampler: one step has one, sigma 1, at which a one-step network is only ever used
+    (other levels would train it on inputs that it never meets); of several steps' levels each sample draws one. The
+    noise is fresh, and the same for winner and loser.
+
+    Args:
+        pipe (`UltraFlashStreamingPipeline`): the cascade with the transformer to train, those of whose parameters that
+            require gradients are trained: all of them, or its LoRA layers. With a generator for [`PromptBatch`]es.
+        pairs (`PairMaker`): where winners and losers come from.
+        prompts (`Prompts`): embeddings of the texts, and of the empty one.
+        beta (`float`, *optional*, defaults to 0.1): see [`preference_margin`].
+        num_inference_steps (`int`, *optional*, defaults to 1): of the trained network.
+        reference (`UltraFlashSRTransformer`, *optional*): the network as it was (the Phase I checkpoint), for whole
+            networks; by default a copy of it. LoRA layers are switched off instead.
+
+    Raises:
+        ValueError: a reference of another shape, or one beside LoRA layers.
+    """
+
+    def __init__(
+        self,
+        pipe: UltraFlashStreamingPipeline,
+        pairs: PairMaker,
+        prompts: Prompts,
+        beta: float = 0.1,
+        num_inference_steps: int = 1,
+        reference: UltraFlashSRTransformer | None = None,
+    ) -> None:
+        super().__init__()
+        self.transformer: UltraFlashSRTransformer = pipe.transformer
+        self.reference = self._checked_reference(reference)
+        self.pairs = pairs
+        around = (pipe.latent_upsampler, pipe.autoencoder, pipe.generator_transformer)
+        self.frozen = nn.ModuleList(network.requires_grad_(False) for network in around if network is not None)
+        self.pipe, self.prompts, self.beta, self.num_inference_steps = pipe, prompts, beta, num_inference_steps
+
+    def _checked_reference(self, reference: UltraFlashSRTransformer | None) -> UltraFlashSRTransformer | None:
+        if self.transformer._hf_peft_config_loaded:
+            if reference is not None:
+                raise ValueError("`reference` was given, but with LoRA layers it is the network without them")
+            return None
+        if reference is None:
+            reference = deepcopy(self.transformer)
+        shapes, expected = (
+            {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
+            for network in (reference, self.transformer)
+        )
+        differing = sorted(name for name in shapes | expected if shapes.get(name) != expected.get(name))
+        if differing:
+            name = differing[0]
+            raise ValueError(
+                f"`reference` is of another shape than the transformer: {name!r} has {shapes.get(name)}, expected "
+                f"{expected.get(name)} ({len(differing)} parameters differ)"
+            )
+        return reference.requires_grad_(False)
+
+    def forward(
+        self, batch: Batch | PromptBatch, generator: torch.Generator
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        group = int(torch.randint(self._whole_groups(batch), (1,), generator=generator))
+        comparison = self.compare(batch, group, generator)
+        margin = self.margin(comparison, generator)
+        return preference_loss(margin), self._measured(comparison, margin.detach())
+
+    def _measured(self, comparison: _Comparison, margin: torch.Tensor) -> dict[str, torch.Tensor]:
+        pair = comparison.pair
+        return {
+            "margin": margin.mean(),
+            "accuracy": (margin > 0).float().mean(),
+            "pair_distance": F.mse_loss(pair.winner, pair.loser),
+            **pair.measured,
+        }
+
+    def _whole_groups(self, batch: Batch | PromptBatch) -> int:
+        frames = batch.size.frames if isinstance(batch, PromptBatch) else batch.high.shape[2]
+        return whole_groups(self.pipe, frames)
+
+    @torch.no_grad()
+    def compare(
+        self, batch: Batch | PromptBatch, group: int, generator: torch.Generator, by_reference: bool = False
+    ) -> _Comparison:
+        """Rolls the cascade out and makes the pair of a group.
+
+        Args:
+            batch (`Batch` or `PromptBatch`): low-resolution clips, or prompts for the pipeline's generator.
+            group (`int`): its number, from 0.
+            generator (`torch.Generator`): on the CPU; seeds the stream.
+            by_reference (`bool`, *optional*, defaults to `False`): whether "our own" results are the reference's: a
+                pair that stays the same while the network is trained.
+        """
+        size = len(batch.texts)
+        seeds = torch.randint(_SEED_LIMIT, (size,), generator=generator).tolist()
+        noise = SeededFrameNoise(seeds, size)
+        device = self.transformer.device
+        embeds = [self.prompts(texts).to(device) for texts in (batch.texts, [""] * size)]
+        own = SRStream(self.pipe, self.transformer, noise, embeds, self.num_inference_steps)
+        with self._reference() as reference_network:
+            reference = SRStream(self.pipe, reference_network, noise, embeds, self.num_inference_steps)
+        stream = self.pairs.start(self.pipe, noise, seeds, embeds)
+        groups = rollout_groups(self.pipe, self._source(batch, group, embeds[0], noise))
+        for past in islice(groups, group):
+            latents = own.advance(past)
+            with self._reference():
+                reference_latents = reference.advance(past)
+            stream.follow(past, reference_latents if by_reference else latents)
+        with self._reference() if by_reference else nullcontext():
+            judged = reference if by_reference else own
+            pair = stream.pair(next(groups), judged)
+        return _Comparison(pair, judged.condition, embeds[0], own.state, reference.state)
+
+    def _source(
+        self, batch: Batch | PromptBatch, group: int, prompt_embeds: torch.Tensor, noise: SeededFrameNoise
+    ) -> Source:
+        """The low-resolution stream, no longer than needed."""
+        ratio = self.pipe.autoencoder.temporal_compression_ratio
+        frames = ratio * ((group + 1) * self.pipe.config.group_frames - 1) + 1
+        if isinstance(batch, PromptBatch):
+            return text_source(self.pipe, prompt_embeds, noise, frames, batch.size.height, batch.size.width)
+        if batch.low is None:
+            raise ValueError("`batch` has no low-resolution clips to roll out")
+        return clip_source(self.pipe, batch.low[:, :, :frames])
+
+    def margin(self, comparison: _Comparison, generator: torch.Generator) -> torch.Tensor:
+        """The margins of [`preference_margin`], `[batch]`, at freshly drawn noise and noise levels.
+
+        Args:
+            comparison: from [`~PreferenceStage.compare`].
+            generator (`torch.Generator`): on the CPU.
+        """
+        winner, loser = comparison.pair.winner, comparison.pair.loser
+        noise, levels = randn_like(winner, generator), self._noise_levels()
+        sigmas = levels[torch.randint(len(levels), (len(winner),), generator=generator)].to(winner)
+        flows = self._flows(comparison, add_noise(winner, noise, sigmas), sigmas)
+        winner_change = squared_error_change(*flows, noise - winner)
+        if not bool((sigmas == 1).all()):
+            # at sigma 1 both inputs are the noise alone, and one pass is enough
+            flows = self._flows(comparison, add_noise(loser, noise, sigmas), sigmas)
+        return preference_margin(winner_change, squared_error_change(*flows, noise - loser), self.beta)
+
+    def _flows(
+        self, comparison: _Comparison, noisy: torch.Tensor, sigmas: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The flows of the trained network and of the reference."""
+        inputs, timesteps = torch.cat([noisy, comparison.condition], dim=1), 1000 * sigmas
+        with torch.no_grad(), self._reference() as network:
+            reference_flow = network(
+                inputs, timesteps, comparison.prompt_embeds, state=comparison.reference_state
+            ).sample
+        flow = self.transformer(inputs, timesteps, comparison.prompt_embeds, state=comparison.state).sample
+        return flow, reference_flow
+
+    @contextmanager
+    def _reference(self) -> Iterator[UltraFlashSRTransformer]:
+        """The network as it was before training; LoRA layers are switched off meanwhile."""
+        if self.reference is not None:
+            yield self.reference
+            return
+        self.transformer.disable_adapters()
+        try:
+            yield self.transformer
+        finally:
+            self.transformer.enable_adapters()
+
+    def _noise_levels(self) -> torch.Tensor:
+        """The sampler's noise levels, `[num_inference_steps]`, from 1 downwards."""
+        scheduler, steps = deepcopy(self.pipe.scheduler), self.num_inference_steps
+        scheduler.set_timesteps(sigmas=torch.linspace(1, 1 / steps, steps).tolist())
+        return scheduler.sigmas[:-1]
+
+    def validate(self, batch: Batch | PromptBatch) -> dict[str, float]:
+        """Measures the last group of a held-out stream: the margin of the reference's pair, and our own pair."""
+        last = self._whole_groups(batch) - 1
+        own, fixed = (
+            self.compare(batch, last, torch.Generator().manual_seed(0), by_reference) for by_reference in (False, True)
+        )
+        margin = self.margin(fixed, torch.Generator().manual_seed(1))
+        measured = {"loss": preference_loss(margin), **self._measured(own, margin)}
+        return {name: value.item() for name, value in measured.items()}
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Writes the transformer to `transformer`, or LoRA layers to `folder`."""
+        if self.reference is None:
+            UltraFlashLoraLoaderMixin.save_lora_weights(folder, get_peft_model_state_dict(self.transformer))
+        else:
+            self.transformer.save_pretrained(folder / "transformer")
+
+
+def whole_groups(pipe: UltraFlashStreamingPipeline, frames: int) -> int:
+    """Groups of the SR transformer that pixel frames fill.
+
+    Args:
+        pipe (`UltraFlashStreamingPipeline`): whose group length and temporal compression it is.
+        frames (`int`): pixel frames.
+
+    Raises:
+        ValueError: they do not fill one.
+    """
+    ratio, length = pipe.autoencoder.temporal_compression_ratio, pipe.config.group_frames
+    groups = ((frames - 1) // ratio + 1) // length
+    if groups == 0:
+        raise ValueError(
+            f"`frames` is {frames}, but a group of this pipeline is {length} latents, {ratio * (length - 1) + 1} "
+            "frames: there would be no pair"
+        )
+    return groups
