@@ -26,7 +26,7 @@ from ultraflash_diffusers.training.arguments import (
     share,
     training_parser,
 )
-from ultraflash_diffusers.training.inputs import load_data
+from ultraflash_diffusers.training.inputs import cache_folder, load_data, load_latents
 from ultraflash_diffusers.training.loop import make_accelerator, train
 from ultraflash_diffusers.training.prompts import Prompts, text_pipeline
 from ultraflash_diffusers.training.sr_stage import SRObjective, SRStage
@@ -104,6 +104,12 @@ def _add_objective_arguments(parser: argparse.ArgumentParser) -> None:
         help="in validation; 8 for flow_matching, 1 for one_step by default",
     )
     objective.add_argument(
+        "--cache_latents",
+        action="store_true",
+        help="encode the clips once and train on their latents, without mirroring and playing backwards; crops begin "
+        "with the first frame of a clip (flow_matching only)",
+    )
+    objective.add_argument(
         "--degraded_versions", type=positive(int), default=4, help="low-resolution versions of each training clip"
     )
 
@@ -114,6 +120,8 @@ def _check(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> None:
         for name in ("train_decoder", "train_latent_upsampler", "decode_linearly", "color_correction_levels"):
             if vars(parsed)[name]:
                 parser.error(f"--{name} needs --objective one_step: flow matching does not decode")
+    elif parsed.cache_latents:
+        parser.error("--cache_latents needs --objective flow_matching: a single step is compared in pixels")
     if parsed.decode_linearly and parsed.train_decoder:
         parser.error("--decode_linearly leaves out the decoder that --train_decoder would train")
     for name, switch in (
@@ -197,13 +205,15 @@ def main(arguments: argparse.Namespace) -> dict[str, float]:
         scale,
         arguments.degraded_versions,
     )
+    if arguments.cache_latents:
+        dataset = load_latents(arguments, accelerator, autoencoder, dataset)
     texts = {clip.text for clip in dataset.clips} | {text for batch in validation for text in batch.texts}
     pipe = text_pipeline(arguments.text_encoder, transformer, upsampler, autoencoder, accelerator.device)
     stage = SRStage(
         transformer,
         upsampler,
         autoencoder,
-        Prompts.embed(texts, pipe),
+        Prompts.embed(texts, pipe, cache_folder(arguments)),
         objective,
         arguments.num_inference_steps,
         decoder_learning_rate=arguments.decoder_learning_rate if arguments.train_decoder else None,

@@ -137,7 +137,8 @@ class GridWarp:
         for t, (field, mask) in enumerate(zip(fields, masks, strict=True)):
             moves = farthest * mask[..., None] * field
             x, y = columns + moves[..., 0], rows + moves[..., 1]
-            warped[t] = cv2.remap(frames[t], x, y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101)
+            # BORDER_REFLECT_101, OpenCV's usual one, never comes back from frames of one row or column
+            warped[t] = cv2.remap(frames[t], x, y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT)
         return warped
 
     def _fields(self, count: int, size: tuple[int, int], rng: np.random.Generator) -> Iterator[np.ndarray]:

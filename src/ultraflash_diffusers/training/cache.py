@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -68,15 +69,23 @@ def weights_fingerprint(network: nn.Module, without: str | None = None) -> str:
     return digest.hexdigest()[:16]
 
 
-def files_fingerprint(component: object) -> str:
-    """Names the contents of anything that has `save_pretrained`, a tokenizer for instance, by the files it writes."""
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Names the contents of a tokenizer by the files that it saves."""
     digest = hashlib.sha256()
     with tempfile.TemporaryDirectory() as folder:
-        component.save_pretrained(folder)  # type: ignore[attr-defined]
+        tokenizer.save_pretrained(folder)
         for path in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
             digest.update(path.name.encode())
-            digest.update(path.read_bytes())
+            digest.update(_lasting(path))
     return digest.hexdigest()[:16]
+
+
+def _lasting(file: Path) -> bytes:
+    """What a tokenizer's file holds, without the lengths that the last call has left in it."""
+    if file.name != "tokenizer.json":
+        return file.read_bytes()
+    contents = json.loads(file.read_text())
+    return json.dumps(contents | {"padding": None, "truncation": None}).encode()
 
 
 def _settings(config: object) -> dict:

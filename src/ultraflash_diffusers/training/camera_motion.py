@@ -10,6 +10,7 @@ from PIL import Image
 # how much larger than the frame the picture is at first: room for the camera to move
 ROOM = 1.25
 MAX_DEGREES = 2.0
+SMALLEST = 16  # side of a picture, in pixels
 
 
 def animate_picture(picture: np.ndarray, frames: int, resolution: int | None, rng: np.random.Generator) -> np.ndarray:
@@ -24,8 +25,14 @@ def animate_picture(picture: np.ndarray, frames: int, resolution: int | None, rn
 
     Returns:
         `np.ndarray`: uint8 `[frames, height, width, 3]`, of about the picture's aspect ratio.
+
+    Raises:
+        ValueError: the picture is less than 16 pixels high or wide.
     """
     shorter = min(picture.shape[:2])
+    if shorter < SMALLEST:
+        height, width = picture.shape[:2]
+        raise ValueError(f"`picture` has {height}x{width} pixels: a camera needs {SMALLEST} a side to move over")
     target = shorter if resolution is None else min(shorter, round(ROOM * resolution))
     size = tuple(round(side * target / shorter) for side in picture.shape[:2])
     picture = np.asarray(Image.fromarray(picture).resize(size[::-1], Image.Resampling.LANCZOS))

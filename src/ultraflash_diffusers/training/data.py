@@ -14,6 +14,7 @@ import torch
 from diffusers.utils import logging
 from torch.utils.data import DataLoader, Dataset
 
+from ..models.hr_autoencoder import HRAutoencoder
 from .cache import LeftOut
 from .preparation import CachedClip
 
@@ -80,6 +81,16 @@ class Batch:
         low = None if self.low is None else _pixels(self.low, device)
         flow = None if self.flow is None else self.flow.to(device).float()
         return Batch(_pixels(self.high, device), low, flow, self.texts)
+
+    @torch.no_grad()
+    def encode_high(self, autoencoder: HRAutoencoder) -> torch.Tensor:
+        """Returns the latents of `high`, float32, after [`~Batch.to`]."""
+        return autoencoder.encode(self.high).latents.float()
+
+    @torch.no_grad()
+    def encode_low(self, autoencoder: HRAutoencoder) -> torch.Tensor:
+        """Returns the latents of `low`, float32, after [`~Batch.to`]."""
+        return autoencoder.encode(self.low).latents.float()
 
 
 class CropDataset(Dataset):
@@ -156,7 +167,7 @@ class CropDataset(Dataset):
             columns = slice(left // divisor, (left + crop.width) // divisor)
             frames = np.load(file, mmap_mode="r")[start : start + crop.frames, rows, columns]
             frames = frames[:: -1 if backwards else 1, :, :: -1 if mirrored else 1]
-            return torch.from_numpy(np.ascontiguousarray(frames)).permute(3, 0, 1, 2)
+            return torch.from_numpy(np.array(frames, order="C")).permute(3, 0, 1, 2)
 
         return cut(str(clip.high), 1), cut(str(low_file), scale), clip.text
 

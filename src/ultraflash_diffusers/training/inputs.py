@@ -11,8 +11,10 @@ from accelerate import Accelerator
 from diffusers.utils import logging
 
 from ..degradation import H264, PRESETS, Compose, Downscale, Transform, degradation_preset, from_config, to_config
+from ..models.hr_autoencoder import HRAutoencoder
 from .cache import LeftOut, write_left_out
 from .data import Batch, CropDataset, validation_crop
+from .latents import LatentDataset, cache_latents
 from .preparation import CachedClip, Preparation, Source, find_sources, prepare_clips
 
 logger = logging.get_logger(__name__)
@@ -56,7 +58,7 @@ def load_data(
     training, validation = _preparations(arguments, scale, versions)
     left_out: list[LeftOut] = []
     with accelerator.local_main_process_first():
-        cache = arguments.cache_dir or arguments.output_dir / "cache"
+        cache = cache_folder(arguments)
         clips = prepare_clips(_training_sources(arguments, cache, left_out), cache, training, left_out)
         held_out_clips = []
         if arguments.validation_data_dir is not None:
@@ -69,9 +71,55 @@ def load_data(
     batches = [
         validation_crop(clip, arguments.validation_frames, spatial, scale is not None) for clip in held_out_clips
     ]
+    dataset.left_out = left_out + dataset.left_out
     if accelerator.is_main_process:
-        _write_reports(arguments.output_dir, left_out + dataset.left_out, training.degradation)
+        _report_left_out(arguments.output_dir, dataset.left_out)
+        if training.degradation is not None:
+            description = json.dumps(to_config(training.degradation), indent=2)
+            (arguments.output_dir / "degradation.json").write_text(description + "\n")
     return dataset, batches
+
+
+def load_latents(
+    arguments: argparse.Namespace, accelerator: Accelerator, autoencoder: HRAutoencoder, dataset: CropDataset
+) -> LatentDataset:
+    """Encodes the clips of a dataset once, for stages that train without pixels; the cache folder keeps the latents.
+
+    Args:
+        arguments (`argparse.Namespace`): the ones that [`load_data`] made the dataset of.
+        accelerator (`Accelerator`): its first local process encodes, the others wait.
+        autoencoder (`HRAutoencoder`): with an encoder, which stays as it is during training.
+        dataset (`CropDataset`): of [`load_data`].
+
+    Returns:
+        `LatentDataset`: of the same crop sizes.
+
+    Raises:
+        ValueError: crops that are not whole latents, or no clip that is large enough.
+        OSError: the cache cannot be written, for instance because the disk is full.
+    """
+    spatial, temporal = autoencoder.spatial_compression_ratio, autoencoder.temporal_compression_ratio
+    left_out = list(dataset.left_out)
+    with accelerator.local_main_process_first():
+        clips = cache_latents(
+            dataset.clips,
+            autoencoder.to(accelerator.device),
+            cache_folder(arguments),
+            dataset.crops,
+            spatial * (dataset.scale or 1),
+            left_out,
+        )
+    sizes, weights = arguments.train_batch_size, arguments.crop_weights
+    latents = LatentDataset(clips, dataset.crops, sizes, spatial, temporal, weights, dataset.scale, arguments.seed)
+    latents.left_out = left_out + latents.left_out
+    if accelerator.is_main_process:
+        _report_left_out(arguments.output_dir, latents.left_out)
+    return latents
+
+
+def cache_folder(arguments: argparse.Namespace) -> Path:
+    """Where a run keeps what it makes of its clips and texts."""
+    return arguments.cache_dir or arguments.output_dir / "cache"
 
 
 def _check(arguments: argparse.Namespace, spatial: int, temporal: int) -> None:
@@ -116,12 +164,10 @@ def load_degradation(name_or_file: str, scale: int) -> Transform:
         raise ValueError(f"`degradation` {name_or_file!r}: {error}") from error
 
 
-def _write_reports(output_dir: Path, left_out: list[LeftOut], degradation: Transform | None) -> None:
+def _report_left_out(output_dir: Path, left_out: list[LeftOut]) -> None:
     if left_out:
         logger.warning(f"{len(left_out)} files or clips are not used: {str(output_dir / LEFT_OUT)!r} says why")
     write_left_out(output_dir / LEFT_OUT, left_out)
-    if degradation is not None:
-        (output_dir / "degradation.json").write_text(json.dumps(to_config(degradation), indent=2) + "\n")
 
 
 def _report_missing_captions(clips: list[CachedClip], caption_column: str | None) -> None:

@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.utils import logging
@@ -15,6 +18,7 @@ from ..models.causal_latent_upsampler import CausalLatentUpsampler
 from ..models.hr_autoencoder import HRAutoencoder
 from ..models.ultraflash_sr_transformer import UltraFlashSRTransformer
 from ..pipelines.streaming import UltraFlashStreamingPipeline
+from .cache import save_array, tokenizer_fingerprint, weights_fingerprint
 
 logger = logging.get_logger(__name__)
 
@@ -32,22 +36,26 @@ class Prompts:
         self._embeddings, self._length, self._channels = embeddings, length, channels
 
     @classmethod
-    @torch.no_grad()
-    def embed(cls, texts: Iterable[str], pipe: UltraFlashStreamingPipeline) -> Prompts:
+    def embed(
+        cls, texts: Iterable[str], pipe: UltraFlashStreamingPipeline, cache_dir: str | Path | None = None
+    ) -> Prompts:
         """Embeds texts as a pipeline does, and the empty one, which stands for a dropped text.
 
         Args:
             texts (iterable of `str`): of the clips.
             pipe (`UltraFlashStreamingPipeline`): with a text encoder and a tokenizer, or without either.
+            cache_dir (`str` or `Path`, *optional*): where embeddings are kept, in files named after text, tokenizer
+                and the text encoder's configuration and weights: those that others made are not found.
         """
         config = pipe.transformer.config
         unique = sorted({"", *texts})
         embeddings = {}
         if pipe.text_encoder is not None:
+            folder = None if cache_dir is None else Path(cache_dir) / "texts" / _encoder_fingerprint(pipe)
             for text in tqdm(unique, desc="Embedding", unit="text", disable=None):
-                embedded = pipe.encode_prompt(text)[0][0].float().cpu()
-                # after a prompt's tokens there are rows of zeros only
-                embeddings[text] = embedded[: int(embedded.any(dim=1).sum())].clone()
+                embeddings[text] = _cached(text, pipe, folder)
+            if unique == [""]:
+                logger.warning("no clip has a text: the text encoder's embedding of the empty one is all there is")
         elif len(unique) > 1:
             logger.warning(f"the texts of the clips ({len(unique) - 1}) are not used: there is no text encoder")
         return cls(embeddings, config.text_length, config.text_dim)
@@ -59,6 +67,29 @@ class Prompts:
             for row, text in zip(padded, texts, strict=True):
                 row[: len(self._embeddings[text])] = self._embeddings[text]
         return padded
+
+
+def _cached(text: str, pipe: UltraFlashStreamingPipeline, folder: Path | None) -> torch.Tensor:
+    """A text's embedding, from the cache if there is one and it is there."""
+    if folder is None:
+        return _embedded(text, pipe)
+    file = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.npy"
+    if not file.is_file():
+        save_array(file, _embedded(text, pipe).numpy())
+    return torch.from_numpy(np.load(file))
+
+
+@torch.no_grad()
+def _embedded(text: str, pipe: UltraFlashStreamingPipeline) -> torch.Tensor:
+    """float32 `[tokens, text_dim]` on the CPU."""
+    embedded = pipe.encode_prompt(text)[0][0].float().cpu()
+    # after a prompt's tokens there are rows of zeros only
+    return embedded[: int(embedded.any(dim=1).sum())].clone()
+
+
+def _encoder_fingerprint(pipe: UltraFlashStreamingPipeline) -> str:
+    made_by = f"{weights_fingerprint(pipe.text_encoder)}-{tokenizer_fingerprint(pipe.tokenizer)}"
+    return f"{made_by}-{pipe.transformer.config.text_length}"
 
 
 def text_pipeline(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -132,9 +133,7 @@ class SRStage(Stage):
 
     def condition(self, batch: Batch) -> torch.Tensor:
         """Returns the upsampled latents of the degraded clips, float32."""
-        with torch.no_grad():
-            low = self.autoencoder.encode(batch.low).latents.float()
-        return self.upsampler(low).sample.float()
+        return self.upsampler(batch.encode_low(self.autoencoder)).sample.float()
 
     def _one_step(
         self, batch: Batch, condition: torch.Tensor, noise: torch.Tensor, prompt_embeds: torch.Tensor
@@ -143,7 +142,7 @@ class SRStage(Stage):
         decoded = self._decode(latents)
         terms = self.objective.pixel_loss(decoded, batch.high, batch.flow, batch.low)
         if self.objective.latent_weight > 0:
-            terms["latent"] = self.objective.latent_weight * F.mse_loss(latents, self._target(batch))
+            terms["latent"] = self.objective.latent_weight * F.mse_loss(latents, batch.encode_high(self.autoencoder))
         return torch.stack(list(terms.values())).sum(), terms | {"psnr": self._psnr(decoded.detach(), batch)}
 
     def _denoised(self, noise: torch.Tensor, condition: torch.Tensor, prompt_embeds: torch.Tensor) -> torch.Tensor:
@@ -177,20 +176,25 @@ class SRStage(Stage):
         prompt_embeds: torch.Tensor,
         generator: torch.Generator,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        clean = self._target(batch)
+        clean = batch.encode_high(self.autoencoder)
         sigmas = sample_sigmas(len(clean), generator, self.objective.flow_shift).to(clean.device)
         noisy = add_noise(clean, noise, sigmas)
         flow = self.transformer(torch.cat([noisy, condition], dim=1), 1000 * sigmas, prompt_embeds).sample
         return F.mse_loss(flow.float(), noise - clean), {"sigma": sigmas.mean()}
 
-    @torch.no_grad()
-    def _target(self, batch: Batch) -> torch.Tensor:
-        return self.autoencoder.encode(batch.high).latents.float()
-
-    def validate(self, batch: Batch) -> dict[str, float]:
+    def validate(self, batch: Batch) -> Mapping[str, float | torch.Tensor]:
         condition = self.condition(batch)
         latents = self._restored(*self._validation_inputs(condition, batch.texts))
-        return self._measured(self.autoencoder.decode(latents).sample, condition, batch)
+        result = self.autoencoder.decode(latents).sample
+        return {**self._measured(result, condition, batch), **self._shown(result, batch)}
+
+    def _shown(self, result: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
+        """The videos that a validation shows."""
+        return {
+            "input": batch.low,
+            "result": self.objective.pixel_loss.corrected(result, batch.low),
+            "truth": batch.high,
+        }
 
     def _measured(self, result: torch.Tensor, condition: torch.Tensor, batch: Batch) -> dict[str, float]:
         before = self.autoencoder.decode(condition).sample
