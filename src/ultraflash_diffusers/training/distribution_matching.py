@@ -21,7 +21,7 @@ from .losses import add_noise, randn_like
 # noisy samples [batch, ...] and their noise levels [batch] -> the flow [batch, ...], float32
 Flow = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
-# keeps a student that a score network does not move at all from dividing zero by zero
+# keeps a sample that is the real prediction from dividing zero by zero
 _LEAST_DISTANCE = 1e-6
 
 
@@ -92,8 +92,9 @@ class DistributionMatching:
     the student on the teacher's distribution), below the level of the student's own input for guidance (which acts on
     what the student has yet to decide). "Real" is the frozen teacher, "fake" a network that tracks the student.
 
-    Scores stand in it as predictions of the clean sample, each term divided by the mean distance of the sample from
-    the real prediction (DMD, arXiv 2311.18828): it has the same strength at all noise levels.
+    Scores stand in it as predictions of the clean sample. It is divided by the mean distance of each sample from the
+    guided real prediction, `real(x_DM) + (guidance_scale - 1) (real - unconditional)(x_CA)`, so that it has about the
+    same strength everywhere; with one noise level for both this is DMD's own normalisation (arXiv 2311.18828).
 
     Args:
         guidance_scale (`float`, *optional*, defaults to 3.5): 1 leaves the guidance term out, and its cost.
@@ -101,7 +102,7 @@ class DistributionMatching:
             very ends (the paper says U[0, 1]) predictions say nothing about the sample, or nothing new.
 
     Raises:
-        ValueError: a guidance scale below 1, or a range that is not inside [0, 1].
+        ValueError: a guidance scale below 1, or a range that is not inside (0, 1].
     """
 
     guidance_scale: float = 3.5
@@ -114,7 +115,6 @@ class DistributionMatching:
         if not 0 < low < high <= 1:
             raise ValueError(f"`sigma_range` must be two rising numbers in (0, 1], got {self.sigma_range}")
 
-    @torch.no_grad()
     def gradient(
         self,
         sample: torch.Tensor,
@@ -137,32 +137,44 @@ class DistributionMatching:
         Raises:
             ValueError: a `student_sigma` outside the range of noise levels.
         """
+        direction, target = self.direction(sample, real, fake, unconditional, generator, student_sigma)
+        distance = (sample - target).abs().flatten(1).mean(1).clamp_min(_LEAST_DISTANCE)
+        return -direction / _per_sample(distance, sample)
+
+    @torch.no_grad()
+    def direction(
+        self,
+        sample: torch.Tensor,
+        real: Flow,
+        fake: Flow,
+        unconditional: Flow,
+        generator: torch.Generator,
+        student_sigma: float = 1.0,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns what the gradient is before it is divided, with the sign of a step to take, and the guided real
+        prediction. Arguments and errors are those of [`~DistributionMatching.gradient`].
+        """
         low, high = self.sigma_range
         if not low < student_sigma <= 1:
             raise ValueError(f"`student_sigma` must be above {low} and at most 1, got {student_sigma}")
-        direction = self._direction(sample, real, fake, generator, high)
+        target, tracked = self._predictions(sample, (real, fake), generator, high)
         if self.guidance_scale != 1:
-            guidance = self._direction(sample, real, unconditional, generator, min(high, student_sigma))
-            direction = direction + (self.guidance_scale - 1) * guidance
-        return -direction
+            predictions = self._predictions(sample, (real, unconditional), generator, min(high, student_sigma))
+            target = target + (self.guidance_scale - 1) * (predictions[0] - predictions[1])
+        return target - tracked, target
 
-    def _direction(
-        self, sample: torch.Tensor, towards: Flow, away: Flow, generator: torch.Generator, highest_sigma: float
-    ) -> torch.Tensor:
-        """From one network's clean prediction to the other's, at one random noise level a sample."""
+    def _predictions(
+        self, sample: torch.Tensor, flows: tuple[Flow, Flow], generator: torch.Generator, highest_sigma: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The clean predictions of two networks for the same noisy samples, each at a random level."""
         sigmas = self._sample_sigmas(sample, generator, highest_sigma)
         noisy = add_noise(sample, randn_like(sample, generator), sigmas)
-        wanted = clean_from_flow(noisy, towards(noisy, sigmas), sigmas)
-        unwanted = clean_from_flow(noisy, away(noisy, sigmas), sigmas)
-        distance = (sample - wanted).abs().flatten(1).mean(1).clamp_min(_LEAST_DISTANCE)
-        return (wanted - unwanted) / _per_sample(distance, sample)
+        one, other = (clean_from_flow(noisy, flow(noisy, sigmas), sigmas) for flow in flows)
+        return one, other
 
-    def _sample_sigmas(
-        self, sample: torch.Tensor, generator: torch.Generator, highest_sigma: float | None = None
-    ) -> torch.Tensor:
-        low, high = self.sigma_range
-        high = high if highest_sigma is None else highest_sigma
-        return (low + (high - low) * torch.rand(len(sample), generator=generator)).to(sample)
+    def _sample_sigmas(self, sample: torch.Tensor, generator: torch.Generator, highest: float) -> torch.Tensor:
+        low = self.sigma_range[0]
+        return (low + (highest - low) * torch.rand(len(sample), generator=generator)).to(sample)
 
     def fake_score_loss(
         self,
@@ -180,7 +192,8 @@ class DistributionMatching:
             predicts (`str`, *optional*, defaults to `"flow"`): what is compared: the flow, or for a network that
                 predicts the clean sample that one, as its flow's error would count `1 / sigma^2` times as much.
         """
-        sigmas, noise = self._sample_sigmas(sample, generator), randn_like(sample, generator)
+        sigmas = self._sample_sigmas(sample, generator, self.sigma_range[1])
+        noise = randn_like(sample, generator)
         noisy = add_noise(sample, noise, sigmas)
         flow = fake(noisy, sigmas)
         if predicts == "flow":
