@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 import weakref
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
@@ -484,14 +485,20 @@ def test_one_frame_clip(tmp_path: Path) -> None:
     assert frame.pts == 0 and frame.duration * VideoReader(tmp_path / "out.mp4").info.time_base == Fraction(1, 25)
 
 
-def test_frame_size_changing_in_mid_stream(tmp_path: Path) -> None:
-    parts = [make_clip(tmp_path / f"{size[0]}.h264", 5, size=size) for size in ((64, 48), (96, 48))]
-    path = tmp_path / "both.h264"
+@pytest.mark.parametrize("width", [64, 88])  # 88 and 96 fill the same macroblocks
+@pytest.mark.parametrize("ending", ["h264", "ts", "mpg"])
+def test_frame_size_changing_in_mid_stream(ending: str, width: int, tmp_path: Path) -> None:
+    parts = [make_clip(tmp_path / f"{w}.{ending}", 5, size=(w, 48), options={"bf": "0"}) for w in (width, 96)]
+    path = tmp_path / f"both.{ending}"
     path.write_bytes(b"".join(part.read_bytes() for part in parts))
     seen = []
-    with pytest.raises(ValueError, match="at frame 5: 96x48 after 64x48"):
+    last = 4 if ending == "ts" else 5  # MPEG-TS: the counters' jump makes the packet before it a damaged one
+    with (
+        warnings.catch_warnings(action="ignore"),  # of timestamps that start anew
+        pytest.raises(ValueError, match=f"at frame {last}: 96x48 after {width}x48"),
+    ):
         seen.extend(VideoReader(path))
-    assert [frame.index for frame in seen] == list(range(5))
+    assert [frame.index for frame in seen] == list(range(last))
 
 
 def test_missing_timestamps_are_filled_in(tmp_path: Path) -> None:

@@ -25,6 +25,8 @@ from .color import ColorTags, RGBConverter, has_alpha
 
 # Formats that FFmpeg sees in text files, and lists that would open other files
 _NOT_CLIPS = {"tty", "hls", "dash", "concat", "imf"}
+# Formats that tell no frame size: FFmpeg's is that of the first frame
+_SIZE_FROM_STREAM = {"h264", "mpeg", "mpegts"}
 # Without a frame count, a clip's end is judged by time, and how long its last frame shows is not always known
 _UNNOTICED_SECONDS = Fraction(1, 2)
 
@@ -215,6 +217,9 @@ class VideoReader:
     def _decode(self, container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame]:
         """Yields what decodes, counting what does not and what an edit list hides."""
         stream.thread_type = "AUTO"
+        if container.format.name in _SIZE_FROM_STREAM:
+            # a size that the H.264 decoder is given crops later frames to it, where both fill the same macroblocks
+            stream.codec_context.width = stream.codec_context.height = 0
         packets = container.demux(stream)
         while True:
             try:
