@@ -875,9 +875,14 @@ def test_resuming_needs_the_same_settings_and_the_record(tmp_path: Path) -> None
             yield
 
     interrupted_run().__next__()  # closed by the generator's end, as by an exception
-    for changed in ({"crf": 20}, {"fps": 25}, {"width": WIDTH + 2}):
+    for changed, difference in (
+        ({"crf": 20}, "crf is 20, was 18"),
+        ({"fps": 25}, "fps is '25', was '24'"),
+        ({"width": WIDTH + 2}, "width is 66, was 64"),
+        ({"made_with": {"seed": 1}}, "seed is 1, was None"),
+    ):
         arguments: dict = {"width": WIDTH, "height": HEIGHT, "fps": 24} | changed
-        with pytest.raises(ValueError, match="cannot resume with other settings"):
+        with pytest.raises(ValueError, match=f"other settings: .*{difference}.*overwrite=True"):
             VideoWriter(output, resume=True, **arguments)
     partial = tmp_path / "out.mp4.partial.mp4"
     whole = partial.read_bytes()

@@ -8,9 +8,10 @@ H.264 so that an interrupted run leaves a playable file and can be resumed, and 
 from .color import ColorTags
 from .frames import frames_to_tensor, tensor_to_frames, write_side_by_side_png
 from .reader import DecodedFrame, VideoInfo, VideoReader
-from .writer import VideoWriter
+from .writer import FRAGMENT_FRAMES, VideoWriter
 
 __all__ = [
+    "FRAGMENT_FRAMES",
     "ColorTags",
     "DecodedFrame",
     "VideoInfo",

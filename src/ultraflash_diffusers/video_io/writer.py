@@ -15,7 +15,7 @@ import io
 import json
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -33,7 +33,7 @@ from .reader import VideoInfo, VideoReader
 from .remux import OUTPUT_SUFFIXES, check_tracks, remux, synchronise
 
 # A fragment's packets are held in memory, and a killed process loses at most one fragment
-_FRAGMENT_FRAMES = 48
+FRAGMENT_FRAMES = 48
 _LARGEST_SIDE = 16384
 _PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow", "placebo")
 _FRAGMENT_OPTIONS = {
@@ -135,6 +135,8 @@ class VideoWriter:
             there is one.
         overwrite (`bool`, *optional*, defaults to `False`): replaces a finished file once the new one is finished and,
             without `resume`, discards an interrupted run's.
+        made_with (`dict`, *optional*): what else decides the frames, such as a seed: names with numbers, strings or
+            `None`. A resumed run must have the same.
 
     Raises:
         FileExistsError: `path` or a partial file of it is there, and neither `resume` nor `overwrite` was given.
@@ -162,13 +164,14 @@ class VideoWriter:
         preset: str = "veryfast",
         resume: bool = False,
         overwrite: bool = False,
+        made_with: Mapping[str, str | int | float | None] | None = None,
     ) -> None:
         self.path = Path(path)
         self.source = source.info if isinstance(source, VideoReader) else source
         self.settings = _settings(width, height, self.source, fps, crf, preset)
         self.partial_path = self._sidecar("partial.mp4")
         self._check_path(resume, overwrite)
-        self._identity = _identity(self.settings, self.source)
+        self._identity = _identity(self.settings, self.source) | {"made_with": dict(made_with or {})}
         if self.source is not None:
             check_tracks(self.source, self.path)
         self.frames_written = self.frames_done = 0
@@ -221,7 +224,7 @@ class VideoWriter:
             self._fragment.add(pixels, int(tick), int(duration))
             self.frames_written += 1
             self.last_pts, self._last_duration = int(tick), int(duration)
-            if self._fragment.frames >= _FRAGMENT_FRAMES:
+            if self._fragment.frames >= FRAGMENT_FRAMES:
                 self._flush()
 
     def checkpoint(self, save_state: Callable[[Path], object] | None = None) -> None:
@@ -296,6 +299,7 @@ class VideoWriter:
         fragment, self._fragment = self._fragment, None
         if fragment is None:
             return
+        self.frames_written -= fragment.frames  # until they are in the file
         header, data = fragment.finish()
         if self._header and header != self._header:
             raise ValueError(f"{str(self.partial_path)!r} is another encoder version's; start with overwrite=True")
@@ -307,12 +311,12 @@ class VideoWriter:
                 unwritten = unwritten[self._file.write(unwritten) :]
             os.fsync(self._file.fileno())
         except OSError as error:
-            self._give_up(fragment, error)
+            self._give_up(error)
         self._bytes += len(data)
         self._fragments += 1
+        self.frames_written += fragment.frames
 
-    def _give_up(self, fragment: Fragment, error: OSError) -> None:
-        self.frames_written -= fragment.frames
+    def _give_up(self, error: OSError) -> None:
         self._file.truncate(self._bytes)
         self._file.close()
         kept = f"its first {self.frames_written} frames are in {str(self.partial_path)!r}"
@@ -352,9 +356,11 @@ class VideoWriter:
             record = json.loads(record_path.read_text())
         except (FileNotFoundError, ValueError) as error:
             raise ValueError(f"{str(record_path)!r}, which says where to resume, is lost: {advice}") from error
-        for key, value in self._identity.items():
-            if record.get(key) != value:
-                raise ValueError(f"cannot resume with other {key}: {value} instead of {record.get(key)}; {advice}")
+        differences = list(_differences(self._identity, record))
+        if differences:
+            raise ValueError(
+                f"cannot resume {str(self.partial_path)!r} with other settings: {', '.join(differences)}; {advice}"
+            )
         if self.partial_path.stat().st_size < record["bytes"]:
             raise ValueError(f"{str(self.partial_path)!r} is shorter than its checkpoint of {record['bytes']} bytes")
         self.frames_written = self.frames_done = record["frames"]
@@ -444,6 +450,15 @@ def _identity(settings: EncoderSettings, source: VideoInfo | None) -> dict[str, 
     """What an interrupted run and its continuation must share, as JSON data."""
     origin = None if source is None else {"name": source.path.name, "bytes": source.path.stat().st_size}
     return {"version": 1, "settings": settings.to_json(), "source": origin}
+
+
+def _differences(now: Mapping[str, Any], then: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in now.items():
+        former = then.get(name)
+        if isinstance(value, dict) and isinstance(former, dict):
+            yield from _differences(value, former)
+        elif value != former:
+            yield f"{name} is {value!r}, was {former!r}"
 
 
 def _header_size(file: BinaryIO) -> int:
