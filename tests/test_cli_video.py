@@ -1,7 +1,12 @@
+# Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
 """The commands that run the cascade: files in, files out, whatever happens in between."""
+
+from __future__ import annotations
 
 import json
 import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +17,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from test_video_io import make_clip
 from tiny import make_tiny_pipeline
 
 from ultraflash_diffusers import default_checkpoint
@@ -19,92 +25,228 @@ from ultraflash_diffusers.cli import main
 from ultraflash_diffusers.video_io import VideoReader
 
 ROOT = Path(__file__).parent.parent
-HEIGHT, WIDTH = 16, 24
+WIDTH, HEIGHT = SIZE = 32, 16
+LONG = 600  # frames of what is interrupted
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT / "src"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> Path:
+def pipe():
+    return make_tiny_pipeline()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(pipe, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoint")
-    make_tiny_pipeline().save_pretrained(folder)
+    pipe.save_pretrained(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory) -> Path:
-    return write_clip(tmp_path_factory.mktemp("clip") / "clip.mp4", frames=60)
+    path = tmp_path_factory.mktemp("clip") / "clip.mp4"
+    return make_clip(path, 60, size=SIZE, audio="aac", subtitles="mov_text", seconds_of_audio=2.4)
 
 
-def write_clip(path: Path, frames: int) -> Path:
-    """A clip in motion at 12 frames a second, with a tone."""
-    pixels = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
-    with av.open(str(path), "w") as container:
-        video = container.add_stream("libx264", rate=12)
-        video.width, video.height, video.pix_fmt = WIDTH, HEIGHT, "yuv420p"
-        audio = container.add_stream("aac", rate=8000)
-        for number in range(frames):
-            picture = av.VideoFrame.from_ndarray(np.roll(pixels, number, axis=1), format="rgb24")
-            container.mux(video.encode(picture))
-        tone = np.sin(np.arange(8000 * frames // 12) / 5).astype(np.float32)[None]
-        sound = av.AudioFrame.from_ndarray(tone, format="fltp", layout="mono")
-        sound.sample_rate = 8000
-        container.mux(audio.encode(sound))
-        container.mux(video.encode(None))
-        container.mux(audio.encode(None))
-    return path
+@pytest.fixture(scope="module")
+def long_clip(tmp_path_factory) -> Path:
+    return make_clip(tmp_path_factory.mktemp("clip") / "long.mp4", LONG, size=SIZE)
 
 
-def words(checkpoint: Path, clip: Path, output: Path, *more: str) -> list[str]:
-    return ["upscale", str(clip), str(output), "--checkpoint", str(checkpoint), "--device", "cpu", *more]
+def words(checkpoint: Path, clip: Path, output: Path, *more: object) -> list[str]:
+    options = ["--checkpoint", str(checkpoint), "--device", "cpu", "--crf", "1"]
+    return ["upscale", str(clip), str(output), *options, *map(str, more)]
+
+
+def generate_words(checkpoint: Path, output: Path, *more: object) -> list[str]:
+    options = ["--output", str(output), "--checkpoint", str(checkpoint), "--device", "cpu", "--crf", "1"]
+    return ["generate", "a red ball", *options, *map(str, more)]
 
 
 def failure(capsys, arguments: list[str]) -> str:
     """Runs a command that must fail, and returns what it says."""
     assert main(arguments) == 2
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert lines[-1].startswith("ultraflash: error: ")
-    return lines[-1]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("ultraflash: error: ")
+    return line
+
+
+def report_of(capsys, arguments: list[str]) -> dict:
+    """Runs a command that must succeed without a word beside its result, and returns that."""
+    assert main([*arguments, "--json"]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    return json.loads(printed.out)
+
+
+def interrupt(arguments: list[str], sign: signal.Signals) -> subprocess.CompletedProcess[str]:
+    """Runs a command in a process of its own and sends `sign` as soon as there is something to resume from."""
+    output = Path(arguments[2] if arguments[0] == "upscale" else arguments[3])
+    command = [sys.executable, "-m", "ultraflash_diffusers.cli", *arguments, "--save-every", "0"]
+    process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while process.poll() is None and not _saved_frames(output):
+        assert time.monotonic() < deadline, "nothing was saved"
+        time.sleep(0.002)
+    process.send_signal(sign)
+    _, errors = process.communicate()
+    assert not output.exists(), "it ended before it could be interrupted"
+    return subprocess.CompletedProcess(command, process.returncode, "", errors)
+
+
+def _saved_frames(output: Path) -> int:
+    record = output.with_name(f"{output.name}.partial.json")
+    return json.loads(record.read_text())["frames"] if record.exists() else 0
+
+
+def assert_equal_videos(path: Path, expected: Path) -> None:
+    """Frames, times and cuts are equal. Not the bytes: now and then x264 chooses otherwise for the same frames."""
+    readers = VideoReader(path), VideoReader(expected)
+    for frame, other in zip(*readers, strict=True):
+        assert frame.pts == other.pts
+        assert np.abs(frame.pixels.astype(int) - other.pixels).mean() < 2, f"frame {frame.index}"
+    assert keyframes(path) == keyframes(expected)
+
+
+def keyframes(path: Path) -> list[int]:
+    with av.open(str(path)) as container:
+        return [packet.pts for packet in container.demux(video=0) if packet.is_keyframe]
+
+
+def names_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
 
 
 def test_upscale_keeps_everything(checkpoint, clip, tmp_path, capsys):
     output = tmp_path / "out.mp4"
-    assert main(words(checkpoint, clip, output, "--json")) == 0
-    report = json.loads(capsys.readouterr().out)
+    report = report_of(capsys, words(checkpoint, clip, output))
+    assert report["output"] == str(output)
     assert report["frames"] == report["frames_made"] == 60
     assert (report["width"], report["height"]) == (2 * WIDTH, 2 * HEIGHT)
-    assert report["fps"] > 0
-    assert {"encoder", "upsampler", "transformer", "decoder", "color_correction"} <= report["stage_seconds"].keys()
+    assert report["fps"] == pytest.approx(60 / report["seconds"])
+    stages = {"source", "encoder", "upsampler", "transformer", "decoder", "color_correction", "output", "writing"}
+    assert set(report["stage_seconds"]) == stages and 0 < sum(report["stage_seconds"].values()) <= report["seconds"]
     before, after = VideoReader(clip), VideoReader(output)
     assert [f.pts * before.info.time_base for f in before] == [f.pts * after.info.time_base for f in after]
-    assert after.info.has_audio and (after.info.width, after.info.height) == (2 * WIDTH, 2 * HEIGHT)
-    assert list(tmp_path.iterdir()) == [output], "nothing but the result is left behind"
+    assert after.info.has_audio and after.info.has_subtitles
+    assert names_in(tmp_path) == {"out.mp4"}, "nothing but the result is left behind"
 
 
-def test_upscale_of_the_first_frames_with_a_seed(checkpoint, clip, tmp_path, capsys):
+def test_frames_are_those_of_the_pipeline(pipe, checkpoint, clip, tmp_path, capsys):
+    assert main(words(checkpoint, clip, tmp_path / "out.mp4", "--num-frames", 7, "--seed", 3)) == 0
+    printed = capsys.readouterr()
+    assert "7 frames of 64x32" in printed.out and "7/7" in printed.err and "frame/s" in printed.err
+    expected = pipe(source=clip, num_frames=7, generator=torch.Generator().manual_seed(3), output_type="np").frames[0]
+    frames = np.stack([frame.pixels for frame in VideoReader(tmp_path / "out.mp4")])
+    luma = (0.299, 0.587, 0.114)  # 4:2:0 keeps little of noisy colours
+    assert np.abs((frames - expected * 255) @ luma).mean() < 2
+
+
+def test_the_seed_decides(checkpoint, clip, tmp_path):
     outputs = [tmp_path / f"{number}.mp4" for number in range(3)]
-    for output, seed in zip(outputs, ("1", "1", "2"), strict=True):
-        assert main(words(checkpoint, clip, output, "--num-frames", "7", "--seed", seed)) == 0
-    assert "7 frames of 48x32" in capsys.readouterr().out
+    for output, seed in zip(outputs, (1, 1, 2), strict=True):
+        assert main(words(checkpoint, clip, output, "--num-frames", 3, "--seed", seed)) == 0
     assert outputs[0].read_bytes() == outputs[1].read_bytes() != outputs[2].read_bytes()
 
 
-def test_killed_and_resumed_equals_uninterrupted(checkpoint, tmp_path):
-    clip = write_clip(tmp_path / "long.mp4", frames=400)
-    whole, output = tmp_path / "whole.mp4", tmp_path / "out.mp4"
-    assert main(words(checkpoint, clip, whole)) == 0
-    command = [sys.executable, "-m", "ultraflash_diffusers.cli", *words(checkpoint, clip, output)]
-    process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("out.mp4.partial.*.state")) and process.poll() is None:
-        assert time.monotonic() < deadline, "no checkpoint was written"
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
+def test_fewer_frames_than_asked_for_are_all_there_are(checkpoint, clip, tmp_path, capsys):
+    assert report_of(capsys, words(checkpoint, clip, tmp_path / "out.mp4", "--num-frames", 100))["frames"] == 60
+
+
+@pytest.mark.parametrize(
+    "name, settings",
+    [
+        ("one.mp4", {"frames": 1}),
+        ("odd.mkv", {"size": (31, 17), "pixel_format": "yuv444p"}),
+        ("ten_bit.mp4", {"codec": "libx265", "pixel_format": "yuv420p10le", "size": (64, 64)}),
+        ("alpha.mov", {"codec": "qtrle", "pixel_format": "argb"}),
+        ("variable.mp4", {"pts": [0, 500, 1500, 1600, 4000, 4100, 9000], "frames": 7}),
+    ],
+)
+def test_all_kinds_of_clips(name, settings, checkpoint, tmp_path, capsys):
+    settings = {"frames": 7, "size": SIZE} | settings
+    source = make_clip(tmp_path / name, settings.pop("frames"), **settings)
+    assert main(words(checkpoint, source, tmp_path / "out.mp4")) == 0
+    before, after = VideoReader(source), VideoReader(tmp_path / "out.mp4")
+    assert (after.info.width, after.info.height) == (2 * before.info.width, 2 * before.info.height)
+    assert [f.pts * before.info.time_base for f in before] == [f.pts * after.info.time_base for f in after]
+    warned = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert warned == (
+        [f"ultraflash: warning: {str(source)!r}: its transparency is put on a black background"]
+        if name == "alpha.mov"
+        else []
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(checkpoint, long_clip, tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("whole") / "out.mp4"
+    assert main(words(checkpoint, long_clip, output)) == 0
+    frames = np.stack([frame.pixels for frame in VideoReader(output)]).astype(int)
+    assert np.abs(np.diff(frames, axis=0)).mean(axis=(1, 2, 3)).min() > 2, "a lost frame would not be noticed"
+    return output
+
+
+def test_killed_and_resumed_equals_uninterrupted(checkpoint, long_clip, whole, tmp_path, capsys):
+    output, partial = tmp_path / "out.mp4", tmp_path / "out.mp4.partial.mp4"
+    assert interrupt(words(checkpoint, long_clip, output), signal.SIGKILL).returncode == -signal.SIGKILL
+    kept = len(list(VideoReader(partial)))
+    # as if it had been killed between saving the next state and the record that names it
+    saved, (state,) = _saved_frames(output), tmp_path.glob("*.state")
+    shutil.copy(state, tmp_path / f"out.mp4.partial.{saved + 48}.state")
+    with partial.open("ab") as file:
+        file.write(b"half a fragment")
+    assert 0 < saved <= kept < LONG
+    report = report_of(capsys, words(checkpoint, long_clip, output, "--resume"))
+    assert report["frames"] == LONG > report["frames_made"]
+    assert_equal_videos(output, whole)
+    assert names_in(tmp_path) == {"out.mp4"}
+
+
+def test_interrupted_by_the_user(checkpoint, long_clip, whole, tmp_path, capsys):
+    output = tmp_path / "out.mp4"
+    result = interrupt(words(checkpoint, long_clip, output), signal.SIGINT)
+    assert result.returncode == 130 and "Traceback" not in result.stderr
     kept = len(list(VideoReader(tmp_path / "out.mp4.partial.mp4")))
-    assert 0 < kept < 400 and not output.exists()
-    assert main(words(checkpoint, clip, output, "--resume")) == 0
-    assert output.read_bytes() == whole.read_bytes()
-    assert {path.name for path in tmp_path.iterdir()} == {"long.mp4", "whole.mp4", "out.mp4"}
+    assert f"{kept} frames are kept in {output}.partial.mp4, which plays" in result.stderr
+    # nothing of it is lost by commands that do not fit
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert "--resume goes on, --overwrite discards it" in failure(capsys, words(checkpoint, long_clip, output))
+    others = ["--resume", "--seed", 4, "--color-correction", "none", "--crf", 30]
+    message = failure(capsys, words(checkpoint, long_clip, output, *others))
+    for difference in ("crf is 30.0, was 1.0", "color_correction is 'none', was 'wavelet'", "seed is 4, was 0"):
+        assert difference in message
+    assert message.endswith("start anew with --overwrite")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert main(words(checkpoint, long_clip, output, "--resume")) == 0
+    assert_equal_videos(output, whole)
+
+
+def test_a_full_disk_loses_nothing(checkpoint, long_clip, whole, tmp_path, capsys):
+    """The limit on a file's size stands in for the disk: both fail in the middle of a write."""
+    output, limits = tmp_path / "out.mp4", resource.getrlimit(resource.RLIMIT_FSIZE)
+    former = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (whole.stat().st_size // 2, limits[1]))
+    try:
+        assert main(words(checkpoint, long_clip, output, "--save-every", 0)) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, former)
+    assert "cannot be written" in capsys.readouterr().err.splitlines()[-1]
+    assert 0 < len(list(VideoReader(tmp_path / "out.mp4.partial.mp4"))) < LONG and _saved_frames(output)
+    assert report_of(capsys, words(checkpoint, long_clip, output, "--resume"))["frames_made"] < LONG
+    assert_equal_videos(output, whole)
+
+
+def test_a_clip_that_breaks_off(checkpoint, tmp_path, capsys):
+    """Its frames change their size in mid-stream: what comes before is made and kept."""
+    parts = [make_clip(tmp_path / f"{width}.mpg", 40, size=(width, 32)) for width in (40, 48)]
+    broken = tmp_path / "broken.mpg"
+    broken.write_bytes(b"".join(part.read_bytes() for part in parts))
+    assert main(words(checkpoint, broken, tmp_path / "out.mp4")) == 2
+    error = capsys.readouterr().err
+    assert "changes its frame size at frame 40" in error and "40 frames are kept in" in error
+    assert len(list(VideoReader(tmp_path / "out.mp4.partial.mp4"))) == 40
 
 
 def test_resume_without_an_earlier_run_starts_anew(checkpoint, clip, tmp_path):
@@ -118,39 +260,78 @@ def test_mistakes_are_one_line_before_any_work(checkpoint, clip, tmp_path, capsy
     (tmp_path / "empty.mp4").touch()
     for name in ("nothing.mp4", "text.mp4", "empty.mp4"):
         assert name in failure(capsys, words(checkpoint, tmp_path / name, output))
-    assert "--scale 3: this checkpoint upscales 2 times" in failure(
-        capsys, words(checkpoint, clip, output, "--scale", "3")
-    )
+    for options, message in (
+        (("--scale", 3), "--scale 3: this checkpoint upscales 2 times"),
+        (("--crf", 99), "`crf`"),
+        (("--device", "no-such-device"), "--device 'no-such-device' is no device"),
+        (("--device", "cuda:99"), "--device 'cuda:99' was not found"),
+        (("--checkpoint", tmp_path / "nowhere"), "nowhere': no such folder or Hub name"),
+        (("--checkpoint", tmp_path), "its model_index.json is missing"),
+        (("--checkpoint", checkpoint / "transformer"), "its model_index.json is missing"),
+    ):
+        assert message in failure(capsys, words(checkpoint, clip, output, *options))
     assert "'out.gif'" in failure(capsys, words(checkpoint, clip, Path("out.gif")))
     assert "no folder" in failure(capsys, words(checkpoint, clip, tmp_path / "missing" / "out.mp4"))
-    assert "`crf`" in failure(capsys, words(checkpoint, clip, output, "--crf", "99"))
-    assert "no-such-device" in failure(capsys, [*words(checkpoint, clip, output)[:-1], "no-such-device"])
     output.write_bytes(b"precious")
-    assert "exists already" in failure(capsys, words(checkpoint, clip, output))
+    assert "give --overwrite to replace it" in failure(capsys, words(checkpoint, clip, output))
     assert output.read_bytes() == b"precious"
-    assert {path.name for path in tmp_path.iterdir()} == {"out.mp4", "text.mp4", "empty.mp4"}
+    assert names_in(tmp_path) == {"out.mp4", "text.mp4", "empty.mp4"}
 
 
-def test_a_missing_checkpoint_is_named(clip, tmp_path, capsys):
-    assert "nowhere" in failure(capsys, words(tmp_path / "nowhere", clip, tmp_path / "out.mp4"))
+def test_a_checkpoint_of_another_kind(clip, checkpoint, tmp_path, capsys):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "model_index.json").write_text(json.dumps({"_class_name": "WanPipeline"}))
+    message = failure(capsys, words(other, clip, tmp_path / "out.mp4"))
+    assert "holds a WanPipeline, expected a UltraFlashStreamingPipeline" in message
+
+
+@pytest.fixture(scope="module")
+def silent_checkpoint(tmp_path_factory) -> Path:
+    """A checkpoint that reads no text."""
+    folder = tmp_path_factory.mktemp("silent")
+    make_tiny_pipeline(text=False, generator=False).save_pretrained(folder)
+    return folder
+
+
+def test_a_prompt_for_a_checkpoint_without_text_encoder(silent_checkpoint, clip, tmp_path, capsys):
+    message = failure(capsys, words(silent_checkpoint, clip, tmp_path / "out.mp4", "--prompt", "a ball"))
+    assert "--prompt 'a ball': this checkpoint has no text encoder" in message
+    assert not names_in(tmp_path)
 
 
 def test_generate(checkpoint, tmp_path, capsys):
     output = tmp_path / "out.mp4"
-    size = ["--height", "30", "--width", "42", "--num-frames", "9"]
-    arguments = ["generate", "a red ball", "--output", str(output), "--checkpoint", str(checkpoint), *size, "--json"]
-    assert main([*arguments, "--device", "cpu"]) == 0
-    assert json.loads(capsys.readouterr().out)["frames"] == 9
+    size = ["--height", 30, "--width", 42, "--num-frames", 9]
+    assert report_of(capsys, generate_words(checkpoint, output, *size))["frames"] == 9
     reader = VideoReader(output)
     assert (reader.info.width, reader.info.height, reader.info.fps, len(list(reader))) == (42, 30, 16, 9)
+    windowed = tmp_path / "windowed.mp4"
+    more = ["--num-frames", 60, "--window-frames", 3, "--sink-frames", 0]
+    assert main(generate_words(checkpoint, windowed, *size, *more)) == 0
+    assert main(generate_words(checkpoint, output, *size, "--num-frames", 60, "--overwrite")) == 0
+    assert windowed.read_bytes() != output.read_bytes()
 
 
-def test_generate_without_a_generator_says_what_to_do(tmp_path, capsys):
-    make_tiny_pipeline(text=False, generator=False).save_pretrained(tmp_path / "checkpoint")
-    arguments = ["generate", "a red ball", "--checkpoint", str(tmp_path / "checkpoint"), "--device", "cpu"]
-    message = failure(capsys, arguments)
-    assert "no generator_transformer, text_encoder, tokenizer" in message and "--checkpoint" in message
+def test_generate_is_resumed(checkpoint, tmp_path, capsys):
+    output, whole, frames = tmp_path / "out.mp4", tmp_path / "whole.mp4", ("--num-frames", LONG)
+    assert main(generate_words(checkpoint, whole, *frames)) == 0
+    assert interrupt(generate_words(checkpoint, output, *frames), signal.SIGINT).returncode == 130
+    capsys.readouterr()
+    message = failure(capsys, generate_words(checkpoint, output, *frames, "--resume", "--window-frames", 3))
+    assert "window_frames is 3, was None" in message
+    assert report_of(capsys, generate_words(checkpoint, output, *frames, "--resume"))["frames_made"] < LONG
+    assert_equal_videos(output, whole)
+
+
+def test_generate_mistakes(checkpoint, silent_checkpoint, tmp_path, capsys):
+    message = failure(capsys, generate_words(silent_checkpoint, tmp_path / "out.mp4"))
+    assert "no generator_transformer, text_encoder, tokenizer" in message
+    assert "--checkpoint" in message and "ultraflash convert" in message
     assert "PROMPT is empty" in failure(capsys, ["generate", "  "])
+    assert "--height is 32" in failure(capsys, generate_words(checkpoint, tmp_path / "out.mp4", "--height", 32))
+    assert "'out.gif'" in failure(capsys, generate_words(checkpoint, Path("out.gif")))
+    assert not names_in(tmp_path)
 
 
 def test_benchmark(checkpoint, capsys):
@@ -166,9 +347,9 @@ def test_benchmark(checkpoint, capsys):
 
 def test_the_example_streams_with_the_packaged_checkpoint(tmp_path):
     assert (default_checkpoint() / "model_index.json").is_file()
-    clip = write_clip(tmp_path / "clip.mp4", frames=9)
+    clip = make_clip(tmp_path / "clip.mp4", 9, size=SIZE)
     command = [sys.executable, str(ROOT / "examples" / "generate.py"), str(clip), "--output", str(tmp_path / "made")]
     result = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=True)
-    assert "9 frames of 48x32" in result.stdout
+    assert "9 frames of 64x32" in result.stdout
     assert len(list(VideoReader(tmp_path / "made" / "clip_2x.mp4"))) == 9
     assert (tmp_path / "made" / "clip_side_by_side.png").stat().st_size > 0

@@ -13,9 +13,11 @@ import argparse
 import ast
 import json
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from . import __version__
 from .commands.benchmark import add_benchmark
@@ -37,7 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     try:
-        options.run(options)
+        with _plain_warnings():
+            options.run(options)
     except (ValueError, TypeError, OSError) as error:
         return _fail(options, error)
     except KeyboardInterrupt:
@@ -55,6 +58,29 @@ def _parser() -> argparse.ArgumentParser:
         command = add_command(commands)
         command.add_argument("--json", action="store_true", help="print the result as JSON, for scripts")
     return parser
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Shows the package's own warnings, which say what happens to a user's file, as one line without its origin."""
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def show_plainly(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            if category is UserWarning and Path(filename).is_relative_to(Path(__file__).parent):
+                print(f"ultraflash: warning: {message}", file=sys.stderr)
+            else:
+                show(message, category, filename, lineno, file, line)
+
+        warnings.showwarning = show_plainly
+        yield
 
 
 def _fail(options: argparse.Namespace, error: Exception) -> int:

@@ -5,12 +5,23 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from .pipeline_options import add_output_options, add_pipeline_options, add_stream_options, load_pipeline, positive
+from .pipeline_options import (
+    add_output_options,
+    add_pipeline_options,
+    add_stream_options,
+    checkpoint_name,
+    chosen_dtype,
+    load_pipeline,
+    missing_components,
+    natural,
+    pipeline_index,
+    positive,
+)
 
 if TYPE_CHECKING:
-    from .. import UltraFlashStreamingPipeline
+    from ..pipelines.video_stream import PipelineStreamState, VideoStream
 
     SubParsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -23,15 +34,34 @@ def add_generate(commands: SubParsers) -> argparse.ArgumentParser:
     command = commands.add_parser(
         "generate",
         help="a video from a prompt",
-        description="Generates a video from text with a checkpoint that holds a text generator.",
+        description="Generates a video from text with a checkpoint that holds a text generator. Until it is finished, "
+        "OUTPUT.partial.mp4 holds what is done, and plays; --resume goes on from it.",
     )
     command.add_argument("prompt", metavar="PROMPT", help="what the video shows")
     command.add_argument(
-        "--output", type=Path, default=Path("ultraflash.mp4"), help="file to write (default: %(default)s)"
+        "--output",
+        type=Path,
+        default=Path("ultraflash.mp4"),
+        help="file to write: .mp4, .m4v, .mov or .mkv (default: %(default)s)",
     )
     command.add_argument("--height", type=positive, help="pixels of the result; the checkpoint's own by default")
     command.add_argument("--width", type=positive, help="likewise")
+    command.add_argument(
+        "--num-frames", type=positive, default=_DEFAULT_FRAMES, metavar="N", help="frames (default: %(default)s)"
+    )
     command.add_argument("--fps", type=positive, default=_DEFAULT_FPS, help="frames a second (default: %(default)s)")
+    command.add_argument(
+        "--window-frames",
+        type=positive,
+        metavar="N",
+        help="latent frames that the generator looks back at, for long videos; its own by default",
+    )
+    command.add_argument(
+        "--sink-frames",
+        type=natural,
+        metavar="N",
+        help="of these, how many always are the video's first ones; the generator's own by default",
+    )
     add_stream_options(command)
     add_pipeline_options(command)
     add_output_options(command)
@@ -40,37 +70,64 @@ def add_generate(commands: SubParsers) -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> None:
-    import torch
-
-    from ..video_io import VideoWriter
-    from .stream_to_file import write_stream
+    from .stream_to_file import FileStream, opened_writer
 
     if not options.prompt.strip():
         raise ValueError("PROMPT is empty: say what the video shows")
-    pipe = load_pipeline(options)
-    _check_generator(pipe)
-    height, width = options.height or pipe.config.default_height, options.width or pipe.config.default_width
-    num_frames = options.num_frames or _DEFAULT_FRAMES
-    writer = VideoWriter(options.output, width, height, fps=options.fps, crf=options.crf, overwrite=options.overwrite)
-    with writer:
-        stream = pipe.stream(
-            options.prompt,
-            height=height,
-            width=width,
-            num_frames=num_frames,
-            num_inference_steps=options.steps,
-            generator=torch.Generator().manual_seed(options.seed),
-            output_type="np",
-        )
-        report = write_stream(stream, writer, num_frames)
+    _check_generator(checkpoint_name(options))
+    height, width = _size(options)
+    made_with = _made_with(options)
+    with opened_writer(options, width, height, fps=options.fps, made_with=made_with) as writer:
+        stream = FileStream(writer, options.num_frames, options.save_every, progress=not options.json)
+        report = stream.run(lambda state: _stream(options, height, width, state))
     report.show(options.json)
 
 
-def _check_generator(pipe: UltraFlashStreamingPipeline) -> None:
-    missing = [name for name in ("generator_transformer", "text_encoder", "tokenizer") if getattr(pipe, name) is None]
+def _check_generator(checkpoint: str) -> None:
+    missing = missing_components(checkpoint, "generator_transformer", "text_encoder", "tokenizer")
     if missing:
         raise ValueError(
             f"this checkpoint has no {', '.join(missing)}, so it cannot make video from text: name one that has "
             "with --checkpoint (`ultraflash convert` makes the networks from published weights), or use "
             "`ultraflash upscale` on a video"
         )
+
+
+def _size(options: argparse.Namespace) -> tuple[int, int]:
+    if (options.height is None) != (options.width is None):
+        raise ValueError(f"--height is {options.height} and --width is {options.width}: give both or none")
+    if options.height is not None:
+        return options.height, options.width
+    index = pipeline_index(checkpoint_name(options))
+    return index["default_height"], index["default_width"]
+
+
+def _made_with(options: argparse.Namespace) -> dict[str, Any]:
+    """What the frames depend on, beside their size."""
+    return {
+        "checkpoint": options.checkpoint,
+        "dtype": chosen_dtype(options),
+        "prompt": options.prompt,
+        "num_frames": options.num_frames,
+        "window_frames": options.window_frames,
+        "sink_frames": options.sink_frames,
+        "seed": options.seed,
+        "steps": options.steps,
+    }
+
+
+def _stream(options: argparse.Namespace, height: int, width: int, state: PipelineStreamState | None) -> VideoStream:
+    import torch
+
+    return load_pipeline(options).stream(
+        options.prompt,
+        height=height,
+        width=width,
+        num_frames=options.num_frames,
+        num_inference_steps=options.steps,
+        # a resumed stream keeps its seeds
+        generator=torch.Generator().manual_seed(options.seed) if state is None else None,
+        source_kwargs={"window_frames": options.window_frames, "sink_frames": options.sink_frames},
+        output_type="uint8",
+        state=state,
+    )

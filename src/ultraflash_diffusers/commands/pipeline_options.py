@@ -1,10 +1,11 @@
 # Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
-"""What the commands that run the cascade share: its options, and loading it."""
+"""What the commands that run the cascade share: their options, and looking at a checkpoint before it is loaded."""
 
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -17,6 +18,24 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 1 or more")
     return int(text)
+
+
+def natural(text: str) -> int:
+    """Reads a whole number of 0 or more."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 0 or more")
+    return int(text)
+
+
+def seconds(text: str) -> float:
+    """Reads a time of 0 or more."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
+    return value
 
 
 def add_pipeline_options(command: argparse.ArgumentParser) -> None:
@@ -34,8 +53,7 @@ def add_pipeline_options(command: argparse.ArgumentParser) -> None:
 
 def add_stream_options(command: argparse.ArgumentParser) -> None:
     """Declares what decides the frames that a stream makes."""
-    command.add_argument("--num-frames", type=positive, metavar="N", help="frames of the result")
-    command.add_argument("--seed", type=int, default=0, help="of the noise (default: %(default)s)")
+    command.add_argument("--seed", type=natural, default=0, help="of the noise (default: %(default)s)")
     command.add_argument(
         "--steps", type=positive, default=1, help="SR steps; more than 1 only for multi-step models (default: 1)"
     )
@@ -44,7 +62,20 @@ def add_stream_options(command: argparse.ArgumentParser) -> None:
 def add_output_options(command: argparse.ArgumentParser) -> None:
     """Declares how the result is written."""
     command.add_argument("--crf", type=float, default=18, help="x264's rate factor, 1 (best) to 51 (default: 18)")
-    command.add_argument("--overwrite", action="store_true", help="replace OUTPUT, if it exists, once all is done")
+    command.add_argument("--resume", action="store_true", help="go on with an interrupted run of the same command")
+    command.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace OUTPUT, if it exists, once all is done, and without --resume what an interrupted run left",
+    )
+    command.add_argument(
+        "--save-every",
+        type=seconds,
+        default=5.0,
+        metavar="SECONDS",
+        help="how often to save what --resume goes on from (default: %(default)s); less often where saving would "
+        "take over a twentieth of the time",
+    )
 
 
 def checkpoint_name(options: argparse.Namespace) -> str:
@@ -54,15 +85,69 @@ def checkpoint_name(options: argparse.Namespace) -> str:
     return options.checkpoint or str(default_checkpoint())
 
 
+def pipeline_index(checkpoint: str) -> dict[str, Any]:
+    """Reads which components and settings a checkpoint has, without loading any weights.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such checkpoint, or it is none of this pipeline.
+    """
+    from .. import UltraFlashStreamingPipeline
+
+    try:
+        index = UltraFlashStreamingPipeline.load_config(checkpoint)
+    except OSError as error:
+        reason = "its model_index.json is missing" if Path(checkpoint).is_dir() else "no such folder or Hub name"
+        raise FileNotFoundError(f"--checkpoint {checkpoint!r}: {reason}") from error
+    expected = UltraFlashStreamingPipeline.__name__
+    if index.get("_class_name") != expected:
+        raise ValueError(f"--checkpoint {checkpoint!r} holds a {index.get('_class_name')}, expected a {expected}")
+    return index
+
+
+def missing_components(checkpoint: str, *names: str) -> list[str]:
+    """Returns which of these components a checkpoint lacks.
+
+    Raises:
+        FileNotFoundError, ValueError: as [`pipeline_index`] does.
+    """
+    index = pipeline_index(checkpoint)
+    return [name for name in names if index.get(name, (None, None))[0] is None]
+
+
 def upsampler_scale(checkpoint: str) -> int:
     """Reads a checkpoint's scale without loading any weights.
 
     Raises:
-        OSError: there is no such checkpoint, or it holds no upsampler.
+        FileNotFoundError, ValueError: as [`pipeline_index`] does.
+        OSError: it holds no upsampler.
     """
     from .. import CausalLatentUpsampler
 
+    pipeline_index(checkpoint)
     return CausalLatentUpsampler.load_config(checkpoint, subfolder="latent_upsampler")["scale"]
+
+
+def chosen_device(options: argparse.Namespace) -> torch.device:
+    """The device that was asked for, else a GPU, else the CPU.
+
+    Raises:
+        ValueError: there is no such device here.
+    """
+    import torch
+
+    name = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"--device {name!r} is no device: expected cpu, cuda, cuda:1 or the like") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"--device {name!r} was not found: PyTorch sees {torch.cuda.device_count()} CUDA devices")
+    return device
+
+
+def chosen_dtype(options: argparse.Namespace) -> str:
+    """The precision that was asked for, or the device's usual one."""
+    return options.dtype or ("float32" if chosen_device(options).type == "cpu" else "bfloat16")
 
 
 def load_pipeline(options: argparse.Namespace) -> UltraFlashStreamingPipeline:
@@ -72,17 +157,16 @@ def load_pipeline(options: argparse.Namespace) -> UltraFlashStreamingPipeline:
         OSError, ValueError: there is no such checkpoint or device.
     """
     import torch
+    from diffusers.utils import logging
+    from transformers.utils import logging as transformers_logging
 
     from .. import UltraFlashStreamingPipeline
 
-    name = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"--device {name!r} is no device: {error}") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"--device {name!r}: no CUDA device was found")
-    dtype: torch.dtype = getattr(torch, options.dtype or ("float32" if device.type == "cpu" else "bfloat16"))
-    pipe = UltraFlashStreamingPipeline.from_pretrained(checkpoint_name(options), dtype=dtype).to(device)
+    device, dtype = chosen_device(options), getattr(torch, chosen_dtype(options))
+    name = checkpoint_name(options)
+    pipeline_index(name)
+    for library in (logging, transformers_logging):
+        library.disable_progress_bar()  # of loading; the frames have one of their own
+    pipe = UltraFlashStreamingPipeline.from_pretrained(name, dtype=dtype).to(device)
     pipe.set_progress_bar_config(disable=True)
     return pipe

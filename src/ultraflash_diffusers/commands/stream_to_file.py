@@ -3,50 +3,77 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
+from safetensors import SafetensorError
 from tqdm import tqdm
 
 from ..models.stream_state import StreamState
 from ..pipelines.pipeline_output import StreamChunk
 from ..pipelines.video_stream import PipelineStreamState, VideoStream
-from ..video_io import DecodedFrame, VideoReader, VideoWriter
+from ..video_io import FRAGMENT_FRAMES, DecodedFrame, VideoReader, VideoWriter
 
-# A checkpoint holds the SR transformer's whole cache: rare enough to cost little, at fixed frames so that an
-# interrupted run and its continuation cut the file at the same places as an uninterrupted one
-_FRAMES_A_CHECKPOINT = 48
+_LARGEST_SHARE_OF_SAVING = 1 / 20
 
 
 @dataclass
 class FileStreamState(StreamState):
-    """What a run needs to go on after a checkpoint.
+    """What a run needs to go on after a checkpoint, beside the frames in the file.
 
     Args:
-        stream ([`PipelineStreamState`]): of the stream.
+        stream ([`PipelineStreamState`]): of the stream, which may be some frames ahead of the file.
+        unwritten (`torch.Tensor`): these frames, `[frames, height, width, 3]` uint8.
         times (`list[tuple[int, int]]`): timestamp and duration of the clip's frames that were read and whose results
-            were not written yet.
+            are not in the file; empty where the frames come from no clip.
     """
 
     stream: PipelineStreamState
+    unwritten: torch.Tensor
     times: list[tuple[int, int]]
 
 
 class TimedReader(VideoReader):
-    """A reader that remembers the timestamps of the frames that it has handed out, for the frames made from them."""
+    """A reader that remembers the timestamps of the frames that it has handed out, for the frames made from them.
 
-    def __init__(self, path: str | Path) -> None:
+    Args:
+        path (`str` or `Path`): the video file.
+        num_frames (`int`, *optional*): the most frames to read.
+
+    Attributes:
+        times (`deque[tuple[int, int]]`): timestamp and duration of the frames that were read; whoever writes the
+            results takes them out.
+        last_pts (`int` or `None`): timestamp of the last frame that an interrupted run has read: a quick way there.
+    """
+
+    def __init__(self, path: str | Path, num_frames: int | None = None) -> None:
         super().__init__(path)
+        self._limit = num_frames
         self.times: deque[tuple[int, int]] = deque()
+        self.last_pts: int | None = None
+
+    @property
+    def expected_frames(self) -> int | None:
+        """Frames to come, as far as known."""
+        return min((count for count in (self.info.num_frames, self._limit) if count is not None), default=None)
+
+    def seek(self, frame: int, after_pts: int | None = None) -> None:
+        super().seek(frame, self.last_pts if after_pts is None else after_pts)
 
     def __iter__(self) -> Iterator[DecodedFrame]:
         for frame in super().__iter__():
+            if frame.index == self._limit:
+                return
             self.times.append((frame.pts, frame.duration))
             yield frame
 
@@ -62,7 +89,7 @@ class Report:
         frames_made (`int`): frames made by this run; fewer, if it went on from an earlier one.
         seconds (`float`): from the first request for frames to the last one written.
         seconds_to_first_frames (`float`): until the first chunk was there.
-        stage_seconds (`dict[str, float]`): time in each stage.
+        stage_seconds (`dict[str, float]`): time in each stage, `"writing"` included.
     """
 
     output: Path
@@ -79,6 +106,11 @@ class Report:
         """Frames a second, reading, writing and all stages included; loading the checkpoint is not."""
         return self.frames_made / self.seconds if self.seconds else 0.0
 
+    def add(self, timings: Mapping[str, float]) -> None:
+        """Counts seconds of stages."""
+        for name, seconds in timings.items():
+            self.stage_seconds[name] = self.stage_seconds.get(name, 0.0) + seconds
+
     def show(self, as_json: bool) -> None:
         """Prints the report."""
         if as_json:
@@ -91,47 +123,151 @@ class Report:
         )
 
 
-def write_stream(
-    stream: VideoStream,
-    writer: VideoWriter,
-    num_frames: int | None,
-    times: deque[tuple[int, int]] | None = None,
-) -> Report:
-    """Writes a stream's frames as they are made, with a checkpoint every few seconds of video.
+@contextmanager
+def opened_writer(options: argparse.Namespace, width: int, height: int, **arguments: Any) -> Iterator[VideoWriter]:
+    """Opens the output, finishes it at the end, and says what is kept and how to go on where that is not reached.
 
     Args:
-        stream ([`VideoStream`]): with `output_type="np"`; closed afterwards, whatever happens.
-        writer ([`VideoWriter`]): takes the frames; finishing it is left to the caller's `with` block.
-        num_frames (`int`, *optional*): frames to come, as far as known, for the progress bar.
-        times (`deque[tuple[int, int]]`, *optional*): timestamp and duration of each frame to come; at the writer's
-            frame rate without them.
-
-    Returns:
-        [`Report`]: what was done.
+        options (`argparse.Namespace`): with `output`, `crf`, `resume` and `overwrite`.
+        width, height (`int`): of the frames.
+        arguments: more of [`VideoWriter`]'s.
     """
-    report = Report(writer.path, writer.settings.width, writer.settings.height)
-    start = time.perf_counter()
-    bar = tqdm(total=num_frames, initial=writer.frames_done, unit="frame", file=sys.stderr, desc=writer.path.name)
-    with stream, bar:
-        for chunk in stream:
-            report.seconds_to_first_frames = report.seconds_to_first_frames or time.perf_counter() - start
-            _write_chunk(writer, chunk, times)
-            before, after = chunk.frame_range
-            if before // _FRAMES_A_CHECKPOINT != after // _FRAMES_A_CHECKPOINT:
-                writer.checkpoint(FileStreamState(chunk.state(), list(times or ())).save)
-            for name, seconds in chunk.timings.items():
-                report.stage_seconds[name] = report.stage_seconds.get(name, 0.0) + seconds
-            report.frames_made += chunk.num_frames
-            bar.update(chunk.num_frames)
+    try:
+        writer = VideoWriter(
+            options.output,
+            width,
+            height,
+            crf=options.crf,
+            resume=options.resume,
+            overwrite=options.overwrite,
+            **arguments,
+        )
+    except (FileExistsError, ValueError) as error:
+        in_options = str(error).replace("resume=True", "--resume").replace("overwrite=True", "--overwrite")
+        raise type(error)(in_options) from error
+    try:
+        with writer:
+            yield writer
+    except BaseException as error:
+        if writer.partial_path.exists():
+            kept = f"{writer.frames_written} frames are kept in {writer.partial_path}, which plays"
+            print(f"ultraflash: {kept}; the same command with --resume goes on", file=sys.stderr)
+        if isinstance(error, torch.OutOfMemoryError):
+            raise ValueError(f"{width}x{height} frames need more memory than the device has: {error}") from error
+        raise
+
+
+class FileStream:
+    """Writes a stream's frames to a file as they are made, and saves every few seconds what is needed to go on.
+
+    The file is cut into fragments of a fixed length, and states are saved at its cuts alone: frames that the stream
+    has made beyond one are saved with its state. So a resumed run writes the very file of an uninterrupted one,
+    whenever states were saved.
+
+    Args:
+        writer ([`VideoWriter`]): takes the frames; finishing it is left to its `with` block.
+        num_frames (`int`, *optional*): frames of the whole video, as far as known, for the progress bar.
+        save_every (`float`): least seconds between two saved states; more pass where saving would otherwise take over
+            a twentieth of the time, since a state holds the networks' caches.
+        reader ([`TimedReader`], *optional*): the clip that the frames come from; its timestamps are theirs.
+        progress (`bool`, *optional*, defaults to `True`): whether to show a progress bar.
+    """
+
+    def __init__(
+        self,
+        writer: VideoWriter,
+        num_frames: int | None,
+        save_every: float,
+        reader: TimedReader | None = None,
+        progress: bool = True,
+    ) -> None:
+        self._writer = writer
+        self._num_frames = num_frames
+        self._save_every = save_every
+        self._reader = reader
+        self._progress = progress
+        self._next_save = 0.0
+
+    def run(self, open_stream: Callable[[PipelineStreamState | None], VideoStream]) -> Report:
+        """Makes and writes all frames that are missing.
+
+        Args:
+            open_stream (`Callable`): returns the stream, with `output_type="uint8"`, that goes on from a state or,
+                given `None`, starts.
+        """
+        writer = self._writer
+        report = Report(writer.path, writer.settings.width, writer.settings.height, frames=writer.frames_written)
+        if writer.complete:  # only finishing the file was interrupted
+            return report
+        stream = self._go_on(open_stream)
+        start = time.perf_counter()
+        self._next_save = start + self._save_every
+        with stream, self._progress_bar() as bar:
+            for chunk in stream:
+                writing = time.perf_counter()
+                report.seconds_to_first_frames = report.seconds_to_first_frames or writing - start
+                self._write(chunk)
+                report.add({"writing": time.perf_counter() - writing})
+                report.add(chunk.timings)
+                report.frames_made += chunk.num_frames
+                bar.update(chunk.num_frames)
         report.seconds = time.perf_counter() - start
         report.frames = writer.frames_written
-    return report
+        return report
+
+    def _go_on(self, open_stream: Callable[[PipelineStreamState | None], VideoStream]) -> VideoStream:
+        """Opens the stream at the writer's last checkpoint, with the frames that were made beyond it."""
+        if self._writer.state_path is None:
+            return open_stream(None)
+        state = FileStreamState.load(self._writer.state_path)
+        if self._reader is not None:
+            self._reader.times = deque(state.times)
+            self._reader.last_pts = state.times[-1][0] if state.times else self._writer.last_pts
+        stream = open_stream(state.stream)
+        self._put(state.unwritten.numpy())
+        return stream
+
+    def _progress_bar(self) -> tqdm:
+        return tqdm(
+            total=self._num_frames,
+            initial=self._writer.frames_written,
+            unit="frame",
+            desc=self._writer.path.name,
+            file=sys.stderr,
+            disable=not self._progress,
+        )
+
+    def _write(self, chunk: StreamChunk) -> None:
+        frames = np.asarray(chunk.frames[0])
+        to_last_cut = len(frames) - (self._writer.frames_written + len(frames)) % FRAGMENT_FRAMES
+        if to_last_cut > 0 and time.perf_counter() >= self._next_save:
+            self._put(frames[:to_last_cut])
+            frames = frames[to_last_cut:]
+            self._save(chunk, frames)
+        self._put(frames)
+
+    def _put(self, frames: np.ndarray) -> None:
+        if not len(frames):
+            return
+        if self._reader is None:
+            self._writer.write(frames)
+            return
+        pts, durations = zip(*(self._reader.times.popleft() for _ in frames), strict=True)
+        self._writer.write(frames, pts, durations)
+
+    def _save(self, chunk: StreamChunk, unwritten: np.ndarray) -> None:
+        start = time.perf_counter()
+        stream = chunk.state()  # before the times: it waits for whoever is still reading frames
+        times = [] if self._reader is None else list(self._reader.times)
+        state = FileStreamState(stream, torch.from_numpy(unwritten), times)
+        self._writer.checkpoint(lambda path: _save_state(state, path))
+        end = time.perf_counter()
+        self._next_save = end + max(self._save_every, (end - start) / _LARGEST_SHARE_OF_SAVING)
 
 
-def _write_chunk(writer: VideoWriter, chunk: StreamChunk, times: deque[tuple[int, int]] | None) -> None:
-    frames = np.rint(np.asarray(chunk.frames[0]) * 255).astype(np.uint8)
-    if times is None:
-        writer.write(frames)
-    else:
-        shown = [times.popleft() for _ in range(chunk.num_frames)]
-        writer.write(frames, [pts for pts, _ in shown], [duration for _, duration in shown])
+def _save_state(state: FileStreamState, path: Path) -> None:
+    try:
+        state.save(path)
+    except SafetensorError as error:  # what a full disk comes out as
+        path.unlink(missing_ok=True)
+        raise OSError(f"the state to resume from cannot be saved to {str(path)!r}: {error}") from error

@@ -4,25 +4,24 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from collections import deque
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .pipeline_options import (
     add_output_options,
     add_pipeline_options,
     add_stream_options,
     checkpoint_name,
+    chosen_dtype,
     load_pipeline,
+    missing_components,
     positive,
     upsampler_scale,
 )
 
 if TYPE_CHECKING:
-    from ..pipelines.video_stream import VideoStream
-    from ..video_io import VideoWriter
-    from .stream_to_file import FileStreamState, TimedReader
+    from ..pipelines.video_stream import PipelineStreamState, VideoStream
+    from .stream_to_file import TimedReader
 
     SubParsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -45,81 +44,60 @@ def add_upscale(commands: SubParsers) -> argparse.ArgumentParser:
         default="wavelet",
         help="keep the colours of the input (default: %(default)s)",
     )
+    command.add_argument("--num-frames", type=positive, metavar="N", help="take the first N frames, or all there are")
     add_stream_options(command)
     add_pipeline_options(command)
     add_output_options(command)
-    command.add_argument("--resume", action="store_true", help="go on with an interrupted run of the same command")
     command.set_defaults(run=_run)
     return command
 
 
 def _run(options: argparse.Namespace) -> None:
-    from ..video_io import VideoWriter
-    from .stream_to_file import Report, TimedReader, write_stream
+    from .stream_to_file import FileStream, TimedReader, opened_writer
 
-    reader = TimedReader(options.input)
+    reader = TimedReader(options.input, options.num_frames)
     scale = _checked_scale(options)
-    width, height = reader.info.width * scale, reader.info.height * scale
-    writer = VideoWriter(
-        options.output,
-        width,
-        height,
-        source=reader,
-        crf=options.crf,
-        resume=options.resume,
-        overwrite=options.overwrite,
-    )
-    try:
-        with writer:
-            if writer.complete:  # only finishing the file was interrupted
-                report = Report(options.output, width, height, frames=writer.frames_written)
-            else:
-                stream = _stream(options, reader, _resumed(writer, reader))
-                report = write_stream(stream, writer, _expected_frames(options, reader), reader.times)
-    except KeyboardInterrupt:
-        kept = f"its frames are kept in {writer.partial_path}, the same command with --resume goes on"
-        print(f"ultraflash: interrupted after {writer.frames_written} frames: {kept}", file=sys.stderr)
-        raise
-    if reader.frames_damaged:
-        print(f"ultraflash: {reader.frames_damaged} damaged parts of the input were skipped", file=sys.stderr)
+    size = (reader.info.width * scale, reader.info.height * scale)
+    with opened_writer(options, *size, source=reader, made_with=_made_with(options)) as writer:
+        expected, progress = reader.expected_frames, not options.json
+        stream = FileStream(writer, expected, options.save_every, reader, progress)
+        report = stream.run(lambda state: _stream(options, reader, state))
     report.show(options.json)
 
 
 def _checked_scale(options: argparse.Namespace) -> int:
-    own = upsampler_scale(checkpoint_name(options))
+    checkpoint = checkpoint_name(options)
+    if options.prompt is not None and missing_components(checkpoint, "text_encoder", "tokenizer"):
+        raise ValueError(f"--prompt {options.prompt!r}: this checkpoint has no text encoder to read it")
+    own = upsampler_scale(checkpoint)
     if options.scale not in (None, own):
         raise ValueError(f"--scale {options.scale}: this checkpoint upscales {own} times, and only that")
     return own
 
 
-def _expected_frames(options: argparse.Namespace, reader: TimedReader) -> int | None:
-    counts = [count for count in (options.num_frames, reader.info.num_frames) if count is not None]
-    return min(counts, default=None)
+def _made_with(options: argparse.Namespace) -> dict[str, Any]:
+    """What the frames depend on, beside the clip."""
+    return {
+        "checkpoint": options.checkpoint,
+        "dtype": chosen_dtype(options),
+        "prompt": options.prompt,
+        "color_correction": options.color_correction,
+        "num_frames": options.num_frames,
+        "seed": options.seed,
+        "steps": options.steps,
+    }
 
 
-def _resumed(writer: VideoWriter, reader: TimedReader) -> FileStreamState | None:
-    """The state at the writer's last checkpoint; `None` where the clip starts anew."""
-    from .stream_to_file import FileStreamState
-
-    if writer.state_path is None:
-        return None
-    state = FileStreamState.load(writer.state_path)
-    reader.times = deque(state.times)
-    return state
-
-
-def _stream(options: argparse.Namespace, reader: TimedReader, state: FileStreamState | None) -> VideoStream:
+def _stream(options: argparse.Namespace, reader: TimedReader, state: PipelineStreamState | None) -> VideoStream:
     import torch
 
-    pipe = load_pipeline(options)
-    return pipe.stream(
+    return load_pipeline(options).stream(
         options.prompt,
         reader,
-        num_frames=options.num_frames,
         num_inference_steps=options.steps,
         # a resumed stream keeps its seeds
         generator=torch.Generator().manual_seed(options.seed) if state is None else None,
         color_correction=options.color_correction,
-        output_type="np",
-        state=None if state is None else state.stream,
+        output_type="uint8",
+        state=state,
     )
