@@ -33,7 +33,7 @@ from ultraflash_diffusers.training.distill_stage import (
     sparse_student,
 )
 from ultraflash_diffusers.training.distribution_matching import DistributionMatching
-from ultraflash_diffusers.training.inputs import load_data
+from ultraflash_diffusers.training.inputs import cache_folder, load_data
 from ultraflash_diffusers.training.loop import make_accelerator, train
 from ultraflash_diffusers.training.perceptual import PERCEPTUAL_LOSSES, PerceptualLoss
 from ultraflash_diffusers.training.prompts import Prompts, text_pipeline
@@ -241,7 +241,7 @@ def main(arguments: argparse.Namespace) -> dict[str, float]:
         fake_score,
         upsampler,
         autoencoder,
-        Prompts.embed(texts, pipe),
+        Prompts.embed(texts, pipe, cache_folder(arguments)),
         objective,
         distillation_objective(arguments),
         reward,

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Self
 
@@ -232,22 +233,24 @@ class DistillationStage(SRStage):
         flow = guided(conditional, unconditional, self.distillation.matching.guidance_scale)
         return integrate(flow, noise, self._inference_sigmas(self.distillation.teacher_steps))
 
-    def validate(self, batch: Batch) -> dict[str, float]:
+    def validate(self, batch: Batch) -> Mapping[str, float | torch.Tensor]:
         """The streamed student's measures, and how near it comes to the teacher from the same noise."""
         condition = self.condition(batch)
         inputs = self._validation_inputs(condition, batch.texts)
-        result, taught = (
-            self.autoencoder.decode(latents).sample for latents in (self._restored(*inputs), self._taught(*inputs))
-        )
-        measures = self._measured(result, condition, batch)
-        result, taught = (self.objective.pixel_loss.corrected(pixels, batch.low) for pixels in (result, taught))
-        measures["psnr_to_teacher"] = psnr(result, taught).item()
-        measures["psnr_of_teacher"] = psnr(taught, batch.high).item()
-        measures["detail_of_teacher"] = detail_ratio(taught, batch.high).item()
+        decoded = self.autoencoder.decode(self._restored(*inputs)).sample
+        shown = self._shown(decoded, batch)
+        taught = self.autoencoder.decode(self._taught(*inputs)).sample
+        result, taught = shown["result"], self.objective.pixel_loss.corrected(taught, batch.low)
+        measures = {
+            **self._measured(decoded, condition, batch),
+            "psnr_to_teacher": psnr(result, taught).item(),
+            "psnr_of_teacher": psnr(taught, batch.high).item(),
+            "detail_of_teacher": detail_ratio(taught, batch.high).item(),
+        }
         if self.reward is not None:
             measures["reward"] = _score(self.reward, result).item()
             measures["reward_of_teacher"] = _score(self.reward, taught).item()
-        return measures
+        return {**measures, "input": shown["input"], "result": result, "teacher": taught, "truth": shown["truth"]}
 
 
 def check_networks(student: UltraFlashSRTransformer, teacher: UltraFlashSRTransformer) -> None:
