@@ -4,9 +4,13 @@
 from __future__ import annotations
 
 import json
+import runpy
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from ultraflash_diffusers.degradation import (
     H264,
@@ -34,6 +38,7 @@ from ultraflash_diffusers.degradation import (
 )
 from ultraflash_diffusers.degradation.temporal import line_kernel
 
+EXAMPLES = Path(__file__).parent.parent / "examples"
 TRANSFORMS: list[Transform] = [
     TemporalMorph(),
     FrameDrop(),
@@ -274,6 +279,17 @@ def test_cutmix_puts_a_box_of_one_branch_into_the_other() -> None:
     assert 8 < sum(inside) < 32
     with pytest.raises(ValueError, match="`first` and `second`"):
         CutMix(Compose(), Downscale(2))(clip, seeded(0))
+
+
+def test_the_sheet_shows_every_operation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = tmp_path / "sheet.png"
+    monkeypatch.setattr(sys, "argv", ["degradation_sheet.py", "--output", str(output)])
+    sheet = runpy.run_path(str(EXAMPLES / "degradation_sheet.py"))
+    sheet["main"]()
+    picture = np.asarray(Image.open(output))
+    rows = picture.reshape(len(sheet["ROWS"]), -1, *picture.shape[1:])[:, :, sheet["LABEL"] :]
+    assert rows.shape[1:] == (192, 5 * 336, 3)
+    assert all(error(row, rows[0]) > 1 for row in rows[1:])
 
 
 # ---- presets, and degradations as data

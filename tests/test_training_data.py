@@ -200,6 +200,16 @@ def small_disk() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+def test_clips_are_prepared_alike_by_several_threads(videos: Path, tmp_path: Path) -> None:
+    sources = find_sources(videos) * 2
+    how = Preparation(scale=2, degradation=degradation_preset("aigc"), versions=1)
+    one, three = (prepare_clips(sources, tmp_path / str(workers), how, None, workers) for workers in (1, 3))
+    assert names(one) == names(three) == [*SIZES, *SIZES]
+    for alone, together in zip(one, three, strict=True):
+        for file, other in zip((alone.high, *alone.lows), (together.high, *together.lows), strict=True):
+            np.testing.assert_array_equal(np.load(file), np.load(other))
+
+
 def test_a_full_disk_is_no_unreadable_clip(videos: Path, tmp_path: Path, small_disk: None) -> None:
     source = Source(videos / "wide.mp4")  # 55 kB of pixels
     with pytest.raises(OSError, match="cache could not be written.*0000.npy"):

@@ -141,10 +141,12 @@ class GaussianNoise:
 
     def __call__(self, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         check_clip(frames)
-        noise = rng.standard_normal(frames.shape, dtype=np.float32)
-        noise *= np.float32(draw(rng, self.std))
-        pairs = zip(frames, noise, strict=True)
-        return np.stack([cv2.add(frame, change, dtype=cv2.CV_8U) for frame, change in pairs])
+        std = np.float32(draw(rng, self.std))
+        noisy = np.empty_like(frames)
+        for t, frame in enumerate(frames):
+            noise = std * rng.standard_normal(frame.shape, dtype=np.float32)
+            noisy[t] = cv2.add(frame, noise, dtype=cv2.CV_8U)
+        return noisy
 
 
 def _resized(frames: np.ndarray, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:

@@ -157,7 +157,10 @@ def _add_data_arguments(parser: argparse.ArgumentParser, crops: str, takes_promp
         help="crops of a batch, on each device: one number, or one for each size",
     )
     group.add_argument(
-        "--dataloader_num_workers", type=non_negative(int), default=0, help="processes that load; 0 is the main one"
+        "--dataloader_num_workers",
+        type=non_negative(int),
+        default=0,
+        help="processes that load batches, 0 is the main one; and threads that prepare clips",
     )
 
 

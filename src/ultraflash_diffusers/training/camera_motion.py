@@ -7,9 +7,12 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from ..degradation import smooth_trajectory
+
 # how much larger than the frame the picture is at first: room for the camera to move
 ROOM = 1.25
 MAX_DEGREES = 2.0
+PERIOD = 48.0  # frames that the camera takes to come back, or more
 SMALLEST = 16  # side of a picture, in pixels
 
 
@@ -37,19 +40,11 @@ def animate_picture(picture: np.ndarray, frames: int, resolution: int | None, rn
     size = tuple(round(side * target / shorter) for side in picture.shape[:2])
     picture = np.asarray(Image.fromarray(picture).resize(size[::-1], Image.Resampling.LANCZOS))
     height, width = (int(side / ROOM) for side in size)
-    pan_x, pan_y, zoom, turn = (_smooth_path(frames, rng) for _ in range(4))
+    pan_x, pan_y, zoom, turn = smooth_trajectory(rng, frames, count=4, period=PERIOD)
     clip = np.empty((frames, height, width, 3), np.uint8)
     for t in range(frames):
         clip[t] = _view(picture, (height, width), pan_x[t], pan_y[t], zoom[t], turn[t])
     return clip
-
-
-def _smooth_path(frames: int, rng: np.random.Generator) -> np.ndarray:
-    """A slow curve in [-1, 1]: two sinusoids of random phase, amplitude and a period of at least two seconds."""
-    time = np.arange(frames) / 24
-    amplitudes = rng.uniform(0, 0.5, 2)
-    rates, phases = rng.uniform(0, 0.5, 2), rng.uniform(0, 2 * np.pi, 2)
-    return sum(a * np.sin(2 * np.pi * r * time + p) for a, r, p in zip(amplitudes, rates, phases, strict=True))
 
 
 def _view(

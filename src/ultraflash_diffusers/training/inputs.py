@@ -57,13 +57,14 @@ def load_data(
     _check(arguments, spatial, temporal)
     training, validation = _preparations(arguments, scale, versions)
     left_out: list[LeftOut] = []
+    workers = max(1, arguments.dataloader_num_workers)
     with accelerator.local_main_process_first():
         cache = cache_folder(arguments)
-        clips = prepare_clips(_training_sources(arguments, cache, left_out), cache, training, left_out)
+        clips = prepare_clips(_training_sources(arguments, cache, left_out), cache, training, left_out, workers)
         held_out_clips = []
         if arguments.validation_data_dir is not None:
             sources = find_sources(arguments.validation_data_dir, _caption_key(arguments), left_out)
-            held_out_clips = prepare_clips(sources, cache, validation, left_out)
+            held_out_clips = prepare_clips(sources, cache, validation, left_out, workers)
     _report_missing_captions(clips, arguments.caption_column)
     dataset = CropDataset(
         clips, arguments.crops, arguments.train_batch_size, arguments.crop_weights, scale, with_flow, arguments.seed

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -127,9 +128,13 @@ def find_sources(
 
 
 def prepare_clips(
-    sources: Iterable[Source], cache_dir: str | Path, how: Preparation, left_out: list[LeftOut] | None = None
+    sources: Iterable[Source],
+    cache_dir: str | Path,
+    how: Preparation,
+    left_out: list[LeftOut] | None = None,
+    workers: int = 1,
 ) -> list[CachedClip]:
-    """Decodes and degrades what the cache does not hold yet, and lists all clips.
+    """Prepares sources that are not in the cache yet, and lists the clips of all.
 
     A source that cannot be read is left out, with a warning.
 
@@ -138,29 +143,41 @@ def prepare_clips(
         cache_dir (`str` or `Path`): created if there is none. Each hour of 384x640 video takes about 64 GB.
         how (`Preparation`): sizes, degradation and seed.
         left_out (list of `LeftOut`, *optional*): gets the sources that cannot be read.
+        workers (`int`, *optional*, defaults to 1): threads, each of which prepares a source at a time. The result does
+            not depend on it.
 
     Raises:
         ValueError: none of the sources could be read, or the degradation does not make clips `scale` times smaller.
         OSError: the cache cannot be written, for instance because the disk is full.
     """
-    clips: list[CachedClip] = []
-    unreadable: list[LeftOut] = []
     sources = list(sources)
-    for source in tqdm(sources, desc="Preparing", unit="source", disable=None):
-        folder = Path(cache_dir) / _fingerprint(source, how)
-        index = folder / "index.json"
-        if not index.is_file():
-            try:
-                _prepare(source, folder, how)
-            except UnreadableSource as error:
-                unreadable.append(LeftOut(str(source.path), str(error)))
-                logger.warning(f"left out {str(source.path)!r}: {error}")
-                continue
-        clips += [_from_index(folder, entry, source.text) for entry in json.loads(index.read_text())]
-    _report(unreadable, f"{len(unreadable)} of {len(sources)} sources: they cannot be read", left_out)
+    folders = [Path(cache_dir) / _fingerprint(source, how) for source in sources]
+    once = dict(zip(folders, sources, strict=True))  # a file may be named several times
+    with ThreadPoolExecutor(workers) as pool:
+        outcomes = pool.map(lambda folder: _error_in(once[folder], folder, how), once)
+        errors = dict(zip(once, tqdm(outcomes, "Preparing", len(once), unit="source", disable=None), strict=True))
+    unreadable = [LeftOut(str(once[folder].path), str(error)) for folder, error in errors.items() if error is not None]
+    for entry in unreadable:
+        logger.warning(f"left out {entry.file!r}: {entry.reason}")
+    _report(unreadable, f"{len(unreadable)} of {len(once)} sources: they cannot be read", left_out)
+    clips = []
+    for folder, source in zip(folders, sources, strict=True):
+        if errors[folder] is None:
+            entries = json.loads((folder / "index.json").read_text())
+            clips += [_from_index(folder, entry, source.text) for entry in entries]
     if not clips:
         raise ValueError("`sources`: not one of them could be read")
     return clips
+
+
+def _error_in(source: Source, folder: Path, how: Preparation) -> UnreadableSource | None:
+    """Prepares a source, if that is not done yet; returns what is wrong with it, if anything is."""
+    if not (folder / "index.json").is_file():
+        try:
+            _prepare(source, folder, how)
+        except UnreadableSource as error:
+            return error
+    return None
 
 
 def _report(entries: list[LeftOut], summary: str, left_out: list[LeftOut] | None) -> None:
