@@ -21,7 +21,7 @@ from ultraflash_diffusers import UltraFlashSRTransformer, UltraFlashStreamingPip
 from ultraflash_diffusers.rewards import load_reward
 from ultraflash_diffusers.training.arguments import non_negative, positive, share, training_parser
 from ultraflash_diffusers.training.data import Batch
-from ultraflash_diffusers.training.inputs import load_data
+from ultraflash_diffusers.training.inputs import cache_folder, load_data
 from ultraflash_diffusers.training.loop import make_accelerator, train
 from ultraflash_diffusers.training.preference_pairs import BestOfPairs, PairMaker, TeacherPairs
 from ultraflash_diffusers.training.preference_stage import PreferenceStage, PromptBatch, PromptDataset, whole_groups
@@ -167,7 +167,7 @@ def main(arguments: argparse.Namespace) -> dict[str, float]:
     texts |= {text for batch in validation for text in batch.texts}
     if pipe.text_encoder is not None:
         pipe.text_encoder.to(accelerator.device)
-    prompts = Prompts.embed(texts, pipe)
+    prompts = Prompts.embed(texts, pipe, cache_folder(arguments))
     # its work is done, and it may be the largest network of all
     pipe.register_modules(text_encoder=None, tokenizer=None)
     stage = PreferenceStage(pipe, pairs, prompts, arguments.beta, arguments.num_inference_steps)
