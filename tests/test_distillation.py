@@ -358,6 +358,17 @@ def test_regression_comes_near_to_the_teachers_results() -> None:
     assert measured["regression"][-1] < 0.5 * measured["regression"][0]
 
 
+@pytest.mark.parametrize("prediction_type", ["flow", "detail"])
+def test_the_fake_score_follows_the_student(prediction_type: str) -> None:
+    late = []
+    for learning_rate in (0.0, 1e-2):
+        stage = make_stage(make_teacher(prediction_type=prediction_type), fake_updates=25)
+        measured = optimise(stage, steps=26, learning_rate=learning_rate)
+        assert len(measured["fake_score"]) == 25 and len(measured["matching"]) == 1
+        late.append(sum(measured["fake_score"][-5:]))
+    assert late[1] < 0.95 * late[0]  # of the same batches and noise
+
+
 def test_what_judges_stays_in_evaluation_mode() -> None:
     class Judge(nn.Module):
         def __init__(self) -> None:
