@@ -711,6 +711,7 @@ def test_what_is_shared_is_the_result_and_not_the_cache() -> None:
         "cache/clip/0000.npy",
         "checkpoint-3/optimizer.bin",
         "validation/step-3/clip-0.mp4",
+        "left_out.jsonl",
     ]
     assert list(filter_repo_objects(files, ignore_patterns=hub.PRIVATE)) == files[:3]
     run = hub.FinishedRun(30, 7200.0, 2, 3, {"validation/psnr": 31.25}, {"learning_rate": 1e-4, "dataset_name": "a/b"})

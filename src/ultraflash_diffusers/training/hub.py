@@ -10,7 +10,7 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData, create_repo, upload_folder
 
 # what stays at home
-PRIVATE = ["cache/**", "checkpoint-*/**", "ultraflash/**", "validation/**", "wandb/**"]
+PRIVATE = ["cache/**", "checkpoint-*/**", "left_out.jsonl", "ultraflash/**", "validation/**", "wandb/**"]
 
 # what a model card names; the rest is in the settings' file
 CARD_SETTINGS = (
