@@ -28,6 +28,9 @@ from diffusers import (
     HunyuanVideoTransformer3DModel,
     LTXPipeline,
     LTXVideoTransformer3DModel,
+    SkyReelsV2DiffusionForcingPipeline,
+    SkyReelsV2Transformer3DModel,
+    UniPCMultistepScheduler,
     WanPipeline,
     WanTransformer3DModel,
 )
@@ -414,6 +417,13 @@ def anyflow_pipeline():
     return AnyFlowFARPipeline(None, None, transformer, wan_vae(), FlowMapEulerDiscreteScheduler(shift=5.0))
 
 
+def skyreels_pipeline():
+    torch.manual_seed(0)
+    transformer = SkyReelsV2Transformer3DModel(**WAN_TRANSFORMER, rope_max_seq_len=32, inject_sample_info=True)
+    scheduler = UniPCMultistepScheduler(flow_shift=8.0, prediction_type="flow_prediction", use_flow_sigmas=True)
+    return SkyReelsV2DiffusionForcingPipeline(None, None, transformer, wan_vae(), scheduler)
+
+
 def quiet(pipeline):
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
@@ -451,6 +461,38 @@ def test_wan_pipeline_gives_exactly_the_frames_asked_for(num_frames):
     chunks = list(source_of(quiet(wan_pipeline()), **wan_arguments(num_frames)).chunks())
     assert sum(chunk.num_frames for chunk in chunks) == num_frames
     assert all_latents(chunks).shape[2] == -(-(num_frames - 1) // 4) + 1
+
+
+SKYREELS_MODES = {
+    "all frames at once": dict(num_frames=17),
+    "blocks in turns": dict(num_frames=17, num_inference_steps=3, ar_step=2, causal_block_size=1),
+    "a long video": dict(num_frames=33, base_num_frames=17, overlap_history=5, addnoise_condition=20),
+}
+
+
+@pytest.mark.parametrize("mode", SKYREELS_MODES)
+def test_skyreels_diffusion_forcing_hands_its_latents_over(mode):
+    pipeline = quiet(skyreels_pipeline())
+    call = WAN_CALL | SKYREELS_MODES[mode]
+    num_frames = call["num_frames"]
+    torch.manual_seed(0)  # noise on the condition comes from the global generator
+    expected = pipeline(None, **call, generator=seeded(), output_type="latent").frames
+    torch.manual_seed(0)
+    chunks = list(source_of(pipeline, source_kwargs=dict(call, generator=seeded())).chunks())
+    assert torch.equal(all_latents(chunks), expected) and expected.isfinite().all()
+    assert sum(chunk.num_frames for chunk in chunks) == num_frames
+    assert not any(chunk.restart for chunk in chunks)
+
+
+def test_skyreels_blocks_arrive_while_it_works():
+    pipeline = quiet(skyreels_pipeline())
+    gate = StepGate(free_steps=3)
+    call = WAN_CALL | SKYREELS_MODES["blocks in turns"] | dict(generator=seeded(), callback_on_step_end=gate)
+    chunks = source_of(pipeline, source_kwargs=call).chunks()
+    assert next(chunks).num_frames == 1
+    assert gate.steps == 3  # those of the first block; the last block has not begun
+    gate.opened.set()
+    assert [chunk.num_frames for chunk in chunks] == [4, 4, 4, 4]
 
 
 def pixel_bases():

@@ -38,6 +38,7 @@ _OTHER_LATENTS = {
     "Cosmos2_5_TransferPipeline": "its safety checker looks at frames",
     "Cosmos3OmniPipeline": "its safety checker looks at frames",
     "SkyReelsV2DiffusionForcingImageToVideoPipeline": "the frames of `last_image` are still on",
+    "SkyReelsV2DiffusionForcingVideoToVideoPipeline": "the given video's frames are missing",
     "WanAnimatePipeline": "the last segment alone",
     "WanVACEPipeline": "reference frames are still on",
 }
@@ -53,17 +54,21 @@ class LiveChunks:
             `[batch, channels, frames, height, width]`.
         not_with (`tuple[str, ...]`, *optional*): call arguments that put frames into the video which no callback
             shows; with one of them the whole video is taken at the end.
+        forced (`bool`, *optional*, defaults to `False`): diffusion forcing, where each latent frame has a timestep of
+            its own: not chunks are shown but windows of the video, whose frames pass on as they are finished.
     """
 
     independent: bool
     frames_first: bool = False
     not_with: tuple[str, ...] = ()
+    forced: bool = False
 
 
 LIVE_CHUNKS: dict[str, LiveChunks] = {
     "AnyFlowFARPipeline": LiveChunks(independent=False, frames_first=True, not_with=("video", "video_latents")),
     "HeliosPipeline": LiveChunks(independent=True),
     "HeliosPyramidPipeline": LiveChunks(independent=True),
+    "SkyReelsV2DiffusionForcingPipeline": LiveChunks(independent=False, forced=True),
 }
 """By class name, inherited by subclasses; add your own pipeline's here."""
 
@@ -167,12 +172,15 @@ class _PipelineRun:
         if num_frames is not None:
             ours["num_frames"] = _allowed_frames(pipeline, num_frames)
         ours = {name: value for name, value in ours.items() if value is not None and name in self.parameters}
-        self.kwargs = {**ours, **call_kwargs}
+        # some have to be told that there is no prompt beside its embeddings
+        no_prompt = {"prompt": None} if "prompt" in self.parameters else {}
+        self.kwargs = {**no_prompt, **ours, **call_kwargs}
         self.user_callback = self.kwargs.pop("callback_on_step_end", None)
         output_type = self.kwargs.pop("output_type", None)
         self.gives_latents = _gives_latents(pipeline, autoencoder, output_type)
         self.output_type = "latent" if self.gives_latents else output_type or "pt"
         self.live = self._live_chunks()
+        self.window_frames_done = 0
 
     def __call__(self, channel: Channel[torch.Tensor]) -> None:
         if "callback_on_step_end" in self.parameters:
@@ -207,11 +215,26 @@ class _PipelineRun:
         def on_step_end(pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             channel.check()
             changed = user(pipeline, step, timestep, tensors) if user is not None else {}
-            if self.live is not None and step == len(pipeline.scheduler.timesteps) - 1:
-                self._pass_on(changed.get("latents", tensors["latents"]), self.live, channel)
+            if self.live is not None:
+                latents = changed.get("latents", tensors["latents"])
+                if self.live.forced:
+                    latents = self._finished_frames(step, timestep, latents)
+                    finished = latents.shape[2] > 0
+                else:
+                    finished = step == len(pipeline.scheduler.timesteps) - 1
+                if finished:
+                    self._pass_on(latents, self.live, channel)
             return changed
 
         return {"callback_on_step_end": on_step_end, "callback_on_step_end_tensor_inputs": names}
+
+    def _finished_frames(self, step: int, timesteps: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+        """The frames of a window that are finished by now and were not passed on yet."""
+        first = self.window_frames_done
+        if step == 0 and first:  # a window repeats the end of the one before
+            first = -(-self.kwargs["overlap_history"] // self.pipeline.vae_scale_factor_temporal)
+        self.window_frames_done = max(first, int((timesteps <= self.pipeline.scheduler.timesteps[-1]).sum()))
+        return latents[:, :, first : self.window_frames_done]
 
     def _pass_on(self, latents: torch.Tensor, live: LiveChunks, channel: Channel[torch.Tensor]) -> None:
         latents = latents.transpose(1, 2) if live.frames_first else latents
