@@ -240,6 +240,19 @@ def test_the_prompt_changes_in_mid_stream(overlap):
     assert (joined(chunks)[:, boundary:] - other[:, boundary:]).abs().max() > 1e-5  # the past is remembered
 
 
+def test_a_prompts_keys_and_values_are_never_those_of_the_former_one(monkeypatch):
+    def changed():
+        stream = start(prompt="a red ball", num_frames=FRAMES, height=16, width=12)
+        chunks = [next(stream)]
+        stream.set_prompt("the cat")
+        return joined([*chunks, *stream])
+
+    computed_each_time = changed()
+    for network in (PIPE.transformer, PIPE.generator_transformer):
+        monkeypatch.setattr(network, "cache_text", True)
+    torch.testing.assert_close(changed(), computed_each_time, atol=1e-5, rtol=0)
+
+
 def test_the_prompt_change_reaches_the_generator_and_the_saved_state():
     arguments = {"num_frames": FRAMES, "height": 16, "width": 12}
     stream = start(prompt="a red ball", **arguments)

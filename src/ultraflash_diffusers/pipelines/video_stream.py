@@ -187,7 +187,12 @@ class VideoStream(Iterator[StreamChunk]):
     ) -> None:
         """Changes the prompt from the next group on whose making has not begun.
 
-        That is the next one to be yielded or, where decoding overlaps denoising, the one after it.
+        That is the next one to be yielded or, where decoding overlaps denoising, the one after it. Cross-attention
+        reads the new prompt alone from there on. What self-attention remembers of earlier frames, in the generator and
+        in the SR transformer, was computed under the former prompt and is not computed again: the scene goes on and
+        turns to the new prompt as those frames leave the windows, which the generator's sink and a global cache never
+        let go. (LongLive, arXiv 2509.22622, computes the generator's anew.) A source that is a diffusers pipeline
+        keeps its prompt.
 
         Args:
             prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, max_sequence_length: as in
