@@ -200,6 +200,14 @@ def small_disk() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+def test_lost_edges_are_counted(videos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(2):  # and when they come from the cache
+        caplog.clear()
+        clips = prepare_clips(find_sources(videos), tmp_path, Preparation(scale=3))
+        assert [(clip.height, clip.width) for clip in clips] == [(30, 63), (63, 30), (63, 63), (24, 24)]
+        assert "3 of 4 clips lost edges: their sizes were no multiples of 3" in caplog.text
+
+
 def test_clips_are_prepared_alike_by_several_threads(videos: Path, tmp_path: Path) -> None:
     sources = find_sources(videos) * 2
     how = Preparation(scale=2, degradation=degradation_preset("aigc"), versions=1)

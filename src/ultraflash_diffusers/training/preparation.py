@@ -160,13 +160,16 @@ def prepare_clips(
     for entry in unreadable:
         logger.warning(f"left out {entry.file!r}: {entry.reason}")
     _report(unreadable, f"{len(unreadable)} of {len(once)} sources: they cannot be read", left_out)
-    clips = []
+    clips, cut = [], 0
     for folder, source in zip(folders, sources, strict=True):
         if errors[folder] is None:
             entries = json.loads((folder / "index.json").read_text())
             clips += [_from_index(folder, entry, source.text) for entry in entries]
+            cut += sum(entry.get("cut", False) for entry in entries)
     if not clips:
         raise ValueError("`sources`: not one of them could be read")
+    if cut:
+        logger.warning(f"{cut} of {len(clips)} clips lost edges: their sizes were no multiples of {how.scale}")
     return clips
 
 
@@ -218,7 +221,8 @@ def _from_index(folder: Path, entry: dict, text: str) -> CachedClip:
 def _prepare(source: Source, folder: Path, how: Preparation) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     entries = []
-    for number, clip in enumerate(_clips(source, how)):
+    for number, whole in enumerate(_clips(source, how)):
+        clip = _cropped(whole, how.scale)
         high = f"{number:04d}.npy"
         if not (folder / high).is_file():
             save_array(folder / high, clip)
@@ -230,7 +234,8 @@ def _prepare(source: Source, folder: Path, how: Preparation) -> None:
                 rng = np.random.default_rng((how.seed, name, number, version))
                 save_array(folder / low, _degraded(clip, how.degradation, how.scale, rng))
         frames, height, width = clip.shape[:3]
-        entries.append({"high": high, "lows": lows, "frames": frames, "height": height, "width": width})
+        size = {"frames": frames, "height": height, "width": width}
+        entries.append({"high": high, "lows": lows, **size, "cut": clip.shape != whole.shape})
     temporary = folder / "index.tmp"
     temporary.write_text(json.dumps(entries))
     os.replace(temporary, folder / "index.json")
@@ -252,7 +257,7 @@ def _clips(source: Source, how: Preparation) -> Iterator[np.ndarray]:
     """
     try:
         for clip in _read(source, how):
-            if 0 in clip.shape:
+            if min(clip.shape[1:3]) < how.scale:
                 raise UnreadableSource(f"its frames have fewer than {how.scale} pixels a side")
             yield clip
     # the last two are Pillow's, for some broken pictures and for ones so large that they may be an attack
@@ -265,12 +270,11 @@ def _read(source: Source, how: Preparation) -> Iterator[np.ndarray]:
         with Image.open(source.path) as picture:
             pixels = np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
         rng = np.random.default_rng((how.seed, pixels.shape[0], pixels.shape[1], int(pixels.sum())))
-        clip = animate_picture(pixels, how.clip_frames, how.resolution, rng)
-        yield _cropped(clip, how.scale)
+        yield animate_picture(pixels, how.clip_frames, how.resolution, rng)
         return
     frames = (_fitted(frame.pixels, how.resolution) for frame in VideoReader(source.path))
     while clip_frames := list(islice(frames, how.clip_frames)):
-        yield _cropped(np.stack(clip_frames), how.scale)
+        yield np.stack(clip_frames)
 
 
 def _fitted(pixels: np.ndarray, resolution: int | None) -> np.ndarray:
