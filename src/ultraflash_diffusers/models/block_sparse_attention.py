@@ -17,6 +17,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -348,7 +349,7 @@ def select_blocks(
     position = torch.arange(positions, device=device)
 
     kept_blocks = []
-    with torch.autocast(device.type, enabled=False):
+    with _without_autocast(device.type):
         for index in range(temporal):
             # the latest position that any alignment of the chunks could allow; shapes must not depend on `held`
             end = min(positions - temporal + index + settings.chunk_blocks, positions)
@@ -364,6 +365,10 @@ def select_blocks(
             buffer = torch.zeros(*kept.shape[:3], num_slots * spatial, dtype=torch.bool, device=device)
             kept_blocks.append(buffer.scatter_(-1, key_block.flatten(1).expand_as(kept), kept))
     return torch.cat(kept_blocks, dim=2)
+
+
+def _without_autocast(device: str) -> AbstractContextManager[None]:
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 def _keep_largest(scores: torch.Tensor, allowed: torch.Tensor, top_k: int) -> torch.Tensor:
@@ -552,7 +557,8 @@ def _choose_backend(
             )
         if with_gradients:
             raise ValueError("`backend` 'triton' has no gradients: use 'flex' or 'sdpa'")
-        return triton_attention.attend_opaquely if compiling else triton_attention.attend
+        opaque = compiling or query.device.type == "meta"
+        return triton_attention.attend_opaquely if opaque else triton_attention.attend
     if backend == "flex":
         if with_gradients and not on_cuda:
             raise ValueError("`backend` 'flex' has no gradients on a CPU: use 'gather' or 'sdpa'")

@@ -40,9 +40,12 @@ class LaunchSettings:
 
 
 def supports(device: torch.device, volume: int, channels: int) -> bool:
-    """Whether the kernel can run on `device` for blocks of `volume` tokens and heads of `channels` channels."""
+    """Whether the kernel can run on `device` for blocks of `volume` tokens and heads of `channels` channels.
+
+    On the meta device, for shapes alone, it needs no Triton.
+    """
     runs = AVAILABLE and (device.type == "cuda" or (device.type == "cpu" and INTERPRETED))
-    return runs and volume % 16 == 0 and channels in (16, 32, 64, 128, 256)
+    return (runs or device.type == "meta") and volume % 16 == 0 and channels in (16, 32, 64, 128, 256)
 
 
 def launch_choices(device: torch.device, volume: int, channels: int) -> list[LaunchSettings]:
@@ -62,7 +65,7 @@ if AVAILABLE:
     import triton.language as tl
 
     @triton.jit
-    def _attend_kernel(
+    def _attend_kernel(  # type: ignore[no-untyped-def]
         query,
         key,
         value,
@@ -144,7 +147,7 @@ def attend(
     Args:
         query (`torch.Tensor` of shape `[B, H, Q * V, D]`): block after block, like `key` and `value`.
         key, value (`torch.Tensor` of shape `[B, H, K * V, D]`): them.
-        kept (`torch.Tensor` of shape `[B, H, Q, K]`, bool): the key blocks that each query block attends to, never none.
+        kept (`torch.Tensor` of shape `[B, H, Q, K]`, bool): the key blocks of each query block, at least one.
         volume (`int`): V, tokens of a block.
         settings ([`LaunchSettings`], *optional*): the first of [`launch_choices`] by default.
 

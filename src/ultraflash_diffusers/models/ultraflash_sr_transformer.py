@@ -228,6 +228,11 @@ class UltraFlashSRTransformer(WanBackbone):
         network.load_state_dict(weights, assign=True)
         return network.train(model.training)
 
+    @property
+    def sparse_settings(self) -> BlockSparseSettings:
+        """The blocks of sparse attention and which of them attend to which."""
+        return self._settings
+
     def set_sparse_backend(self, backend: str) -> None:
         """Chooses how the sparse attention is computed: `"auto"`, `"flex"`, `"gather"`, `"sdpa"` or `"triton"`.
 

@@ -342,7 +342,8 @@ class WanBackbone(ModelMixin, ConfigMixin, PeftAdapterMixin, AttentionMixin):
     def _stream_dtype(hidden_states: torch.Tensor) -> torch.dtype:
         """The dtype that keys and values will have."""
         device = hidden_states.device.type
-        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_states.dtype
+        autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)  # not on "meta"
+        return torch.get_autocast_dtype(device) if autocast else hidden_states.dtype
 
     def _own_buffers(self, state: State) -> State:
         """The state for a call; its own copy where the backward pass will compute it again from the same buffers."""

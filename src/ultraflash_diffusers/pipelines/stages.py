@@ -205,7 +205,9 @@ class UpsampleStage:
     def __call__(self, segment: LatentSegment) -> torch.Tensor:
         """Returns the condition, `[batch, channels, frames, scale * height, scale * width]`."""
         state = None if segment.starts_clip else self.state
-        output = self._upsampler(segment.latents.to(self.device, self._upsampler.dtype), state=state)
+        # contiguous, since compiled networks tell apart how their input lies in what it was cut from
+        latents = segment.latents.to(self.device, self._upsampler.dtype).contiguous()
+        output = self._upsampler(latents, state=state)
         self.state = output.state
         return output.sample
 
@@ -558,7 +560,8 @@ class DecodeStage:
     def _decode(self, latent: LatentSegment, timings: StageTimings) -> torch.Tensor:
         with stage_timer(timings, "decoder", self.device):
             state = None if latent.starts_clip else self.state
-            output = self._autoencoder.decode(latent.latents.to(self.device, self._autoencoder.dtype), state=state)
+            latents = latent.latents.to(self.device, self._autoencoder.dtype).contiguous()
+            output = self._autoencoder.decode(latents, state=state)
             self.state = output.state
         return output.sample
 

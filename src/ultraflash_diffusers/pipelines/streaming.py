@@ -28,6 +28,7 @@ from .color_correction import COLOR_CORRECTIONS, ColorCorrection
 from .devices import execution_device, is_offloaded
 from .lora import UltraFlashLoraLoaderMixin
 from .noise import SeededFrameNoise, draw_seeds
+from .optimization import OptimizationReport, optimize
 from .pipeline_output import Frames, StreamChunk, UltraFlashPipelineOutput
 from .sources import Source, make_source
 from .stages import OutputType, SRSettings, StreamSettings
@@ -310,6 +311,50 @@ class UltraFlashStreamingPipeline(DiffusionPipeline, UltraFlashLoraLoaderMixin):
         state = None if state is None else state.clone()
         opened = self._open_source(source, prompt, embeds[0], seeds, settings, source_kwargs, state)
         return VideoStream(self, opened, settings, embeds, seeds, on_step, state)
+
+    def optimize(
+        self,
+        *,
+        cache_text: bool = True,
+        channels_last: bool = True,
+        fp8: bool = False,
+        sparse_backend: str | None = None,
+        size: tuple[int, int] | None = None,
+        compile: bool = True,
+        compile_backend: str = "inductor",
+    ) -> OptimizationReport:
+        """Makes later streams faster, and reports what it did. To be called once, when all weights are in place.
+
+        Compiled code takes one shape: the first chunks of a stream of another size are slow again. What the faster
+        path costs in accuracy, [`~optimization.record`] and [`~optimization.compare`] tell.
+
+        Args:
+            cache_text (`bool`, *optional*, defaults to `True`): computes the keys and values of the prompt once a
+                prompt. Exact; adapters that change in mid-stream reach them with the next prompt only.
+            channels_last (`bool`, *optional*, defaults to `True`): upsampler and autoencoder work on channels-last
+                features.
+            fp8 (`bool`, *optional*, defaults to `False`): the linear layers inside the transformers' blocks in FP8, by
+                torchao. Needs a GPU with FP8 units, and adapters fused before.
+            sparse_backend (`str`, *optional*): a backend of the sparse attention, or `"fastest"`: all that agree with
+                the masked reference are timed here, at `size`, and the fastest is taken.
+            size (`tuple[int, int]`, *optional*): height and width of the frames for `"fastest"`.
+            compile (`bool`, *optional*, defaults to `True`): `torch.compile` of the transformers' blocks, which fuses
+                norms, modulation and rotary embeddings, of the upsampler and of the decoder.
+            compile_backend (`str`, *optional*, defaults to `"inductor"`): of `torch.compile`.
+
+        Raises:
+            ValueError: `fp8` without torchao or a GPU for it, an unknown `sparse_backend`, `"fastest"` without `size`.
+        """
+        return optimize(
+            self,
+            cache_text=cache_text,
+            channels_last=channels_last,
+            fp8=fp8,
+            sparse_backend=sparse_backend,
+            size=size,
+            compile=compile,
+            compile_backend=compile_backend,
+        )
 
     def encode_prompt(
         self,

@@ -1,0 +1,291 @@
+# Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
+"""What `pipe.optimize(...)` does: each optimisation by itself, a report of all, and a check of what they cost."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import nn
+
+from ..models import triton_attention
+from ..models.block_sparse_attention import BlockKVCache, BlockSparseSettings, block_sparse_attention
+from ..models.ultraflash_sr_transformer import UltraFlashSRTransformer
+from ..models.wan_layers import WanBackbone
+from .devices import execution_device, is_offloaded
+
+if TYPE_CHECKING:
+    from .streaming import UltraFlashStreamingPipeline
+
+# a backend whose result is further than this from the masked reference is not used, however fast it is
+_TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 3e-2}
+
+
+@dataclass(frozen=True)
+class OptimizationStep:
+    """One optimisation of one network.
+
+    Args:
+        name (`str`): the argument of `optimize` that asked for it.
+        network (`str`): the component.
+        applied (`bool`): whether it was done.
+        detail (`str`): what was done, or why not.
+    """
+
+    name: str
+    network: str
+    applied: bool
+    detail: str
+
+
+@dataclass
+class OptimizationReport:
+    """All that [`optimize`] did and did not do; prints as a table.
+
+    Args:
+        steps (`list[OptimizationStep]`): in the order in which they were taken.
+    """
+
+    steps: list[OptimizationStep] = field(default_factory=list)
+
+    def add(self, name: str, network: str, applied: bool, detail: str) -> None:
+        """Notes a step."""
+        self.steps.append(OptimizationStep(name, network, applied, detail))
+
+    def applied(self, name: str) -> list[str]:
+        """The networks to which the optimisation `name` was applied."""
+        return [step.network for step in self.steps if step.name == name and step.applied]
+
+    def __str__(self) -> str:
+        marks = {True: "applied", False: "not applied"}
+        return "\n".join(
+            f"{step.name:14} {step.network:22} {marks[step.applied]:12} {step.detail}" for step in self.steps
+        )
+
+
+def optimize(
+    pipe: UltraFlashStreamingPipeline,
+    *,
+    cache_text: bool = True,
+    channels_last: bool = True,
+    fp8: bool = False,
+    sparse_backend: str | None = None,
+    size: tuple[int, int] | None = None,
+    compile: bool = True,
+    compile_backend: str = "inductor",
+) -> OptimizationReport:
+    """Makes a pipeline's streams faster; see [`UltraFlashStreamingPipeline.optimize`] for the arguments."""
+    if sparse_backend == "fastest" and size is None:
+        raise ValueError("`size` is None, but `sparse_backend='fastest'` needs the height and width of the frames")
+    if fp8:
+        _check_fp8(execution_device(pipe.transformer))
+    report = OptimizationReport()
+    transformers = {
+        name: network
+        for name in ("generator_transformer", "transformer")
+        if isinstance(network := getattr(pipe, name), WanBackbone)
+    }
+    for name, network in transformers.items():
+        network.cache_text = cache_text
+        if cache_text:
+            report.add("cache_text", name, True, "keys and values of the prompt once a prompt, not once a pass")
+        if fp8:
+            report.add("fp8", name, True, f"{_quantize_blocks(network)} linear layers inside the blocks, by torchao")
+    if channels_last:
+        for name in ("latent_upsampler", "autoencoder"):
+            getattr(pipe, name).to(memory_format=torch.channels_last)
+            report.add("channels_last", name, True, "convolutions on channels-last features")
+    if sparse_backend is not None:
+        _choose_sparse_backend(pipe, sparse_backend, size, report)
+    if compile:
+        _compile(pipe, transformers, compile_backend, report)
+    return report
+
+
+def _compile(
+    pipe: UltraFlashStreamingPipeline, transformers: dict[str, WanBackbone], backend: str, report: OptimizationReport
+) -> None:
+    settings: dict[str, Any] = {"backend": backend, "fullgraph": True, "dynamic": False}
+    for name, network in transformers.items():
+        if is_offloaded(network):
+            report.add("compile", name, False, "offloaded: its hooks do not compile")
+            continue
+        network.compile_repeated_blocks(**settings)
+        report.add("compile", name, True, f"one graph for all {len(network.blocks)} blocks")
+    memory_networks = {"latent_upsampler": pipe.latent_upsampler, "autoencoder": pipe.autoencoder.decoder}
+    for name, stack in memory_networks.items():
+        if is_offloaded(getattr(pipe, name)):
+            report.add("compile", name, False, "offloaded: its hooks do not compile")
+            continue
+        stack.compile(**settings)
+        report.add("compile", name, True, "a graph for a stream's start, one for all later chunks")
+
+
+def _check_fp8(device: torch.device) -> None:
+    if importlib.util.find_spec("torchao") is None:
+        raise ValueError("`fp8` is True, but torchao is not installed: pip install ultraflash_diffusers[fp8]")
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9):
+        raise ValueError(f"`fp8` is True, but {device} has no FP8 matrix units (compute capability 8.9 or later)")
+
+
+def block_linears(network: WanBackbone) -> list[nn.Linear]:
+    """The linear layers that FP8 may take: those inside the blocks.
+
+    Embeddings, the modulation's projection and the output layer are few, and precision is worth most there.
+    """
+    return [module for module in network.blocks.modules() if isinstance(module, nn.Linear)]
+
+
+def _quantize_blocks(network: WanBackbone) -> int:
+    from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, PerRow, quantize_
+
+    quantize_(network.blocks, Float8DynamicActivationFloat8WeightConfig(granularity=PerRow()))
+    return len(block_linears(network))
+
+
+def _choose_sparse_backend(
+    pipe: UltraFlashStreamingPipeline, backend: str, size: tuple[int, int] | None, report: OptimizationReport
+) -> None:
+    network: UltraFlashSRTransformer = pipe.transformer
+    if not network.config.use_sparse_attention:
+        report.add("sparse_backend", "transformer", False, "its attention is dense")
+        return
+    detail = "as asked for"
+    if backend == "fastest" and size is not None:
+        ratio = pipe.autoencoder.spatial_compression_ratio
+        latents = (pipe.config.group_frames, -(-size[0] // ratio), -(-size[1] // ratio))
+        times = time_sparse_backends(network, latents, pipe.config.kv_cache_blocks)
+        backend = min(times, key=lambda name: times[name])
+        measured = ", ".join(f"{name} {1000 * seconds:.2f} ms" for name, seconds in times.items())
+        detail = f"{backend!r}: one layer takes {measured}"
+    network.set_sparse_backend(backend)
+    report.add("sparse_backend", "transformer", True, detail)
+
+
+@torch.no_grad()
+def time_sparse_backends(
+    network: UltraFlashSRTransformer, latents: tuple[int, int, int], kv_cache_blocks: int, repeats: int = 5
+) -> dict[str, float]:
+    """Times the backends of sparse attention that agree with the masked reference, on one layer of a running stream.
+
+    Args:
+        network ([`UltraFlashSRTransformer`]): whose blocks, heads, device and precision are used.
+        latents (`tuple[int, int, int]`): frames, height and width of a group.
+        kv_cache_blocks (`int`): the window.
+        repeats (`int`, *optional*, defaults to 5): calls, the fastest of which counts.
+
+    Returns:
+        `dict[str, float]`: seconds a call. A backend that fails here or is wrong is left out; `"sdpa"` never is.
+    """
+    config, device, dtype = network.config, execution_device(network), network.dtype
+    grid = (latents[0], *(-(-side // patch) for side, patch in zip(latents[1:], config.patch_size[1:], strict=True)))
+    heads, channels, settings = config.num_attention_heads, config.attention_head_dim, network.sparse_settings
+    generator = torch.Generator(device).manual_seed(0)
+    shape = (1, math.prod(grid), heads, channels)
+    query, key, value = (torch.randn(shape, generator=generator, device=device).to(dtype) for _ in range(3))
+    cache = BlockKVCache.allocate(1, heads, channels, grid, settings, kv_cache_blocks, device, dtype)
+    while int(cache.count) < kv_cache_blocks:
+        _, filled = block_sparse_attention(query, key, value, grid, settings, cache)
+        assert filled is not None  # there was a cache
+        cache = filled
+    reference, times = None, {}
+    for backend in _candidates(device, settings, channels):
+
+        def attend(backend: str = backend) -> torch.Tensor:
+            return block_sparse_attention(query, key, value, grid, settings, cache, backend=backend)[0]
+
+        try:
+            output = attend().float()
+        except (RuntimeError, ValueError, NotImplementedError):
+            continue  # this device or build cannot run it
+        if reference is None:
+            reference = output
+        if float((output - reference).norm() / reference.norm()) < _TOLERANCE[dtype]:
+            times[backend] = _best_seconds(attend, device, repeats)
+    return times
+
+
+def _candidates(device: torch.device, settings: BlockSparseSettings, channels: int) -> list[str]:
+    """The backends that can run at all, the reference first."""
+    candidates = ["sdpa", "gather"]
+    if device.type == "cuda":
+        candidates.append("flex")
+        if triton_attention.supports(device, settings.volume, channels):
+            candidates.append("triton")
+    return candidates
+
+
+def _best_seconds(function: Callable[[], Any], device: torch.device, repeats: int) -> float:
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        function()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What a pipeline makes of a source.
+
+    Args:
+        latents (`torch.Tensor`): `[batch, channels, frames, height, width]`, on the CPU.
+        frames (`torch.Tensor`): `[batch, frames, 3, height, width]` in [0, 1], on the CPU.
+    """
+
+    latents: torch.Tensor
+    frames: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """How far a faster path is from the plain one.
+
+    Args:
+        latent_error (`float`): relative L2 error of the high-resolution latents.
+        frame_psnr (`float`): PSNR of the frames against the plain path's in dB; infinite where they are equal.
+    """
+
+    latent_error: float
+    frame_psnr: float
+
+
+def record(pipe: UltraFlashStreamingPipeline, source: Any = None, seed: int = 0, **arguments: Any) -> Recording:
+    """Runs a pipeline twice, to its latents and to its frames, always from the same noise.
+
+    Args:
+        pipe ([`UltraFlashStreamingPipeline`]): plain or optimized.
+        source (*optional*): what `stream` takes, such that it can be read twice: latents (real ones, for a figure that
+            means something), a list of frames, a file.
+        seed (`int`, *optional*, defaults to 0): of the noise.
+        arguments: further arguments of the call.
+    """
+    tensors = []
+    for kind in ("latent", "pt"):
+        generator = torch.Generator().manual_seed(seed)
+        (frames,) = pipe(source=source, generator=generator, output_type=kind, return_dict=False, **arguments)
+        tensors.append(cast(torch.Tensor, frames).float().cpu())
+    return Recording(*tensors)
+
+
+def compare(plain: Recording, optimized: Recording) -> Accuracy:
+    """Compares what the same pipeline made before and after [`optimize`].
+
+    Raises:
+        ValueError: recordings of different sizes.
+    """
+    if plain.latents.shape != optimized.latents.shape or plain.frames.shape != optimized.frames.shape:
+        raise ValueError(
+            f"`optimized` has frames of shape {tuple(optimized.frames.shape)}, `plain` {tuple(plain.frames.shape)}"
+        )
+    error = (optimized.latents - plain.latents).norm() / plain.latents.norm()
+    mean_square = float((optimized.frames - plain.frames).square().mean())
+    psnr = -10 * math.log10(mean_square) if mean_square else math.inf
+    return Accuracy(float(error), psnr)
