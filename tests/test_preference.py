@@ -259,6 +259,27 @@ def test_gradient_checkpointing_changes_no_gradient() -> None:
         torch.testing.assert_close(one, other)
 
 
+def test_mixed_precision_reaches_the_caches() -> None:
+    stage = make_stage()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, measured = stage(batch(), generator(2))
+        comparison = stage.compare(batch(), 1, generator())
+    loss.backward()
+    assert loss.item() == pytest.approx(math.log(2), abs=1e-6) and measured["pair_distance"] > 0
+    assert comparison.state.cache[0].keys.dtype == torch.bfloat16
+    assert all(parameter.grad.isfinite().all() for parameter in stage.trained_parameters())
+
+
+def test_the_teacher_may_have_dense_attention() -> None:
+    dense = make_tiny_transformer(use_sparse_attention=False)
+    stage = make_stage(TeacherPairs(dense, num_inference_steps=3, guidance_scale=2.0, condition_noise=0.5))
+    first, second = (stage.compare(batch(), group, generator()).pair for group in (0, 1))
+    # what it remembers counts
+    fresh = stage.compare(Batch(batch().high, batch().low[:, :, 4:], None, batch().texts), 0, generator()).pair
+    assert first.winner.shape == second.winner.shape == first.loser.shape
+    assert not torch.allclose(second.winner, fresh.winner, atol=1e-3)
+
+
 def test_the_best_of_our_own_is_the_brightest_where_that_is_the_reward() -> None:
     stage = make_stage(BestOfPairs(brightness, num_candidates=3))
     comparison = stage.compare(batch(frames=21), 2, generator())
@@ -311,6 +332,8 @@ def test_batches_of_prompts_depend_on_seed_and_number_alone() -> None:
 def test_a_reference_of_another_shape_is_refused() -> None:
     with pytest.raises(ValueError, match="`reference` is of another shape.*blocks.2"):
         make_stage(reference=make_tiny_transformer(num_layers=3))
+    with pytest.raises(ValueError, match="'prediction_type' is detail, expected flow"):
+        make_stage(reference=make_tiny_transformer(prediction_type="detail"))
     with pytest.raises(ValueError, match="LoRA"):
         make_stage(rank=2, reference=make_tiny_transformer())
 
@@ -405,6 +428,18 @@ def test_a_resumed_run_ends_with_the_same_weights(material: Path, train: Any, tm
         assert any("lora" in name for name, _ in pipe.transformer.named_parameters())
 
 
+def test_a_second_round_is_measured_against_the_first_ones_reference(
+    material: Path, train: Any, tmp_path: Path
+) -> None:
+    flags = (*clips(material), "--teacher", str(material / "teacher"), "--teacher_steps", "1")
+    train(tmp_path / "first", *flags, max_train_steps=2)
+    rounds = {"transformer": tmp_path / "first", "reference": material / "pipeline"}
+    train(tmp_path / "second", *flags, max_train_steps=1, **rounds)
+    starts = [json.loads((tmp_path / run / "log.jsonl").read_text().splitlines()[0]) for run in ("first", "second")]
+    assert starts[0]["validation/margin"] == pytest.approx(0, abs=1e-4)
+    assert starts[1]["validation/margin"] > 1
+
+
 def test_the_script_prefers_by_reward_on_prompts(material: Path, train: Any, tmp_path: Path) -> None:
     flags = ("--prompts", str(material / "prompts.txt"), "--validation_prompts", str(material / "prompts.txt"))
     measures = train(tmp_path, *flags, preferred="best_of", num_candidates=2, reward=material / "scorer")
@@ -417,6 +452,7 @@ def test_the_script_prefers_by_reward_on_prompts(material: Path, train: Any, tmp
         ((), "--preferred teacher needs --teacher"),
         (("--preferred", "best_of", "--teacher", "x"), "--preferred best_of has no --teacher"),
         (("--preferred", "best_of", "--num_candidates", "1"), "--num_candidates must be 2 or more, got 1"),
+        (("--teacher", "x", "--rank", "2", "--reference", "x"), "--reference: with --rank"),
         (("--teacher", "x", "--validation_prompts", "x"), "--validation_prompts needs --prompts"),
     ],
 )
@@ -436,6 +472,8 @@ def test_networks_that_do_not_fit_are_refused_before_any_clip_is_read(
         train(tmp_path, *clips(material), teacher=tmp_path / "missing", **untouched)
     with pytest.raises(ValueError, match="--teacher .* has `text_dim` 16, the transformer 8"):
         train(tmp_path, *clips(material), teacher=material / "foreign", **untouched)
+    with pytest.raises(ValueError, match="`reference` is of another shape"):
+        train(tmp_path, *clips(material), teacher=material / "teacher", reference=material / "foreign", **untouched)
     with pytest.raises((OSError, ValueError)):
         train(tmp_path, *clips(material), preferred="best_of", reward=tmp_path / "missing", **untouched)
     with pytest.raises(ValueError, match="has no `generator_transformer`"):

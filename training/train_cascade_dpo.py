@@ -24,7 +24,13 @@ from ultraflash_diffusers.training.data import Batch
 from ultraflash_diffusers.training.inputs import cache_folder, load_data
 from ultraflash_diffusers.training.loop import make_accelerator, train
 from ultraflash_diffusers.training.preference_pairs import BestOfPairs, PairMaker, TeacherPairs
-from ultraflash_diffusers.training.preference_stage import PreferenceStage, PromptBatch, PromptDataset, whole_groups
+from ultraflash_diffusers.training.preference_stage import (
+    PreferenceStage,
+    PromptBatch,
+    PromptDataset,
+    check_reference,
+    whole_groups,
+)
 from ultraflash_diffusers.training.prompts import Prompts
 from ultraflash_diffusers.training.stage import choose_trained, load_network
 
@@ -42,6 +48,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     networks.add_argument(
         "--transformer", help="folder or repository of the transformer to tune (Phase I); the pipeline's by default"
+    )
+    networks.add_argument(
+        "--reference",
+        help="folder or repository of the Phase I transformer, where the one to tune is beyond it; itself by default",
     )
     networks.add_argument("--rank", type=positive(int), help="trains LoRA layers of this rank instead of the network")
     networks.add_argument(
@@ -88,6 +98,8 @@ def _check(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> None:
         parser.error(f"--preferred {parsed.preferred} {'needs' if parsed.teacher is None else 'has no'} --teacher")
     if parsed.preferred == "best_of" and parsed.num_candidates < 2:
         parser.error(f"--num_candidates must be 2 or more, got {parsed.num_candidates}: one cannot be better")
+    if parsed.rank is not None and parsed.reference is not None:
+        parser.error("--reference: with --rank the reference is the network without its LoRA layers")
     if parsed.prompts is None and parsed.validation_prompts is not None:
         parser.error("--validation_prompts needs --prompts")
     if parsed.prompts is not None and parsed.validation_data_dir is not None:
@@ -151,6 +163,10 @@ def main(arguments: argparse.Namespace) -> dict[str, float]:
     set_seed(arguments.seed)
     pipe = load_pipeline(arguments)
     pairs = load_pairs(arguments, pipe)
+    reference = None
+    if arguments.reference is not None:
+        reference = load_network(UltraFlashSRTransformer, arguments.reference, "transformer").float()
+        check_reference(reference, pipe.transformer)
     accelerator = make_accelerator(arguments)
     scale, temporal = pipe.latent_upsampler.config.scale, pipe.autoencoder.temporal_compression_ratio
     spatial = pipe.autoencoder.spatial_compression_ratio * math.lcm(scale, *pipe.transformer.config.patch_size[1:])
@@ -170,7 +186,7 @@ def main(arguments: argparse.Namespace) -> dict[str, float]:
     prompts = Prompts.embed(texts, pipe, cache_folder(arguments))
     # its work is done, and it may be the largest network of all
     pipe.register_modules(text_encoder=None, tokenizer=None)
-    stage = PreferenceStage(pipe, pairs, prompts, arguments.beta, arguments.num_inference_steps)
+    stage = PreferenceStage(pipe, pairs, prompts, arguments.beta, arguments.num_inference_steps, reference)
     return train(stage, dataset, validation, arguments, accelerator)
 
 

@@ -99,8 +99,8 @@ class PreferenceStage(Stage):
         prompts (`Prompts`): embeddings of the texts, and of the empty one.
         beta (`float`, *optional*, defaults to 0.1): see [`preference_margin`].
         num_inference_steps (`int`, *optional*, defaults to 1): of the trained network.
-        reference (`UltraFlashSRTransformer`, *optional*): the network as it was (the Phase I checkpoint), for whole
-            networks; by default a copy of it. LoRA layers are switched off instead.
+        reference (`UltraFlashSRTransformer`, *optional*): the Phase I checkpoint, where a whole network that is already
+            beyond it is trained; by default a copy of the network. LoRA layers are switched off instead.
 
     Raises:
         ValueError: a reference of another shape, or one beside LoRA layers.
@@ -130,17 +130,7 @@ class PreferenceStage(Stage):
             return None
         if reference is None:
             reference = deepcopy(self.transformer)
-        shapes, expected = (
-            {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
-            for network in (reference, self.transformer)
-        )
-        differing = sorted(name for name in shapes | expected if shapes.get(name) != expected.get(name))
-        if differing:
-            name = differing[0]
-            raise ValueError(
-                f"`reference` is of another shape than the transformer: {name!r} has {shapes.get(name)}, expected "
-                f"{expected.get(name)} ({len(differing)} parameters differ)"
-            )
+        check_reference(reference, self.transformer)
         return reference.requires_grad_(False)
 
     def forward(
@@ -272,6 +262,27 @@ class PreferenceStage(Stage):
             UltraFlashLoraLoaderMixin.save_lora_weights(folder, get_peft_model_state_dict(self.transformer))
         else:
             self.transformer.save_pretrained(folder / "transformer")
+
+
+def check_reference(reference: UltraFlashSRTransformer, transformer: UltraFlashSRTransformer) -> None:
+    """Checks that a network can be the reference of another.
+
+    Raises:
+        ValueError: their parameters have other names or shapes, or they do not predict the same.
+    """
+    found, expected = _shape(reference), _shape(transformer)
+    differing = sorted(name for name in found | expected if found.get(name) != expected.get(name))
+    if differing:
+        name = differing[0]
+        raise ValueError(
+            f"`reference` is of another shape than the transformer: {name!r} is {found.get(name)}, expected "
+            f"{expected.get(name)} ({len(differing)} of these differ)"
+        )
+
+
+def _shape(network: UltraFlashSRTransformer) -> dict[str, object]:
+    shapes: dict[str, object] = {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
+    return shapes | {"prediction_type": network.config.prediction_type}
 
 
 def whole_groups(pipe: UltraFlashStreamingPipeline, frames: int) -> int:
