@@ -99,8 +99,8 @@ class PreferenceStage(Stage):
         prompts (`Prompts`): embeddings of the texts, and of the empty one.
         beta (`float`, *optional*, defaults to 0.1): see [`preference_margin`].
         num_inference_steps (`int`, *optional*, defaults to 1): of the trained network.
-        reference (`UltraFlashSRTransformer`, *optional*): the Phase I checkpoint, where a whole network that is already
-            beyond it is trained; by default a copy of the network. LoRA layers are switched off instead.
+        reference (`UltraFlashSRTransformer`, *optional*): the Phase I checkpoint, for a whole network that is already
+            beyond it; by default a copy of the network. LoRA layers are switched off instead.
 
     Raises:
         ValueError: a reference of another shape, or one beside LoRA layers.
