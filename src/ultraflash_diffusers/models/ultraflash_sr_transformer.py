@@ -233,6 +233,11 @@ class UltraFlashSRTransformer(WanBackbone):
         """The blocks of sparse attention and which of them attend to which."""
         return self._settings
 
+    @property
+    def sparse_backend(self) -> str:
+        """How the sparse attention is computed, see [`~UltraFlashSRTransformer.set_sparse_backend`]."""
+        return self._sparse_backend
+
     def set_sparse_backend(self, backend: str) -> None:
         """Chooses how the sparse attention is computed: `"auto"`, `"flex"`, `"gather"`, `"sdpa"` or `"triton"`.
 

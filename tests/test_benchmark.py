@@ -1,0 +1,176 @@
+# Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
+"""What the benchmark counts, plans and prints, where the right numbers are known."""
+
+from __future__ import annotations
+
+import json
+import math
+from xml.etree import ElementTree
+
+import pytest
+import tiny
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from ultraflash_diffusers.benchmarking import plot
+from ultraflash_diffusers.benchmarking.memory import LiveBytes, peak_bytes, plan_memory
+from ultraflash_diffusers.benchmarking.operations import group_operations, sparse_pairs, transformer_pass
+from ultraflash_diffusers.benchmarking.presets import PRESETS, build_pipeline
+from ultraflash_diffusers.benchmarking.stages import measure, split_sparse_transformer
+from ultraflash_diffusers.cli import main
+from ultraflash_diffusers.models.block_sparse_attention import BlockSparseSettings, select_blocks
+
+PROMPT = torch.randn(1, tiny.TEXT_LENGTH, tiny.TEXT_DIM)
+
+
+# ---- operations
+
+
+@pytest.mark.parametrize("cached_text", [False, True])
+@torch.no_grad()
+def test_the_formula_for_transformers_is_what_torch_counts(cached_text: bool) -> None:
+    network = tiny.make_tiny_transformer(use_sparse_attention=False).to("meta")  # where attention is plain products
+    prompt = PROMPT.to("meta")
+    text = network.encode_text(prompt) if cached_text else prompt
+    latents = torch.randn(1, 2 * tiny.LATENT_CHANNELS, 2, 8, 12, device="meta")
+    with FlopCounterMode(display=False) as counter:
+        network(latents, torch.empty(1, device="meta"), text)
+    tokens = 2 * 4 * 6
+    counted = transformer_pass(network.config, tokens, tokens**2, cached_text)
+    # torch also counts the embedding of the timestep
+    width = 24
+    timestep = 2 * (network.config.freq_dim * width + width**2 + 6 * width**2)
+    assert counter.get_total_flops() == counted + timestep
+
+
+@pytest.mark.parametrize("local_range", [2, 3, 9])
+def test_kept_pairs_are_what_the_selection_keeps(local_range: int) -> None:
+    settings = BlockSparseSettings((2, 2, 2), local_range=local_range, top_k_ratio=0.4, reference_tokens=None)
+    grid, window = (6, 10, 8), 3
+    temporal, rows, columns = settings.count_blocks(grid)
+    generator = torch.Generator().manual_seed(0)
+    queries = torch.randn(1, 1, temporal, rows, columns, 16, generator=generator)
+    keys = torch.randn(1, 1, window + temporal, rows, columns, 16, generator=generator)
+    slots = torch.arange(window + temporal)
+    kept = select_blocks(queries, keys, torch.tensor(window), settings.top_k(grid), settings, slots, len(slots))
+    expected = sparse_pairs(settings, grid, window) / settings.volume**2
+    # a query block that would keep nothing keeps one key block
+    assert expected <= kept.sum() <= expected + temporal * rows * columns / 2
+    assert kept.any(-1).all()
+
+
+def test_full_size_presets_have_the_published_work() -> None:
+    """1.42 billion weights a transformer; the generator takes more than twice what the SR transformer does at 1K."""
+    preset = PRESETS["1k"]
+    pipe = build_pipeline(preset, "meta", torch.bfloat16)
+    for network in (pipe.transformer, pipe.generator_transformer):
+        assert sum(parameter.numel() for parameter in network.parameters()) == pytest.approx(1.42e9, rel=0.01)
+    assert pipe.transformer.blocks[0].norm2.weight.dtype == torch.float32
+    assert pipe.transformer.blocks[0].attn1.to_q.weight.dtype == torch.bfloat16
+    counts = group_operations(pipe, preset.height, preset.width, generator_passes=10)
+    assert {name: round(count / 1e12) for name, count in counts.items()} == {
+        "generator": 284,
+        "upsampler": 1,
+        "transformer": 122,
+        "decoder": 13,
+    }
+
+
+# ---- memory
+
+
+def test_live_bytes_follow_storages() -> None:
+    with LiveBytes() as live:
+        first = torch.empty(1000, device="meta")
+        view = first[10:]
+        second = first + 1
+        assert live.now == 8000
+        del first
+        assert live.now == 8000  # the view keeps it
+        del view, second
+        third = torch.empty(500, device="meta")
+        third.add_(1)
+    assert live.peak == 8000 and live.now == 2000
+
+
+def test_a_memory_plan_adds_up() -> None:
+    pipe = tiny.make_tiny_pipeline(text=False)
+    pipe.transformer = tiny.make_tiny_transformer(block_size=(2, 2, 4), attention_head_dim=16)
+    plan = plan_memory(pipe.to("meta"), 32, 48)
+    parameters = sum(4 * parameter.numel() for parameter in pipe.transformer.parameters())
+    assert plan["weights"]["transformer"] == parameters
+    # two layers: keys and values of (3 + 2) temporal blocks of 2 x 2 blocks of 16 tokens, and the means of keys
+    cache = 2 * (5 * 2 * 2) * (2 * 16 + 1) * 2 * 16 * 4
+    assert cache <= plan["state"]["transformer"] < cache + 500
+    assert plan["working"]["transformer"] < cache  # buffers written in place are not counted again
+    assert peak_bytes(plan) > parameters + cache
+
+
+# ---- speed
+
+
+def test_a_stream_is_measured_after_its_warm_up() -> None:
+    pipe, starts = tiny.make_tiny_pipeline(text=False), []
+
+    def start():
+        starts.append(None)
+        return pipe.stream(prompt_embeds=PROMPT, num_frames=None, output_type="uint8")
+
+    result = measure(start, torch.device("cpu"), chunks=3, warm_up=2)
+    assert len(starts) == 2 and result.chunks == 3 and result.frames_per_chunk == 16
+    assert result.fps_slowest_chunk <= result.fps <= result.fps_fastest_chunk and result.first_frames_seconds > 0
+    assert set(result.stage_ms_per_frame) == {
+        "generator_steps", "context_pass", "upsampler", "transformer", "decoder", "output",
+    }
+    assert sum(result.stage_ms_per_frame.values()) < 1.2 * 1000 / result.fps_slowest_chunk
+    split = split_sparse_transformer(pipe, 32, 48)
+    assert set(split) == {"selection", "attention"} and split["selection"] > 0
+
+
+def test_uint8_frames_are_the_pictures() -> None:
+    pipe = tiny.make_tiny_pipeline(text=False)
+    outputs = []
+    for kind in ("uint8", "np"):
+        generator = torch.Generator().manual_seed(0)
+        outputs.append(pipe(prompt_embeds=PROMPT, num_frames=9, generator=generator, output_type=kind).frames)
+    levels, shares = outputs
+    assert levels.dtype == "uint8" and levels.shape == shares.shape == (1, 9, 32, 48, 3)
+    assert abs(levels / 255 - shares).max() <= 0.5 / 255 + 1e-6
+
+
+def test_the_command_runs_a_small_preset(tmp_path, capsys) -> None:
+    words = ["benchmark", "--preset", "480p", "--height", "64", "--width", "64", "--layers", "1"]
+    files = [tmp_path / "result.json", tmp_path / "plot.svg"]
+    words += ["--device", "cpu", "--chunks", "1", "--warmup", "1", "--generator-steps", "1", "--kv-cache-blocks", "1"]
+    assert main([*words, "--output", str(files[0]), "--plot", str(files[1])]) == 0
+    printed, result = capsys.readouterr().out, json.loads(files[0].read_text())
+    assert "Not the text encoder" in printed and "of the floor" in printed
+    assert result["frames_per_chunk"] == 24 and result["weights"] == "random weights"
+    assert 0 < result["share_of_floor"] < 2 and result["tflops"] > 0
+    assert result["fps"] / result["floor_fps"] == pytest.approx(result["share_of_floor"])
+    ElementTree.parse(files[1])
+    for wrong, message in (
+        (["--fp8"], "need --optimize"),
+        (["--checkpoint", "x"], "--preset and --checkpoint"),
+        (["--height", "33"], "multiples of the scale"),
+    ):
+        assert main([*words, *wrong]) == 2
+        assert message in capsys.readouterr().err
+
+
+# ---- plots
+
+
+def test_plots_are_drawings_of_the_numbers() -> None:
+    bars = ElementTree.fromstring(plot.bar_chart("a & b", {"one": 1.0, "two": 2.0}, "ms"))
+    widths = [float(each.get("width", "")) for each in bars.iter("{http://www.w3.org/2000/svg}rect") if each.get("x")]
+    assert widths == [200.0, 400.0]
+    lines = ElementTree.fromstring(plot.line_chart("t", {"line": [(0, 0), (1, 2), (2, 4)]}, "x", "y"))
+    (polyline,) = lines.iter("{http://www.w3.org/2000/svg}polyline")
+    points = [tuple(map(float, point.split(","))) for point in polyline.get("points", "").split()]
+    assert math.isclose(points[1][0] - points[0][0], points[2][0] - points[1][0], abs_tol=0.11)
+    assert points[0][1] > points[1][1] > points[2][1]
+    with pytest.raises(ValueError, match="`values` is empty"):
+        plot.bar_chart("t", {}, "ms")
+    with pytest.raises(ValueError, match="`lines` is empty"):
+        plot.line_chart("t", {}, "x", "y")
