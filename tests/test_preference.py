@@ -270,6 +270,18 @@ def test_mixed_precision_reaches_the_caches() -> None:
     assert all(parameter.grad.isfinite().all() for parameter in stage.trained_parameters())
 
 
+@pytest.mark.gpu
+def test_a_gpu_makes_the_pairs_and_the_margin_of_the_cpu() -> None:
+    on_cpu, on_gpu = make_stage(), make_stage().to("cuda")
+    for stage in (on_cpu, on_gpu):
+        torch.nn.init.constant_(stage.transformer.proj_out.bias, 0.1)  # away from the reference
+    here = batch()
+    there = Batch(here.high.cuda(), here.low.cuda(), None, here.texts)
+    expected, measured = (stage(each, generator(2)) for stage, each in ((on_cpu, here), (on_gpu, there)))
+    torch.testing.assert_close(measured[0].cpu(), expected[0], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(measured[1]["pair_distance"].cpu(), expected[1]["pair_distance"], rtol=1e-3, atol=1e-4)
+
+
 def test_the_teacher_may_have_dense_attention() -> None:
     dense = make_tiny_transformer(use_sparse_attention=False)
     stage = make_stage(TeacherPairs(dense, num_inference_steps=3, guidance_scale=2.0, condition_noise=0.5))

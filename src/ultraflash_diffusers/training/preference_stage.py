@@ -92,6 +92,10 @@ class PreferenceStage(Stage):
     (other levels would train it on inputs that it never meets); of several steps' levels each sample draws one. The
     noise is fresh, and the same for winner and loser.
 
+    Training's pairs are the network's own of the moment: their margin rises, and falls again as the results come near
+    the preferred ones, where there is nothing left to prefer. Progress is what validation measures: `margin`, of pairs
+    that the reference's results make, and `pair_distance` (to a teacher's result) or `reward`, of our own.
+
     Args:
         pipe (`UltraFlashStreamingPipeline`): the cascade with the transformer to train, those of whose parameters that
             require gradients are trained: all of them, or its LoRA layers. With a generator for [`PromptBatch`]es.
