@@ -26,7 +26,11 @@ PIXEL_LOSS_WEIGHTS = (
 
 
 def training_parser(
-    description: str, crops: str = "9x128x128", learning_rate: float = 2e-4, takes_prompts: bool = False
+    description: str,
+    crops: str = "9x128x128",
+    learning_rate: float = 2e-4,
+    takes_prompts: bool = False,
+    takes_scenes: bool = False,
 ) -> argparse.ArgumentParser:
     """Makes a parser of the arguments that the data and the loop read.
 
@@ -35,11 +39,12 @@ def training_parser(
         crops (`str`, *optional*, defaults to `"9x128x128"`): the default crop.
         learning_rate (`float`, *optional*, defaults to 2e-4): the default learning rate.
         takes_prompts (`bool`, *optional*, defaults to `False`): whether prompts may take the place of clips.
+        takes_scenes (`bool`, *optional*, defaults to `False`): whether synthetic scenes may.
     """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
     )
-    _add_data_arguments(parser, crops, takes_prompts)
+    _add_data_arguments(parser, crops, takes_prompts, takes_scenes)
     _add_optimisation_arguments(parser, learning_rate)
     _add_run_arguments(parser)
     return parser
@@ -108,7 +113,9 @@ def _crop(text: str) -> Crop:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
-def _add_data_arguments(parser: argparse.ArgumentParser, crops: str, takes_prompts: bool) -> None:
+def _add_data_arguments(
+    parser: argparse.ArgumentParser, crops: str, takes_prompts: bool, takes_scenes: bool
+) -> None:
     group = parser.add_argument_group("data")
     source = group.add_mutually_exclusive_group(required=True)
     source.add_argument(
@@ -119,6 +126,10 @@ def _add_data_arguments(parser: argparse.ArgumentParser, crops: str, takes_promp
     source.add_argument("--dataset_name", help="dataset of videos, on the Hub or in a folder; its `train` split")
     if takes_prompts:
         source.add_argument("--prompts", type=Path, help="text file, one prompt a line, for the pipeline's generator")
+    if takes_scenes:
+        source.add_argument(
+            "--synthetic_scenes", action="store_true", help="objects of a colour that move over a background"
+        )
     group.add_argument("--dataset_config_name", help="which of the dataset's configurations")
     group.add_argument("--video_column", default="video", help="the dataset's column of videos")
     group.add_argument(

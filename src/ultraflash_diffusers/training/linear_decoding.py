@@ -1,5 +1,5 @@
 # Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
-"""Decoding without the decoder's convolutions, for losses that have to be cheap."""
+"""Decoding and encoding without the autoencoder's convolutions, where it has to be cheap."""
 
 from __future__ import annotations
 
@@ -28,3 +28,19 @@ def decode_linearly(autoencoder: HRAutoencoder, latents: torch.Tensor) -> torch.
     frames = F.pixel_shuffle(patches, spatial).unflatten(0, (len(latents), -1)).transpose(1, 2)
     frames = frames[:, :, temporal - 1 :]  # the first latent stands for one frame
     return frames * 2 - 1 if autoencoder.unit_range else frames
+
+
+def encode_linearly(autoencoder: HRAutoencoder, pixels: torch.Tensor) -> torch.Tensor:
+    """Encodes the beginning of a stream through the autoencoder's linear shortcut alone.
+
+    Args:
+        autoencoder (`HRAutoencoder`): built with `linear_shortcut=True`, with an encoder.
+        pixels (`torch.Tensor`): `[batch, 3, t n + 1, height, width]` in [-1, 1].
+
+    Returns:
+        `torch.Tensor`: `[batch, latent_channels, n + 1, latent_height, latent_width]`.
+    """
+    filling = pixels[:, :, :1].expand(-1, -1, autoencoder.temporal_compression_ratio - 1, -1, -1)
+    frames = torch.cat([filling, pixels], dim=2).transpose(1, 2)
+    folded = autoencoder.fold_patches(frames * 0.5 + 0.5 if autoencoder.unit_range else frames)
+    return autoencoder.encoder_shortcut(folded).unflatten(0, (len(pixels), -1)).transpose(1, 2)

@@ -1,0 +1,141 @@
+# Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Clips as latents on disk, and batches of their chunks: what trains a generator, which never sees pixels."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from .latents import LatentBatch
+
+# a clip, uint8 [frames, height, width, 3], and texts that describe it
+CaptionedClip = tuple[np.ndarray, list[str]]
+
+_INDEX = "index.json"
+
+
+@dataclass(frozen=True)
+class ChunkBatch(LatentBatch):
+    """Chunks of clips; `high` holds their clean latents.
+
+    Args:
+        starts (`torch.Tensor`): bool `[batch]`, whether the first latent is the first of a video.
+    """
+
+    starts: torch.Tensor
+
+    def to(self, device: torch.device) -> ChunkBatch:
+        """Moves the latents to a device."""
+        return ChunkBatch(self.high.to(device), None, None, self.texts, self.starts.to(device))
+
+
+@dataclass(frozen=True)
+class CachedLatents:
+    """A clip's latents, `[channels, frames, height, width]` in a `.npy` file of float16, and its texts."""
+
+    path: Path
+    texts: list[str]
+    frames: int
+
+
+def encode_clips(
+    clips: Iterable[CaptionedClip],
+    encode: Callable[[torch.Tensor], torch.Tensor],
+    folder: Path,
+    settings: dict,
+) -> list[CachedLatents]:
+    """Encodes clips once; a folder that an earlier run has finished with the same settings is taken as it is.
+
+    Args:
+        clips (iterable of [`CaptionedClip`]): read one after the other.
+        encode (`Callable`): from pixels `[1, 3, frames, height, width]` in [-1, 1] to latents.
+        folder (`Path`): where they go.
+        settings (`dict`): what the latents depend on, as JSON has it.
+
+    Raises:
+        ValueError: no clips, latents that float16 cannot hold, or a folder with latents of other settings.
+    """
+    index = folder / _INDEX
+    if index.is_file():
+        found = json.loads(index.read_text())
+        if found["settings"] != settings:
+            raise ValueError(f"{str(folder)!r} holds latents of other settings, {found['settings']}: delete it")
+        return [CachedLatents(folder / clip["file"], clip["texts"], clip["frames"]) for clip in found["clips"]]
+    folder.mkdir(parents=True, exist_ok=True)
+    cached = []
+    for number, (frames, texts) in enumerate(tqdm(clips, desc="Encoding", unit="clip", disable=None)):
+        latents = encode(pixels_of(frames))[0].half()
+        if not latents.isfinite().all():
+            raise ValueError(f"the latents of clip {number} ({texts[:1]}) are not finite in float16")
+        cached.append(CachedLatents(folder / f"{number:06}.npy", texts, latents.shape[1]))
+        np.save(cached[-1].path, latents.numpy())
+    if not cached:
+        raise ValueError("there are no clips to encode")
+    rows = [{"file": clip.path.name, "texts": clip.texts, "frames": clip.frames} for clip in cached]
+    index.write_text(json.dumps({"settings": settings, "clips": rows}))
+    return cached
+
+
+def pixels_of(frames: np.ndarray) -> torch.Tensor:
+    """Returns uint8 `[frames, height, width, 3]` as `[1, 3, frames, height, width]` in [-1, 1]."""
+    return torch.from_numpy(frames).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+
+
+class ChunkDataset(Dataset):
+    """Random chunks of cached clips, a whole batch an item: item `n` is the same in every process and run.
+
+    Args:
+        clips (list of `CachedLatents`): each comes as often as the others.
+        frames (`int`): latent frames of a sample.
+        chunk_frames (`int`): samples start at whole chunks.
+        batch_size (`int`): samples of a batch.
+        start_share (`float`, *optional*, defaults to 0.5): share of samples that start where their clip does, beside
+            those that do so by chance.
+        seed (`int`, *optional*, defaults to 0): of all choices.
+
+    Raises:
+        ValueError: clips that are shorter than `frames`.
+    """
+
+    def __init__(
+        self,
+        clips: list[CachedLatents],
+        frames: int,
+        chunk_frames: int,
+        batch_size: int,
+        start_share: float = 0.5,
+        seed: int = 0,
+    ) -> None:
+        short = [str(clip.path) for clip in clips if clip.frames < frames]
+        if short:
+            raise ValueError(f"{len(short)} of {len(clips)} clips have fewer than {frames} latents: {short[:3]}")
+        self.clips, self.frames, self.chunk_frames = clips, frames, chunk_frames
+        self.batch_size, self.start_share, self.seed = batch_size, start_share, seed
+
+    def __getitem__(self, number: int) -> ChunkBatch:
+        rng = np.random.default_rng((self.seed, number))
+        samples = [self._sample(rng) for _ in range(self.batch_size)]
+        latents, starts, texts = zip(*samples, strict=True)
+        return ChunkBatch(torch.stack(latents), None, None, list(texts), torch.tensor(starts))
+
+    def _sample(self, rng: np.random.Generator) -> tuple[torch.Tensor, bool, str]:
+        clip = self.clips[rng.integers(len(self.clips))]
+        places = (clip.frames - self.frames) // self.chunk_frames + 1
+        first = 0 if rng.random() < self.start_share else int(rng.integers(places))
+        text = clip.texts[rng.integers(len(clip.texts))]
+        start = first * self.chunk_frames
+        latents = np.load(clip.path, mmap_mode="r")[:, start : start + self.frames]
+        return torch.from_numpy(latents.astype(np.float32)), first == 0, text
+
+
+def channel_scale(clips: list[CachedLatents]) -> torch.Tensor:
+    """Returns the root mean square of each channel over all clips, `[channels]`."""
+    energies = [np.square(np.load(clip.path).astype(np.float64)).mean((1, 2, 3)) for clip in clips]
+    return torch.from_numpy(np.sqrt(np.mean(energies, axis=0))).float()

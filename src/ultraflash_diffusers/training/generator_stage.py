@@ -1,0 +1,312 @@
+# Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
+"""The streaming generator's training: diffusion forcing on clips, then self-forcing on its own rollouts.
+
+Diffusion forcing (arXiv 2407.01392) gives each chunk of a clip a noise level of its own, so that chunks learn from
+noisy and from clean pasts. Self-forcing (arXiv 2506.08009) generates as inference does, with the inference cache and
+in few steps, and moves what comes out towards the teacher's distribution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+
+from ..models.causal_wan_transformer import CausalWanStreamState, CausalWanTransformer
+from ..pipelines.sources.text_generator import DENOISING_STEPS, FLOW_SHIFT, warped_sigmas
+from .distribution_matching import DistributionMatching, surrogate_loss
+from .generator_data import ChunkBatch
+from .losses import psnr, randn_like
+from .stage import Stage
+from .text_encoding import TextEncoding
+from .token_subspace import TokenSubspace
+
+Decode = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class ForcingObjective:
+    """What the generator learns from a clip.
+
+    Args:
+        denoising_steps (sequence of `float`, *optional*, defaults to `(1000, 750, 500, 250)`): the sampler's
+            timesteps, before the shift.
+        flow_shift (`float`, *optional*, defaults to 5.0): warps noise levels to more noise.
+        noise_levels (`str`, *optional*, defaults to `"continuous"`): `"continuous"`, uniform and then shifted; or
+            `"steps"`, those of the sampler alone, with which a network that predicts clean latents of a narrow domain
+            can do without distillation.
+        first_step_share (`float`, *optional*, defaults to 0.5): share of pure noise among `"steps"`.
+        context_noise (`float`, *optional*, defaults to 0.1): most noise in given chunks, which pass for clean: at
+            inference they hold the network's own errors.
+        text_dropout (`float`, *optional*, defaults to 0.1): share of samples with the empty text.
+    """
+
+    denoising_steps: Sequence[float] = DENOISING_STEPS
+    flow_shift: float = FLOW_SHIFT
+    noise_levels: Literal["continuous", "steps"] = "continuous"
+    first_step_share: float = 0.5
+    context_noise: float = 0.1
+    text_dropout: float = 0.1
+
+    @property
+    def sigmas(self) -> list[float]:
+        """The sampler's noise levels."""
+        return warped_sigmas(self.denoising_steps, self.flow_shift)
+
+    def sample_levels(self, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+        """Draws noise levels, all independent."""
+        drawn = torch.rand(shape, generator=generator)
+        if self.noise_levels == "continuous":
+            return self.flow_shift * drawn / (1 + (self.flow_shift - 1) * drawn)
+        levels = torch.tensor(self.sigmas)
+        later = (drawn - self.first_step_share) / (1 - self.first_step_share + 1e-9) * (len(levels) - 1)
+        return levels[(later.floor().long() + 1).clamp(0, len(levels) - 1)]
+
+
+class DiffusionForcingStage(Stage):
+    """Trains a generator, and the text encoder unless it is frozen, on the latents of clips.
+
+    Args:
+        network (`CausalWanTransformer`): what is trained; in a `subspace`, the network of patches of one.
+        text (`TextEncoding`): the text encoder.
+        objective (`ForcingObjective`): what is learnt.
+        scale (`torch.Tensor` of shape `[channels]`): root mean square of each channel of clean latents.
+        subspace (`TokenSubspace`, *optional*): where the latents are coordinates of.
+        config (`dict`, *optional*): with a subspace: arguments of the network that is saved.
+        decode (`Callable`, *optional*): latents to pixels in validation, whose videos are shown.
+    """
+
+    def __init__(
+        self,
+        network: CausalWanTransformer,
+        text: TextEncoding,
+        objective: ForcingObjective,
+        scale: torch.Tensor,
+        subspace: TokenSubspace | None = None,
+        config: dict | None = None,
+        decode: Decode | None = None,
+    ) -> None:
+        super().__init__()
+        self.network, self.text, self.objective = network.requires_grad_(True), text, objective
+        self.subspace, self.config, self.decode = subspace, config, decode
+        # errors of a channel count relative to its size, times how much of the picture the channel makes up
+        amplitude = scale if subspace is None else subspace.gain * scale
+        weights = amplitude / amplitude.sum() / scale.square()
+        self.register_buffer("error_weights", weights.view(-1, 1, 1, 1), persistent=False)
+
+    @property
+    def chunk_frames(self) -> int:
+        """Latent frames of a chunk."""
+        return self.network.config.frames_per_chunk * self.network.config.patch_size[0]
+
+    def forward(  # type: ignore[override]
+        self, batch: ChunkBatch, generator: torch.Generator
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        clean, prompt_embeds = batch.high, self._prompt_embeds(batch.texts, generator)
+        chunks = clean.shape[2] // self.chunk_frames
+        given = self._given(batch.starts, chunks, generator)
+        levels = self.objective.sample_levels(given.shape, generator)
+        context = self.objective.context_noise * torch.rand(given.shape, generator=generator)
+        told = torch.where(given, 0.0, levels).to(clean)
+        actual = torch.where(given, context, levels).to(clean)
+        noise = randn_like(clean, generator)
+        sigmas = self._for_frames(actual)
+        noisy = (1 - sigmas) * clean + sigmas * noise
+        flow = self.flow(noisy, told, prompt_embeds)
+        errors = self._errors(noisy, flow, clean, noise, told)
+        learnt = (~given).to(errors)
+        per_chunk = errors.unflatten(1, (chunks, -1)).mean(2)
+        loss = (learnt * per_chunk).sum() / learnt.sum()
+        pure = learnt * (told >= 1)
+        measured = {"loss_of_pure_noise": (pure * per_chunk).sum() / pure.sum()} if pure.any() else {}
+        return loss, {name: value.detach() for name, value in measured.items()}
+
+    def _prompt_embeds(self, texts: list[str], generator: torch.Generator) -> torch.Tensor:
+        dropped = torch.rand(len(texts), generator=generator) < self.objective.text_dropout
+        return self.text(["" if drop else text for drop, text in zip(dropped.tolist(), texts, strict=True)])
+
+    def _given(self, starts: torch.Tensor, chunks: int, generator: torch.Generator) -> torch.Tensor:
+        """Which chunks are context, `[batch, chunks]`: some first ones, at least one where the video began earlier."""
+        least = torch.where(starts.cpu(), 0, 1)
+        counts = least + (torch.rand(len(starts), generator=generator) * (chunks - least)).long()
+        return torch.arange(chunks) < counts[:, None]
+
+    def _for_frames(self, per_chunk: torch.Tensor) -> torch.Tensor:
+        """`[batch, chunks]` as `[batch, 1, frames, 1, 1]`."""
+        return per_chunk.repeat_interleave(self.chunk_frames, dim=1)[:, None, :, None, None]
+
+    def flow(
+        self,
+        noisy: torch.Tensor,
+        sigmas: torch.Tensor,
+        prompt_embeds: torch.Tensor,
+        network: CausalWanTransformer | None = None,
+    ) -> torch.Tensor:
+        """Predicts the flow of whole clips, float32.
+
+        Args:
+            noisy (`torch.Tensor`): `[batch, channels, frames, height, width]`.
+            sigmas (`torch.Tensor`): noise levels `[batch, chunks]`, or `[batch]`.
+            prompt_embeds (`torch.Tensor`): from [`TextEncoding`].
+            network (`CausalWanTransformer`, *optional*): another one than the trained one.
+        """
+        network = network or self.network
+        if sigmas.ndim == 2:
+            sigmas = sigmas.repeat_interleave(network.config.frames_per_chunk, dim=1)
+        return network(noisy, 1000 * sigmas, prompt_embeds.to(noisy), return_dict=False)[0].float()
+
+    def _errors(
+        self, noisy: torch.Tensor, flow: torch.Tensor, clean: torch.Tensor, noise: torch.Tensor, told: torch.Tensor
+    ) -> torch.Tensor:
+        """Squared errors of each frame, `[batch, frames]`: of the flow, or of the clean latents if they are predicted.
+
+        Those are weighted so that to predict zero costs 1.
+        """
+        if self.network.config.prediction_type == "flow":
+            return (flow - (noise - clean)).square().mean((1, 3, 4))
+        predicted = noisy - self._for_frames(told) * flow
+        return (self.error_weights * (predicted - clean).square()).sum(1).mean((2, 3))
+
+    def rollout(
+        self,
+        shape: Sequence[int],
+        prompt_embeds: torch.Tensor,
+        generator: torch.Generator,
+        last_step: int | None = None,
+    ) -> torch.Tensor:
+        """Generates clips as inference does: chunk by chunk, in a few steps, with the cache of clean chunks.
+
+        Gradients, where they are on, go through the last step of each chunk, but not from chunk to chunk.
+
+        Args:
+            shape (sequence of `int`): `(batch, channels, frames, height, width)`, whole chunks.
+            prompt_embeds (`torch.Tensor`): from [`TextEncoding`].
+            generator (`torch.Generator`): on the CPU.
+            last_step (`int`, *optional*): step whose prediction is taken, from 0; by default the sampler's last one.
+        """
+        sigmas = self.objective.sigmas[: None if last_step is None else last_step + 1]
+        frames_per_chunk = self.network.config.frames_per_chunk
+        cache_frames = shape[2] // self.network.config.patch_size[0]
+        state = self.network.new_stream(None if self.network.config.window_frames else cache_frames)
+        size, chunks = (*shape[:2], self.chunk_frames, *shape[3:]), []
+        for _ in range(cache_frames // frames_per_chunk):
+            latents = torch.randn(size, generator=generator).to(prompt_embeds.device)
+            for number, sigma in enumerate(sigmas):
+                last = number == len(sigmas) - 1
+                with torch.set_grad_enabled(last and torch.is_grad_enabled()):
+                    predicted, _ = self._clean(latents, sigma, prompt_embeds, state)
+                if not last:
+                    following = sigmas[number + 1]
+                    fresh = torch.randn(size, generator=generator).to(latents)
+                    latents = (1 - following) * predicted + following * fresh
+            chunks.append(predicted)
+            with torch.no_grad():
+                _, state = self._clean(predicted, 0.0, prompt_embeds, state, commit=True)
+        return torch.cat(chunks, dim=2)
+
+    def _clean(
+        self,
+        latents: torch.Tensor,
+        sigma: float,
+        prompt_embeds: torch.Tensor,
+        state: CausalWanStreamState,
+        commit: bool = False,
+    ) -> tuple[torch.Tensor, CausalWanStreamState]:
+        timestep = torch.full((len(latents),), 1000 * sigma, device=latents.device)
+        flow, state = self.network(
+            latents, timestep, prompt_embeds.to(latents), state=state, commit=commit, return_dict=False
+        )
+        return latents - sigma * flow.float(), state
+
+    def validate(self, batch: ChunkBatch) -> Mapping[str, float | torch.Tensor]:  # type: ignore[override]
+        """Generates from the texts alone: the error against the clips (0 is perfect, 1 all grey), and the videos."""
+        generated = self.rollout(batch.high.shape, self.text(batch.texts), torch.Generator().manual_seed(0))
+        error = (self.error_weights * (generated - batch.high).square()).sum(1).mean().item()
+        if self.decode is None:
+            return {"error": error}
+        result, truth = self.decode(generated), self.decode(batch.high)
+        return {"error": error, "psnr": psnr(result, truth).item(), "result": result, "truth": truth}
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Writes `generator_transformer`, `text_encoder` and `tokenizer` as a pipeline has them."""
+        network = self.network
+        if self.subspace is not None and self.config is not None:
+            network = self.subspace.expanded(network, self.config)
+        network.save_pretrained(folder / "generator_transformer")
+        self.text.save_pretrained(folder)
+
+
+class SelfForcingStage(DiffusionForcingStage):
+    """Distils a generator on its own rollouts by distribution matching.
+
+    The teacher is the generator as it was at the start, with guidance; a second copy tracks the rollouts and is
+    updated `fake_updates` times for each update of the generator. The text encoder is frozen.
+
+    Args:
+        matching (`DistributionMatching`): the gradient.
+        fake_updates (`int`, *optional*, defaults to 5): see above.
+        fake_learning_rate (`float`, *optional*): of the copy; the generator's by default.
+        all others: see [`DiffusionForcingStage`].
+    """
+
+    def __init__(
+        self,
+        network: CausalWanTransformer,
+        text: TextEncoding,
+        objective: ForcingObjective,
+        scale: torch.Tensor,
+        subspace: TokenSubspace | None = None,
+        config: dict | None = None,
+        decode: Decode | None = None,
+        *,
+        matching: DistributionMatching,
+        fake_updates: int = 5,
+        fake_learning_rate: float | None = None,
+    ) -> None:
+        super().__init__(network, text.requires_grad_(False), objective, scale, subspace, config, decode)
+        self.teacher = deepcopy(network).requires_grad_(False).eval()
+        self.fake = deepcopy(network).requires_grad_(True)
+        self.matching, self.fake_updates, self.fake_learning_rate = matching, fake_updates, fake_learning_rate
+        self._moves_student = True
+
+    def begin_step(self, step: int) -> None:
+        self._moves_student = step % (self.fake_updates + 1) == self.fake_updates
+
+    def averaged_parameters(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+
+    def parameter_groups(self, learning_rate: float) -> list[dict]:
+        fake_rate = self.fake_learning_rate or learning_rate
+        return [
+            {"params": self.averaged_parameters(), "lr": learning_rate},
+            {"params": list(self.fake.parameters()), "lr": fake_rate},
+        ]
+
+    def forward(  # type: ignore[override]
+        self, batch: ChunkBatch, generator: torch.Generator
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        prompt_embeds, empty = self.text(batch.texts), self.text([""] * len(batch.texts))
+        last_step = int(torch.randint(len(self.objective.denoising_steps), (), generator=generator))
+        with torch.set_grad_enabled(self._moves_student):
+            sample = self.rollout(batch.high.shape, prompt_embeds, generator, last_step)
+        real, fake, unconditional = (
+            partial(self._score, prompt_embeds=embeds, network=network)
+            for network, embeds in ((self.teacher, prompt_embeds), (self.fake, prompt_embeds), (self.teacher, empty))
+        )
+        if not self._moves_student:
+            predicts: Literal["flow", "clean"] = "flow" if self.network.config.prediction_type == "flow" else "clean"
+            loss = self.matching.fake_score_loss(sample, fake, generator, predicts)
+            return loss, {"loss_of_fake_score": loss.detach()}
+        gradient = self.matching.gradient(sample, real, fake, unconditional, generator)
+        return surrogate_loss(sample, gradient), {"gradient": gradient.abs().mean()}
+
+    def _score(
+        self, noisy: torch.Tensor, sigmas: torch.Tensor, prompt_embeds: torch.Tensor, network: CausalWanTransformer
+    ) -> torch.Tensor:
+        return self.flow(noisy, sigmas, prompt_embeds, network)

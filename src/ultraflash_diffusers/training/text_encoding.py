@@ -1,0 +1,86 @@
+# Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
+"""A small text encoder of whole words, trained along with a generator, in transformers' own classes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, normalizers, pre_tokenizers
+from tokenizers.models import WordLevel
+from tokenizers.processors import TemplateProcessing
+from torch import nn
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+
+SPECIAL_WORDS = ("<pad>", "</s>", "<unk>")
+
+
+def make_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
+    """Makes a tokenizer that knows whole words, whatever their case and the punctuation between them.
+
+    Args:
+        words (iterable of `str`): in lower case; all others become `<unk>`.
+    """
+    vocabulary = {word: number for number, word in enumerate((*SPECIAL_WORDS, *sorted(set(words))))}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Punctuation(behavior="removed"), pre_tokenizers.WhitespaceSplit()]
+    )
+    tokenizer.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", vocabulary["</s>"])])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+
+
+def make_text_encoder(vocabulary_size: int, text_dim: int, num_layers: int = 2) -> UMT5EncoderModel:
+    """Makes a UMT5 encoder of random weights.
+
+    Args:
+        vocabulary_size (`int`): of the tokenizer.
+        text_dim (`int`): channels of its output, a multiple of 4.
+        num_layers (`int`, *optional*, defaults to 2): layers, each of 4 heads.
+    """
+    return UMT5EncoderModel(
+        UMT5Config(
+            vocab_size=vocabulary_size,
+            d_model=text_dim,
+            d_kv=text_dim // 4,
+            d_ff=2 * text_dim,
+            num_layers=num_layers,
+            num_heads=4,
+            dropout_rate=0.0,
+        )
+    )
+
+
+class TextEncoding(nn.Module):
+    """Embeds texts as the pipeline does, with gradients.
+
+    Args:
+        text_encoder (`UMT5EncoderModel`): trained along, unless its parameters are frozen.
+        tokenizer (`PreTrainedTokenizerBase`): its tokenizer.
+        length (`int`): tokens to which texts are padded; what is longer is cut off.
+    """
+
+    def __init__(self, text_encoder: UMT5EncoderModel, tokenizer: PreTrainedTokenizerBase, length: int) -> None:
+        super().__init__()
+        self.text_encoder, self.tokenizer, self.length = text_encoder, tokenizer, length
+
+    def forward(self, texts: Sequence[str]) -> torch.Tensor:
+        """Returns `[texts, length, text_dim]`, zero after a text's last token."""
+        tokens = self.tokenizer(
+            list(texts), padding="max_length", max_length=self.length, truncation=True, return_tensors="pt"
+        ).to(self.text_encoder.device)
+        embeds = self.text_encoder(tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state
+        return embeds * tokens.attention_mask.unsqueeze(-1).to(embeds)
+
+    @classmethod
+    def load(cls, folder: str, length: int) -> TextEncoding:
+        """Loads both from a pipeline's folder or repository, frozen."""
+        text_encoder = UMT5EncoderModel.from_pretrained(folder, subfolder="text_encoder").requires_grad_(False)
+        return cls(text_encoder, AutoTokenizer.from_pretrained(folder, subfolder="tokenizer"), length)
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Writes `text_encoder` and `tokenizer` as a pipeline has them."""
+        self.text_encoder.save_pretrained(folder / "text_encoder")
+        self.tokenizer.save_pretrained(folder / "tokenizer")
