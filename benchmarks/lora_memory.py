@@ -1,0 +1,183 @@
+# Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Memory of one LoRA step of the 1.3 B SR transformer: counted tensor by tensor without a GPU, or measured on one.
+
+    python -m benchmarks.lora_memory                              # counted, for several lengths of clip
+    python -m benchmarks.lora_memory --frames 81 --measure        # run on CUDA: torch.cuda.max_memory_allocated
+
+A step is forward, loss, backward and AdamW with gradient checkpointing in bfloat16 autocast, one clip, dense attention
+(that of `train_sr.py --pretrained_wan`), in the default 480x832 of the result. Counting runs the same step on tensors
+without contents, with the kernels that PyTorch would choose on a CPU; a GPU adds its context and the allocator's
+fragments. The networks before the transformer (autoencoder, upsampler) work without gradients, and are done when it
+begins.
+"""
+
+from __future__ import annotations
+
+import argparse
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+from torch.utils.weak import WeakIdKeyDictionary
+
+from ultraflash_diffusers import UltraFlashSRTransformer
+from ultraflash_diffusers.training.stage import choose_trained
+
+GIB = 2**30
+TEMPORAL, SPATIAL = 4, 8  # compression of Wan's latents
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--frames", type=int, nargs="+", default=[9, 21, 49, 81], help="of a clip, 4 n + 1")
+    parser.add_argument("--height", type=int, default=480)
+    parser.add_argument("--width", type=int, default=832)
+    parser.add_argument("--rank", type=int, default=32)
+    parser.add_argument("--no_checkpointing", action="store_true", help="without gradient checkpointing")
+    parser.add_argument("--bf16_weights", action="store_true", help="the frozen weights in bfloat16 too")
+    parser.add_argument("--measure", action="store_true", help="run it on CUDA instead of counting")
+    parsed = parser.parse_args(arguments)
+    if any(frames % TEMPORAL != 1 for frames in parsed.frames):
+        parser.error(f"--frames must be 4 n + 1, got {parsed.frames}")
+    if parsed.height % 16 or parsed.width % 16:
+        parser.error(f"--height and --width must be multiples of 16, got {parsed.height}x{parsed.width}")
+    if parsed.measure and not torch.cuda.is_available():
+        parser.error("--measure needs a CUDA device")
+    return parsed
+
+
+def make_transformer(options: argparse.Namespace, **config: int) -> UltraFlashSRTransformer:
+    """The published network's size, frozen, with LoRA layers in float32."""
+    transformer = UltraFlashSRTransformer(use_sparse_attention=False, **config)
+    if options.bf16_weights:
+        transformer.to(torch.bfloat16)
+    choose_trained(transformer, options.rank)
+    for parameter in transformer.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    if not options.no_checkpointing:
+        transformer.enable_gradient_checkpointing()
+    return transformer.train()
+
+
+def train_step(
+    transformer: UltraFlashSRTransformer, optimizer: torch.optim.Optimizer, latents: Sequence[int], device: str
+) -> None:
+    """One step of flow matching; `latents` are frames, height and width."""
+    config = transformer.config
+    hidden_states = torch.randn(1, config.in_channels, *latents, device=device)
+    text = torch.randn(1, config.text_length, config.text_dim, device=device)
+    timestep = torch.full((1,), 500.0, device=device)
+    with torch.autocast(device, torch.bfloat16):
+        flow = transformer(
+            hidden_states.to(transformer.dtype), timestep, text.to(transformer.dtype), return_dict=False
+        )[0]
+        loss = F.mse_loss(flow.float(), hidden_states[:, : config.out_channels])
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+class LiveBytes(TorchDispatchMode):
+    """Adds up the storages that operations make, until the last tensor that uses them is gone.
+
+    Attributes:
+        live (`int`): bytes now.
+        peak (`int`): bytes at most so far.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self._known = WeakIdKeyDictionary()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        result = func(*args, **kwargs or {})
+        tree_map_only(torch.Tensor, self._add, result)
+        return result
+
+    def _add(self, tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if storage not in self._known:
+            self._known[storage] = True
+            weakref.finalize(storage, self._remove, storage.nbytes())
+            self.live += storage.nbytes()
+            self.peak = max(self.peak, self.live)
+
+    def _remove(self, size: int) -> None:
+        self.live -= size
+
+
+def count(options: argparse.Namespace, latents: Sequence[int], **config: int) -> dict[str, float]:
+    """GiB at the peak of a step whose optimiser has its moments already, by what they are for."""
+    with torch.device("meta"):
+        transformer = make_transformer(options, **config)
+    with FakeTensorMode():
+        _without_contents(transformer)
+        parameters = set(transformer.parameters())
+        optimizer, made = _optimizer(transformer), LiveBytes()
+        with made:
+            train_step(transformer, optimizer, latents, "cpu")
+    trained = sum(_size(parameter) for parameter in parameters if parameter.requires_grad)
+    moments = sum(_size(tensor) for state in optimizer.state.values() for tensor in state.values())
+    parts = {
+        "frozen weights": sum(_size(parameter) for parameter in parameters) - trained,
+        "LoRA weights": trained,
+        "LoRA gradients": trained,
+        "Adam's moments": moments,
+        "activations": made.peak - trained,  # the moments are made after the peak
+    }
+    return {name: size / GIB for name, size in parts.items()} | {"all": sum(parts.values()) / GIB}
+
+
+def measure(options: argparse.Namespace, latents: Sequence[int], **config: int) -> float:
+    """GiB that PyTorch had allocated at most during two steps on CUDA."""
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    with torch.device("cuda"):
+        transformer = make_transformer(options, **config)
+    optimizer = _optimizer(transformer)
+    for _ in range(2):
+        train_step(transformer, optimizer, latents, "cuda")
+    return torch.cuda.max_memory_allocated() / GIB
+
+
+def _size(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _without_contents(module: nn.Module) -> None:
+    """Replaces all tensors by ones on the CPU that take no memory but are counted."""
+    for part in module.modules():
+        for name, parameter in part.named_parameters(recurse=False):
+            empty = torch.empty(parameter.shape, dtype=parameter.dtype, device="cpu")
+            part.register_parameter(name, nn.Parameter(empty, parameter.requires_grad))
+        for name, buffer in part.named_buffers(recurse=False):
+            part.register_buffer(name, torch.empty(buffer.shape, dtype=buffer.dtype, device="cpu"))
+
+
+def _optimizer(transformer: UltraFlashSRTransformer) -> torch.optim.Optimizer:
+    return torch.optim.AdamW([parameter for parameter in transformer.parameters() if parameter.requires_grad])
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse_arguments(arguments)
+    rows = []
+    for frames in options.frames:
+        latents = ((frames - 1) // TEMPORAL + 1, options.height // SPATIAL, options.width // SPATIAL)
+        parts = {"measured": measure(options, latents)} if options.measure else count(options, latents)
+        rows.append([f"{frames}", *(f"{size:.2f}" for size in parts.values())])
+    where = torch.cuda.get_device_name() if options.measure else "counted"
+    print(f"GiB for one clip of {options.height}x{options.width}, LoRA of rank {options.rank} ({where})\n")
+    for row in (["frames", *parts], ["---:"] * (1 + len(parts)), *rows):
+        print(f"| {' | '.join(row)} |")
+
+
+if __name__ == "__main__":
+    main()
