@@ -248,6 +248,7 @@ def main(arguments: argparse.Namespace) -> dict[str, float]:
         perceptual,
         arguments.fake_learning_rate,
     )
+    del pipe  # the text encoder would take more memory than the training
     return train(stage, dataset, validation, arguments, accelerator)
 
 

@@ -122,6 +122,11 @@ def _check(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> None:
                 parser.error(f"--{name} needs --objective one_step: flow matching does not decode")
     elif parsed.cache_latents:
         parser.error("--cache_latents needs --objective flow_matching: a single step is compared in pixels")
+    if parsed.rank is not None and parsed.pretrained_wan is not None:
+        parser.error(
+            "--rank with --pretrained_wan: LoRA layers would leave the condition's input weights at zero, where they "
+            "begin; train the whole network first"
+        )
     if parsed.decode_linearly and parsed.train_decoder:
         parser.error("--decode_linearly leaves out the decoder that --train_decoder would train")
     for name, switch in (
@@ -221,6 +226,7 @@ def main(arguments: argparse.Namespace) -> dict[str, float]:
             arguments.latent_upsampler_learning_rate if arguments.train_latent_upsampler else None
         ),
     )
+    del pipe  # the text encoder would take more memory than the training
     return train(stage, dataset, validation, arguments, accelerator)
 
 

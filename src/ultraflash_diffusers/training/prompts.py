@@ -108,6 +108,8 @@ def text_pipeline(
     """
     scheduler, encoder, tokenizer = FlowMatchEulerDiscreteScheduler(), None, None
     if text_encoder is not None:
-        encoder = UMT5EncoderModel.from_pretrained(text_encoder, subfolder="text_encoder").to(device)
+        # in the precision in which the large one is used, and half as large, where memory is a GPU's
+        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        encoder = UMT5EncoderModel.from_pretrained(text_encoder, subfolder="text_encoder").to(device, dtype)
         tokenizer = AutoTokenizer.from_pretrained(text_encoder, subfolder="tokenizer")
     return UltraFlashStreamingPipeline(transformer, upsampler, autoencoder, scheduler, encoder, tokenizer)
