@@ -39,12 +39,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     objective.add_argument(
         "--mixed_share", type=share, default=default.mixed_share, help="of pictures with two degradations"
     )
-    objective.add_argument(
-        "--adversarial_radius",
-        type=non_negative(float),
-        default=default.adversarial_radius,
-        help="in grey levels of 255: how far pictures are changed to mislead the scorer",
-    )
     return parser.parse_args(arguments)
 
 
@@ -69,7 +63,6 @@ def main(arguments: argparse.Namespace) -> dict[str, float]:
         ranking_weight=arguments.ranking_weight,
         calibration_weight=arguments.calibration_weight,
         mixed_share=arguments.mixed_share,
-        adversarial_radius=arguments.adversarial_radius,
     )
     return train(QualityStage(scorer, objective), dataset, validation, arguments, accelerator)
 

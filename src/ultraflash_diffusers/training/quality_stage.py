@@ -54,16 +54,12 @@ class QualityObjective:
         calibration_weight (`float`, *optional*, defaults to 1.0): of the cross entropy with the score that a picture
             of this strength should have, which makes scores of different pictures comparable.
         mixed_share (`float`, *optional*, defaults to 0.25): share of pictures with two degradations instead of one.
-        adversarial_radius (`float`, *optional*, defaults to 0.0): in grey levels of 255: the scorer sees pictures that
-            were changed by up to this (by less for most), in the direction that misleads it most: one gradient step
-            from a random start (Wong et al., 2020). It is to make gradients of the score ask for visible changes.
     """
 
     size: int = 96
     ranking_weight: float = 1.0
     calibration_weight: float = 1.0
     mixed_share: float = 0.25
-    adversarial_radius: float = 0.0
 
 
 class QualityStage(Stage):
@@ -84,8 +80,6 @@ class QualityStage(Stage):
         rng = np.random.default_rng(int(torch.randint(2**31, (), generator=generator)))
         pictures, strengths = self._versions(_frames(batch), rng)
         targets = CLEAN_SCORE + (RUINED_SCORE - CLEAN_SCORE) * strengths
-        if self.objective.adversarial_radius > 0:
-            pictures = self._misleading(pictures, targets, generator)
         logits = self.scorer.logits(pictures.flatten(0, 1)).view_as(targets)
         better, worse = (logits[:, list(side)] for side in zip(*combinations(range(3), 2), strict=True))
         ranking = F.softplus(worse - better).mean()
@@ -111,17 +105,6 @@ class QualityStage(Stage):
             strengths.append(ladder)
         device = frames.device
         return torch.stack(pictures).to(device), torch.tensor(strengths, dtype=torch.float32, device=device)
-
-    def _misleading(self, pictures: torch.Tensor, targets: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """The pictures, each changed by at most a radius of its own so that the calibration loss rises."""
-        share = torch.rand((len(pictures), 1, 1, 1, 1), generator=generator).to(pictures.device)
-        radius = share * self.objective.adversarial_radius / 255
-        start = torch.rand(pictures.shape, generator=generator).to(pictures.device) * 2 - 1
-        changed = (pictures + radius * start).requires_grad_(True)
-        logits = self.scorer.logits(changed.flatten(0, 1)).view_as(targets)
-        (gradient,) = torch.autograd.grad(F.binary_cross_entropy_with_logits(logits, targets), changed)
-        changed = changed.detach() + 1.25 * radius * gradient.sign()
-        return torch.clamp(changed, pictures - radius, pictures + radius).clamp(0, 1)
 
     def validate(self, batch: Batch) -> dict[str, float]:
         """Measures whole frames as the cache's scorer sees them, every eighth of the clip.
