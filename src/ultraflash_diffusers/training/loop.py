@@ -23,7 +23,13 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType, ProjectConfiguration, gather_object
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    ProjectConfiguration,
+    gather_object,
+    parse_flag_from_env,
+)
 from diffusers.optimization import get_scheduler
 from diffusers.utils import is_bitsandbytes_available, logging
 from torch import nn
@@ -84,6 +90,8 @@ def make_accelerator(arguments: argparse.Namespace, leaves_out_parameters: bool 
         )
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         _configure_deepspeed(accelerator, arguments)
+    if parse_flag_from_env("ACCELERATE_USE_FSDP") and accelerator.distributed_type != DistributedType.FSDP:
+        raise ValueError("FSDP was configured, but accelerate shards on several GPUs only: use data parallelism here")
     if accelerator.distributed_type == DistributedType.FSDP:
         if not accelerator.is_fsdp2:
             raise ValueError("of FSDP, only version 2 is supported: set `fsdp_version: 2` in the accelerate config")
@@ -339,7 +347,7 @@ class _Training:
 
     def _log_means(self, sums: _Sums) -> dict[str, str]:
         """Logs the means since the last time, over all processes, and returns what the progress bar shows."""
-        means = _means(gather_object([{name: (total.item(), count) for name, (total, count) in sums.items()}]))
+        means = mean_measures(gather_object([{name: (total.item(), count) for name, (total, count) in sums.items()}]))
         sums.clear()
         if not np.isfinite(means["loss"]):
             raise FloatingPointError(
@@ -496,8 +504,8 @@ def _make_optimizer(groups: list[dict], arguments: argparse.Namespace) -> torch.
     )
 
 
-def _means(parts: list[dict[str, tuple[float, int]]]) -> dict[str, float]:
-    """Means of all that the processes have measured; not all have to have measured the same."""
+def mean_measures(parts: list[dict[str, tuple[float, int]]]) -> dict[str, float]:
+    """Returns the means of what the processes have measured, each its own totals and numbers of batches by name."""
     names = dict.fromkeys(name for part in parts for name in part)
     found = {name: [part[name] for part in parts if name in part] for name in names}
     return {name: sum(total for total, _ in each) / sum(count for _, count in each) for name, each in found.items()}

@@ -61,7 +61,8 @@ class WeightAverage(EMAModel):
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], decay: float) -> None:
-        super().__init__(parameters, decay=decay, foreach=True)
+        sharded = any(isinstance(parameter, DTensor) for parameter in parameters)
+        super().__init__(parameters, decay=decay, foreach=not sharded)  # not all of torch's foreach takes shards
 
     shadow_params: list[torch.Tensor]
 
