@@ -190,11 +190,8 @@ class SRStage(Stage):
 
     def _shown(self, result: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
         """The videos that a validation shows."""
-        return {
-            "input": batch.low,
-            "result": self.objective.pixel_loss.corrected(result, batch.low),
-            "truth": batch.high,
-        }
+        shown = {"result": self.objective.pixel_loss.corrected(result, batch.low), "truth": batch.high}
+        return shown if batch.low is None else {"input": batch.low} | shown
 
     def _measured(self, result: torch.Tensor, condition: torch.Tensor, batch: Batch) -> dict[str, float]:
         before = self.autoencoder.decode(condition).sample
