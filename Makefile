@@ -13,7 +13,7 @@ help:
 	@echo "make demo       the same in a browser"
 	@echo "make test       all tests"
 	@echo "make lint       ruff and mypy"
-	@echo "make benchmark  how fast the attention is on this machine"
+	@echo "make benchmark  how fast the cascade and its attention are on this machine, and how time grows"
 	@echo "make clean      remove the environment and everything that was made"
 
 $(VENV)/core: pyproject.toml constraints.txt
@@ -31,10 +31,6 @@ $(VENV)/demo: $(VENV)/core
 	$(PIP) --editable '.[demo]'
 	@touch $@
 
-$(VENV)/benchmark: $(VENV)/core
-	$(PIP) --editable '.[benchmark]'
-	@touch $@
-
 generate: $(VENV)/core
 	$(BIN)/python examples/generate.py
 
@@ -48,8 +44,11 @@ lint: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-benchmark: $(VENV)/benchmark
-	$(BIN)/python benchmarks/attention.py
+benchmark: $(VENV)/core
+	mkdir -p outputs
+	$(BIN)/ultraflash benchmark --output outputs/speed.json --plot outputs/speed.svg
+	$(BIN)/python -m benchmarks.linearity --json outputs/linearity.json --plot outputs/linearity
+	$(BIN)/python benchmarks/attention.py --json outputs/attention.json
 
 clean:
 	rm -rf $(VENV) build dist outputs src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

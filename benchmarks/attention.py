@@ -3,8 +3,11 @@
 
     python benchmarks/attention.py         # 1K-like shapes, scaled down to a CPU
     python benchmarks/attention.py --device cuda --dtype bfloat16 --height 120 --width 208 --heads 12    # 1K itself
+    python benchmarks/attention.py --device cuda --dtype bfloat16 --height 120 --width 208 --heads 12 --triton-settings
 
-`dense` is PyTorch's attention of the group to the cached and its own tokens, unmasked. `selection` pools the blocks
+`dense` is PyTorch's attention of the group to the cached and its own tokens, unmasked; on a GPU also by cuDNN and by
+FlashAttention alone (`dense_ms` is the fastest). The densities of the released model are about 5 % at 1K and 2.5 % at
+2K (`--height 180 --width 312`). `--triton-settings` times every way to cut the Triton kernel. `selection` pools blocks
 and chooses the pairs; `total` is all that takes the place of dense attention: cutting into blocks, writing the cache,
 selection, attention, back to raster order. Times are medians after warm-up, with the device synchronised each time.
 """
@@ -19,12 +22,15 @@ import math
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ultraflash_diffusers.models import triton_attention
 from ultraflash_diffusers.models.block_sparse_attention import (
     BACKENDS,
     BlockKVCache,
@@ -48,6 +54,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--local-range", type=int, default=9, help="side of the spatial window in blocks")
     parser.add_argument("--density", type=float, nargs="+", default=[0.05, 0.1, 0.25], help="shares of pairs to keep")
     parser.add_argument("--backends", nargs="+", choices=[name for name in BACKENDS if name != "auto"])
+    parser.add_argument("--triton-settings", action="store_true", help="time each launch setting of the Triton kernel")
     parser.add_argument("--warmup", type=int, default=1, help="calls before those that count")
     parser.add_argument("--repeats", type=int, default=5, help="calls that count")
     parser.add_argument("--json", type=Path, help="also write the results there")
@@ -57,7 +64,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     if not all(0 < density <= 1 for density in options.density):
         parser.error(f"--density must lie in (0, 1], got {options.density}")
     if options.backends is None:
-        options.backends = ["flex", "sdpa"] if options.device.startswith("cuda") else ["gather", "flex", "sdpa"]
+        options.backends = ["gather", "flex", "sdpa"]
+        if options.device.startswith("cuda"):
+            supported = triton_attention.supports(torch.device(options.device), 128, options.head_dim)
+            options.backends = ["flex", *(["triton"] if supported else []), "sdpa"]
     return options
 
 
@@ -108,13 +118,35 @@ class Layer:
         query, key, value = self.group
         return block_sparse_attention(query, key, value, self.grid, settings, self.cache, backend=backend)
 
-    def dense(self) -> Callable[[], torch.Tensor]:
-        """Attention of the group's tokens to as many tokens as the cache and the group have."""
+    def dense(self) -> dict[str, Callable[[], torch.Tensor]]:
+        """Attention of the group's tokens to as many tokens as the cache and the group have, by kernel."""
         frames = self.grid[0] + self.window * BlockSparseSettings.block_size[0]
         keys = frames * self.grid[1] * self.grid[2]
         key, value = (self.random(self.batch, self.heads, keys, self.channels) for _ in range(2))
         query = self.group[0].transpose(1, 2).contiguous()
-        return lambda: F.scaled_dot_product_attention(query, key, value)
+
+        def attend(kernel: SDPBackend | None = None) -> torch.Tensor:
+            with nullcontext() if kernel is None else sdpa_kernel(kernel):
+                return F.scaled_dot_product_attention(query, key, value)
+
+        kernels = {"PyTorch's choice": attend}
+        if self.device.type == "cuda" and self.dtype != torch.float32:
+            kernels["cuDNN"] = functools.partial(attend, SDPBackend.CUDNN_ATTENTION)
+            kernels["FlashAttention"] = functools.partial(attend, SDPBackend.FLASH_ATTENTION)
+        return kernels
+
+    def triton(self, settings: BlockSparseSettings) -> dict[str, Callable[[], torch.Tensor]]:
+        """The Triton kernel by itself, by launch setting, on random pairs of the selection's number."""
+        kept = self.selection(settings)()
+        volume, blocks = settings.volume, kept.shape[2:]
+        query, key, value = (
+            self.random(self.batch, self.heads, number * volume, self.channels)
+            for number in (blocks[0], blocks[1], blocks[1])
+        )
+        return {
+            str(launch): functools.partial(triton_attention.attend, query, key, value, kept, volume, launch)
+            for launch in triton_attention.launch_choices(self.device, volume, self.channels)
+        }
 
     def selection(self, settings: BlockSparseSettings) -> Callable[[], torch.Tensor]:
         """Pooling of the group's blocks and the choice of pairs, as in the middle of the stream."""
@@ -139,8 +171,14 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     def measure(function: Callable[[], Any]) -> float:
         return median_milliseconds(function, layer.device, options.warmup, options.repeats)
 
-    dense = measure(layer.dense())
-    results = []
+    dense_kernels = {name: measure(attend) for name, attend in layer.dense().items()}
+    dense, results = min(dense_kernels.values()), []
+    launches = {}
+    if options.triton_settings:
+        launches = {
+            str(density): {name: measure(attend) for name, attend in layer.triton(layer.settings(density)).items()}
+            for density in options.density
+        }
     for density in options.density:
         settings = layer.settings(density)
         selection = layer.selection(settings)
@@ -159,7 +197,14 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
                 }
             )
     settings_used = {name: value for name, value in vars(options).items() if name != "json"}
-    return {"torch": torch.__version__, "settings": settings_used, "dense_ms": dense, "results": results}
+    return {
+        "torch": torch.__version__,
+        "settings": settings_used,
+        "dense_ms": dense,
+        "dense_kernels_ms": dense_kernels,
+        "triton_settings_ms": launches,
+        "results": results,
+    }
 
 
 def main() -> None:
@@ -168,7 +213,12 @@ def main() -> None:
         report = run(options)
     grid = (options.frames, options.height // 2, options.width // 2)
     print(f"{grid} tokens, {options.kv_cache_blocks} cached temporal blocks, {options.heads} heads, {options.dtype}")
-    print(f"dense attention: {report['dense_ms']:.1f} ms\n")
+    for name, milliseconds in report["dense_kernels_ms"].items():
+        print(f"dense attention, {name}: {milliseconds:.1f} ms")
+    for density, launches in report["triton_settings_ms"].items():
+        for name, milliseconds in launches.items():
+            print(f"Triton kernel, density {float(density):.1%}, {name}: {milliseconds:.2f} ms")
+    print()
     print(f"{'backend':8} {'asked':>7} {'kept':>7} {'selection':>12} {'total':>12} {'of dense':>9}")
     for row in report["results"]:
         print(

@@ -12,9 +12,15 @@ import tiny
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks import linearity
 from ultraflash_diffusers.benchmarking import plot
 from ultraflash_diffusers.benchmarking.memory import LiveBytes, peak_bytes, plan_memory
-from ultraflash_diffusers.benchmarking.operations import group_operations, sparse_pairs, transformer_pass
+from ultraflash_diffusers.benchmarking.operations import (
+    group_operations,
+    sparse_pairs,
+    sr_operations,
+    transformer_pass,
+)
 from ultraflash_diffusers.benchmarking.presets import PRESETS, build_pipeline
 from ultraflash_diffusers.benchmarking.stages import measure, split_sparse_transformer
 from ultraflash_diffusers.cli import main
@@ -74,6 +80,13 @@ def test_full_size_presets_have_the_published_work() -> None:
         "transformer": 122,
         "decoder": 13,
     }
+
+
+def test_the_transformer_s_work_grows_with_the_pixels() -> None:
+    """The share of pairs shrinks as their number grows: four times the pixels are about four times the work."""
+    network = build_pipeline(PRESETS["1k"], "meta", torch.bfloat16, layers=1).transformer
+    works = [sr_operations(network, (6, scale * 128, scale * 192), 3) for scale in (1, 2, 4)]
+    assert works[1] / works[0] == pytest.approx(4, rel=0.02) and works[2] / works[1] == pytest.approx(4, rel=0.02)
 
 
 # ---- memory
@@ -156,6 +169,15 @@ def test_the_command_runs_a_small_preset(tmp_path, capsys) -> None:
     ):
         assert main([*words, *wrong]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_the_linearity_benchmark_runs(tmp_path) -> None:
+    words = ["--height", "64", "--width", "64", "--shares", "1", "2", "--chunks", "1", "--warmup", "1"]
+    linearity.main([*words, "--stream-chunks", "5", "--json", str(tmp_path / "a.json"), "--plot", str(tmp_path / "a")])
+    report = json.loads((tmp_path / "a.json").read_text())
+    assert [(row["height"], row["width"]) for row in report["by_pixels"]] == [(128, 128), (128, 128)]
+    assert len(report["by_length_seconds"]) == 4 and report["last_quarter_of_first"] > 0
+    assert {path.name for path in tmp_path.glob("*.svg")} == {"a_pixels.svg", "a_length.svg"}
 
 
 # ---- plots
