@@ -33,6 +33,10 @@ class QualityScorer(ModelMixin, ConfigMixin):
     mean goes through a logistic function. It is trained by ranking: of two versions of a picture, the one that was
     degraded more must score lower (`training/train_quality_scorer.py`).
 
+    It is made to compare and to choose. Gradients flow, but they mislead: following them from a blurred picture raises
+    the score to 1 with noise that one hardly sees, and does not sharpen it. As a loss it needs a small weight, beside
+    losses that hold the picture in place, and another measure to tell whether it helped.
+
     Scores depend on the size at which a picture is looked at, as a blurred picture is sharp again once it is made
     small: the cache's scorer sees 224x224, and for numbers to be compared with each other they have to be taken at one
     size.
@@ -62,10 +66,11 @@ class QualityScorer(ModelMixin, ConfigMixin):
         self.head = nn.Conv2d(sum(channels), head_channels, kernel_size=1)
         # local quality and the logarithm of its weight
         self.proj_out = nn.Conv2d(head_channels, 2, kernel_size=1)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-                nn.init.zeros_(module.bias)
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            else:
+                nn.init.kaiming_normal_(parameter, nonlinearity="relu")
         nn.init.normal_(self.proj_out.weight, std=0.01)
 
     @property

@@ -99,7 +99,7 @@ class QualityStage(Stage):
             low = rng.uniform(0, 1 - LEAST_GAP)
             ladder = (0.0, low, rng.uniform(low + LEAST_GAP, 1))
             top, left = rng.integers(CUT + 1, size=2)
-            seed = rng.integers(2**31)
+            seed = int(rng.integers(2**31))
             versions = torch.stack([_degraded(clean, degradation, strength, seed) for strength in ladder])
             pictures.append(versions[..., top : top + size, left : left + size])
             strengths.append(ladder)
