@@ -128,8 +128,9 @@ def main(folder: Path) -> None:
     launch(2, train_sr, material, folder / "fsdp", "--use_ema", sharded=True)
     launch(2, train_sr, material, resumed(folder, "fsdp_resumed", "fsdp"), *onward, sharded=True)
     launch(1, train_sr, material, resumed(folder, "fsdp_on_fewer", "fsdp"), *onward, sharded=True, **alone)
+    lora = {"rank": 2, "mixed_precision": "bf16"}
     for name, processes, options in (("single_lora", 1, alone), ("fsdp_lora", 2, {})):
-        launch(processes, train_sr, material, folder / name, sharded=processes > 1, rank=2, **options)
+        launch(processes, train_sr, material, folder / name, sharded=processes > 1, **lora, **options)
     for name, processes, options in (("single_mixed", 1, alone), ("ddp_mixed", 2, {})):
         launch(processes, train_upsampler_and_decoder, material, folder / name, **options)
     launch(1, killed_in_mid_save, material, folder / "killed", **alone)

@@ -63,6 +63,7 @@ def measured(folder: Path) -> list[dict[str, float]]:
 # ---- several processes
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one_with_the_same_global_batch(runs: Path) -> None:
     for file in (TRAINED, WEIGHTS):
         assert difference(runs / "ddp" / file, runs / "single" / file) < 1e-7
@@ -72,6 +73,7 @@ def test_two_processes_equal_one_with_the_same_global_batch(runs: Path) -> None:
         assert ours == pytest.approx(alone, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_two_processes_whose_batches_train_different_networks_equal_one(runs: Path) -> None:
     name = "diffusion_pytorch_model.safetensors"
     for file in (name, f"autoencoder/{name}"):
@@ -85,6 +87,7 @@ def test_what_only_one_process_has_measured_is_a_mean_of_its_batches() -> None:
     assert mean_measures(parts) == {"loss": 2.0, "rare": 1.5}
 
 
+@pytest.mark.slow
 def test_sharded_training_equals_one_process(runs: Path) -> None:
     for file in (TRAINED, WEIGHTS):
         # sums in another order, which Adam makes more of where a gradient is tiny; a step is 5e-3
@@ -95,6 +98,7 @@ def test_sharded_training_equals_one_process(runs: Path) -> None:
     assert not (runs / "ddp" / "checkpoint-4" / "pytorch_model_fsdp_0").exists()
 
 
+@pytest.mark.slow
 def test_sharded_training_resumes(runs: Path) -> None:
     for file in (TRAINED, WEIGHTS):
         assert difference(runs / "fsdp_resumed" / file, runs / "fsdp" / file) == 0
@@ -102,7 +106,8 @@ def test_sharded_training_resumes(runs: Path) -> None:
         assert difference(runs / "fsdp_on_fewer" / file, runs / "fsdp" / file) < 1e-4
 
 
-def test_sharded_lora_training_equals_one_process(runs: Path) -> None:
+@pytest.mark.slow
+def test_sharded_lora_training_in_half_precision_equals_one_process(runs: Path) -> None:
     name = "pytorch_lora_weights.safetensors"
     assert difference(runs / "fsdp_lora" / name, runs / "single_lora" / name) < 1e-4
     assert any(tensor.any() for key, tensor in load_file(runs / "fsdp_lora" / name).items() if "lora_B" in key)
@@ -197,6 +202,7 @@ def test_a_full_disk_loses_no_checkpoint(train: Callable[..., Path], tmp_path: P
         assert difference(tmp_path / name / TRAINED, whole / TRAINED) == 0
 
 
+@pytest.mark.slow
 def test_a_kill_in_mid_save_loses_nothing(runs: Path) -> None:
     assert [path.name for path in find_checkpoints(runs / "killed")] == ["checkpoint-2"]
     assert (runs / "killed" / "checkpoint-4.tmp").is_dir()

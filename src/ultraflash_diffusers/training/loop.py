@@ -14,7 +14,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
@@ -74,9 +74,11 @@ def make_accelerator(arguments: argparse.Namespace, leaves_out_parameters: bool 
         raise ImportError("--use_8bit_adam needs bitsandbytes, which is not installed: `pip install bitsandbytes`")
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
     folders = ProjectConfiguration(project_dir=str(arguments.output_dir), logging_dir=str(arguments.output_dir))
+    # DeepSpeed's own half precision would convert the weights; the loop's is autocast everywhere
+    weights_stay = parse_flag_from_env("ACCELERATE_USE_DEEPSPEED")
     accelerator = Accelerator(
         gradient_accumulation_steps=arguments.gradient_accumulation_steps,
-        mixed_precision=arguments.mixed_precision,
+        mixed_precision="no" if weights_stay else arguments.mixed_precision,
         log_with=None if arguments.report_to == "none" else arguments.report_to,
         project_config=folders,
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=leaves_out_parameters)],
@@ -97,6 +99,7 @@ def make_accelerator(arguments: argparse.Namespace, leaves_out_parameters: bool 
             raise ValueError("of FSDP, only version 2 is supported: set `fsdp_version: 2` in the accelerate config")
         if arguments.use_8bit_adam:
             raise ValueError("--use_8bit_adam does not work on FSDP's sharded parameters: leave it out")
+        accelerator.state.fsdp_plugin.mixed_precision_policy = None  # likewise
     if arguments.push_to_hub and accelerator.is_main_process:
         # before training, so that a missing login shows at once
         arguments.hub_model_id = create_repository(arguments.hub_model_id, arguments.output_dir)
@@ -108,8 +111,8 @@ def _configure_deepspeed(accelerator: Accelerator, arguments: argparse.Namespace
     plugin = accelerator.state.deepspeed_plugin
     if plugin.zero_stage > 2:
         raise ValueError(f"ZeRO stage {plugin.zero_stage} is not supported: use stage 2 at most, or FSDP2")
-    if arguments.use_ema and arguments.mixed_precision != "no":
-        raise ValueError("--use_ema would average half-precision weights under DeepSpeed: use FSDP2 or DDP")
+    if arguments.mixed_precision == "fp16":
+        raise ValueError("--mixed_precision fp16 is not supported with DeepSpeed: use bf16")
     plugin.deepspeed_config |= {
         "gradient_accumulation_steps": arguments.gradient_accumulation_steps,
         "gradient_clipping": arguments.max_grad_norm,
@@ -186,13 +189,14 @@ class _Interruption:
 class _Entrance(nn.Module):
     """The one way into a stage: what distributed training wraps, so that validation too sees gathered parameters."""
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: Stage, autocast: Callable[[], AbstractContextManager]) -> None:
         super().__init__()
-        self.stage = stage
+        self.stage, self.autocast = stage, autocast
 
     def forward(self, batch: Batch, generator: torch.Generator | None = None) -> Any:
         """Validates the batch if there is no generator to train with."""
-        return self.stage.validate(batch) if generator is None else self.stage(batch, generator)
+        with self.autocast():
+            return self.stage.validate(batch) if generator is None else self.stage(batch, generator)
 
 
 class _Training:
@@ -221,7 +225,7 @@ class _Training:
             num_training_steps=arguments.max_train_steps,
         )
         self.lr_factor = schedule.lr_lambdas[0]
-        self.stage, self.optimizer = accelerator.prepare(_Entrance(stage), optimizer)
+        self.stage, self.optimizer = accelerator.prepare(_Entrance(stage, self._autocast), optimizer)
         # as they are now, since FSDP2 puts others in their place while they are gathered
         self.trained, self.averaged = stage.named_trained_parameters(), stage.averaged_parameters()
         self.ema: WeightAverage | None = None
@@ -231,6 +235,12 @@ class _Training:
         accelerator.register_for_checkpointing(self.progress)
         accelerator.register_save_state_pre_hook(self._save_weights)
         accelerator.register_load_state_pre_hook(self._load_weights)
+
+    def _autocast(self) -> AbstractContextManager:
+        if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
+            enabled = self.arguments.mixed_precision == "bf16"
+            return torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=enabled)
+        return self.accelerator.autocast()
 
     def run(self) -> dict[str, float]:
         self._start()
@@ -305,8 +315,7 @@ class _Training:
             batch = next(loader).to(self.accelerator.device)
             number = first + index * self.accelerator.num_processes
             with self.accelerator.accumulate(self.stage):
-                with self.accelerator.autocast():
-                    loss, measured = self.stage(batch, _generator(self.arguments.seed, number))
+                loss, measured = self.stage(batch, _generator(self.arguments.seed, number))
                 self.accelerator.backward(loss)
                 if self.accelerator.sync_gradients:
                     self.accelerator.clip_grad_norm_(self.trained.values(), self.arguments.max_grad_norm)
@@ -384,7 +393,7 @@ class _Training:
         if not self.validation:
             return {}
         self.stage.eval()
-        with self._averaged(), self.accelerator.autocast():
+        with self._averaged():
             # every process all of them: sharded parameters can only be gathered together
             measured = [self._validate_clip(*numbered) for numbered in enumerate(self.validation)]
         totals = {f"validation/{name}": float(np.mean([each[name] for each in measured])) for name in measured[0]}
