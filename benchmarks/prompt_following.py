@@ -57,7 +57,7 @@ def read_frames(frames: np.ndarray) -> Reading:
     if len(found) < max(1, len(frames) // 2):
         return Reading(None, None, None)
     pixels = np.concatenate([frame[_inner(mask)] for mask, frame in found[:: max(1, len(found) // 8)]])
-    shapes = np.array([_shape(mask) for mask, _ in found])
+    shapes = np.array([_shape(mask) for mask, _ in found[:: max(1, len(found) // 8)]])
     places = [np.argwhere(mask).mean(0) for mask, _ in found]
     ends = max(1, len(found) // 10)
     way = (np.mean(places[-ends:], axis=0) - np.mean(places[:ends], axis=0)) / frames.shape[1]
@@ -183,7 +183,7 @@ def load_generate(arguments: argparse.Namespace) -> Generate:
             multiple_of=autoencoder.spatial_compression_ratio,
             num_frames=arguments.num_frames,
         )
-        latents = torch.cat([chunk.latents for chunk in source], dim=2)
+        latents = torch.cat([chunk.latents for chunk in source.chunks()], dim=2)
         pixels = autoencoder.decode(latents).sample[0].clamp(-1, 1).add(1).mul(127.5).round().byte()
         frames = pixels.permute(1, 2, 3, 0).numpy()
         return frames[: arguments.num_frames, : arguments.height, : arguments.width]
