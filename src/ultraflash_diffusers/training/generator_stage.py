@@ -82,6 +82,8 @@ class DiffusionForcingStage(Stage):
         decode (`Callable`, *optional*): latents to pixels in validation, whose videos are shown.
     """
 
+    error_weights: torch.Tensor
+
     def __init__(
         self,
         network: CausalWanTransformer,

@@ -77,7 +77,7 @@ class TokenSubspace:
         analysis = turn.T @ torch.linalg.solve_triangular(factor, basis.T * weights.double(), upper=False)
         mixing = factor @ turn
         return cls(
-            tuple(patch_size),
+            patch_size,
             channels,
             analysis.float(),
             ((basis @ mixing) / weights.double()[:, None]).float(),
@@ -165,6 +165,8 @@ class TokenSubspace:
 
 class _Scaled(nn.Module):
     """Multiplies a parameter by constants, so that the optimiser sees it at the scale at which it is."""
+
+    scale: torch.Tensor
 
     def __init__(self, scale: torch.Tensor) -> None:
         super().__init__()
