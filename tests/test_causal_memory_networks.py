@@ -49,6 +49,7 @@ AUTOENCODERS = {
         "decoder_temporal_strides": (2, 2),
         "linear_shortcut": True,
         "latent_space": "small",
+        "activation": "silu",
     },
 }
 

@@ -125,6 +125,8 @@ class HRAutoencoder(ModelMixin, AutoencoderMixin, ConfigMixin):
             its latent, in both directions, so that the stacks only learn what a linear code leaves over.
         latent_space (`str`, *optional*, defaults to `"wan2.1"`): name of the latent space; equal names mean that
             latents of another autoencoder may be passed on as they are.
+        activation (`str`, *optional*, defaults to `"relu"`): `"relu"` (the published families'), `"silu"` or `"gelu"`,
+            whose features do not die where the stack is a small correction to the linear shortcut.
     """
 
     _supports_gradient_checkpointing = True
@@ -149,6 +151,7 @@ class HRAutoencoder(ModelMixin, AutoencoderMixin, ConfigMixin):
         decoder_temporal_strides: tuple[int, ...] = (1, 2, 2),
         linear_shortcut: bool = False,
         latent_space: str = "wan2.1",
+        activation: str = "relu",
     ) -> None:
         super().__init__()
         if variant not in _VARIANTS:
@@ -167,6 +170,7 @@ class HRAutoencoder(ModelMixin, AutoencoderMixin, ConfigMixin):
                 encoder_spatial_strides,
                 encoder_temporal_strides,
                 _VARIANTS[variant],
+                activation,
             )
         self.decoder = _decoder(
             patch_channels,
@@ -176,6 +180,7 @@ class HRAutoencoder(ModelMixin, AutoencoderMixin, ConfigMixin):
             decoder_spatial_strides,
             decoder_temporal_strides,
             _VARIANTS[variant],
+            activation,
         )
         if linear_shortcut:
             code = in_channels * self.spatial_compression_ratio**2 * self.temporal_compression_ratio
@@ -430,6 +435,7 @@ def _encoder(
     spatial_strides: tuple[int, ...],
     temporal_strides: tuple[int, ...],
     variant: _Variant,
+    activation: str,
 ) -> CausalMemoryStack:
     if not len(channels) == len(num_blocks) == len(spatial_strides) == len(temporal_strides):
         raise ValueError(
@@ -437,12 +443,12 @@ def _encoder(
             f"`encoder_temporal_strides` {tuple(temporal_strides)} must have one entry for each of `encoder_channels` "
             f"{tuple(channels)}"
         )
-    layers: list[nn.Module] = [conv3x3(in_channels, channels[0]), make_activation("relu")]
+    layers: list[nn.Module] = [conv3x3(in_channels, channels[0]), make_activation(activation)]
     previous = channels[0]
     for stage, width in enumerate(channels):
         layers.append(TemporalPool(previous, temporal_strides[stage]))
         layers.append(conv3x3(previous, width, bias=False, stride=spatial_strides[stage]))
-        layers += [CausalMemoryBlock(width, memory_init=variant.memory_init) for _ in range(num_blocks[stage])]
+        layers += [CausalMemoryBlock(width, activation, variant.memory_init) for _ in range(num_blocks[stage])]
         previous = width
     return CausalMemoryStack(*layers, conv3x3(previous, latent_channels))
 
@@ -455,6 +461,7 @@ def _decoder(
     spatial_strides: tuple[int, ...],
     temporal_strides: tuple[int, ...],
     variant: _Variant,
+    activation: str,
 ) -> CausalMemoryStack:
     stages = staged_layers(
         latent_channels,
@@ -462,9 +469,10 @@ def _decoder(
         num_blocks,
         spatial_strides,
         temporal_strides,
+        activation,
         memory_init=variant.memory_init,
         nearest=variant.nearest,
         convolve_last=variant.convolve_last,
     )
     clamp = [ClampLatents()] if variant.clamp_latents else []
-    return CausalMemoryStack(*clamp, *stages, make_activation("relu"), conv3x3(channels[-1], out_channels))
+    return CausalMemoryStack(*clamp, *stages, make_activation(activation), conv3x3(channels[-1], out_channels))
