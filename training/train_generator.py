@@ -1,8 +1,9 @@
 # Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
 """Trains the low-resolution text-to-video generator: diffusion forcing on clips, then self-forcing on its own.
 
-    python training/train_generator.py --synthetic_scenes --config generator.json --token_rank 144 \
-        --autoencoder outputs/autoencoder --noise_levels steps --output_dir outputs/generator --use_ema
+    python training/train_generator.py --synthetic_scenes --config training/configs/small_generator.json \
+        --token_rank 144 --autoencoder outputs/autoencoder --noise_levels steps --use_ema \
+        --output_dir outputs/generator
     python training/train_generator.py --objective self_forcing --synthetic_scenes --token_rank 144 \
         --pretrained_model_name_or_path outputs/generator --text_encoder outputs/generator \
         --autoencoder outputs/autoencoder --cache_dir outputs/generator/cache --output_dir outputs/self_forcing
@@ -101,6 +102,7 @@ def _add_objective_arguments(parser: argparse.ArgumentParser) -> None:
     objective.add_argument("--flow_shift", type=positive(float), default=5.0, help="of noise levels")
     objective.add_argument("--context_noise", type=share, default=0.1, help="most noise in chunks that pass for clean")
     objective.add_argument("--text_dropout", type=share, default=0.1, help=" ")
+    objective.add_argument("--detail_emphasis", type=share, default=0.0, help="0: layout first; 1: textures as well")
     objective.add_argument("--guidance_scale", type=positive(float), default=3.5, help="of the teacher (self_forcing)")
     objective.add_argument(
         "--fake_updates", type=positive(int), default=5, help="for each of the generator's (self_forcing)"
@@ -237,6 +239,7 @@ def make_stage(
         first_step_share=arguments.first_step_share,
         context_noise=arguments.context_noise,
         text_dropout=arguments.text_dropout,
+        detail_emphasis=arguments.detail_emphasis,
     )
 
     def decode(latents: torch.Tensor) -> torch.Tensor:
