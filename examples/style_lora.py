@@ -62,7 +62,7 @@ def train(options: argparse.Namespace, clips: Path) -> None:
     flags += ["--max_train_steps", str(options.steps), "--checkpointing_steps", str(options.steps)]
     flags += ["--crops", options.crops, "--train_batch_size", "1", "--temporal_loss", "difference"]
     flags += ["--wavelet_weight", "0.3", "--contrast_weight", "0.3"]
-    flags += ["--color_correction_levels", "1"]  # the losses see what the pipeline gives back
+    flags += ["--color_correction_levels", "5"]  # the losses see what the pipeline gives back
     print("python training/train_sr.py", *flags)
     script = runpy.run_path(str(TRAIN_SR))
     script["main"](script["parse_arguments"](flags))
