@@ -175,7 +175,7 @@ def test_the_linearity_benchmark_runs(tmp_path) -> None:
     words = ["--height", "64", "--width", "64", "--shares", "1", "2", "--chunks", "1", "--warmup", "1"]
     linearity.main([*words, "--stream-chunks", "5", "--json", str(tmp_path / "a.json"), "--plot", str(tmp_path / "a")])
     report = json.loads((tmp_path / "a.json").read_text())
-    assert [(row["height"], row["width"]) for row in report["by_pixels"]] == [(128, 128), (128, 128)]
+    assert [(row["height"], row["width"]) for row in report["by_pixels"]] == [(64, 64), (128, 128)]
     assert len(report["by_length_seconds"]) == 4 and report["last_quarter_of_first"] > 0
     assert {path.name for path in tmp_path.glob("*.svg")} == {"a_pixels.svg", "a_length.svg"}
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -17,6 +16,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from small_disk import small_disk
 from test_video_io import make_clip
 from tiny import make_tiny_pipeline
 
@@ -223,15 +223,9 @@ def test_interrupted_by_the_user(checkpoint, long_clip, whole, tmp_path, capsys)
 
 
 def test_a_full_disk_loses_nothing(checkpoint, long_clip, whole, tmp_path, capsys):
-    """The limit on a file's size stands in for the disk: both fail in the middle of a write."""
-    output, limits = tmp_path / "out.mp4", resource.getrlimit(resource.RLIMIT_FSIZE)
-    former = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (whole.stat().st_size // 2, limits[1]))
-    try:
+    output = tmp_path / "out.mp4"
+    with small_disk(whole.stat().st_size // 2):
         assert main(words(checkpoint, long_clip, output, "--save-every", 0)) == 2
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, former)
     assert "cannot be written" in capsys.readouterr().err.splitlines()[-1]
     assert 0 < len(list(VideoReader(tmp_path / "out.mp4.partial.mp4"))) < LONG and _saved_frames(output)
     assert report_of(capsys, words(checkpoint, long_clip, output, "--resume"))["frames_made"] < LONG

@@ -15,6 +15,7 @@ import torch
 from diffusers import WanTransformer3DModel
 from reference.deterministic import fill_layout
 from safetensors.torch import save_file
+from small_disk import small_disk
 from wan_cases import REFERENCE, TOLERANCE, Case, relative_error
 
 from ultraflash_diffusers import CausalLatentUpsampler, CausalWanTransformer, HRAutoencoder, UltraFlashSRTransformer
@@ -581,15 +582,9 @@ def test_output_folders_that_cannot_be(tmp_path):
 
 
 def test_a_full_disk(tmp_path):
-    resource = pytest.importorskip("resource")  # POSIX; a limit on a file's size stands in for the disk
     path = write(tmp_path / "upsampler.pth", layout("upsampler_v1_x3"))
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
-    try:
-        with pytest.raises(OSError, match="could not be written"):
-            convert_files([path], tmp_path / "out")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with small_disk(50_000), pytest.raises(OSError, match="could not be written"):
+        convert_files([path], tmp_path / "out")
 
 
 def test_refusals_of_many_files(tmp_path):

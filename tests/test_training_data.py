@@ -5,9 +5,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from PIL import Image
+from small_disk import small_disk
 from test_training import script, texture, write_video
 from tiny import make_tiny_autoencoder, make_tiny_pipeline
 
@@ -191,15 +190,6 @@ def test_missing_captions_are_said(videos: Path, tmp_path: Path, caplog: pytest.
         load_data(arguments, Accelerator(cpu=True), 4, 4, False)
 
 
-@pytest.fixture
-def small_disk() -> Iterator[None]:
-    """No file can be larger than 20 kB."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 def test_lost_edges_are_counted(videos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for _ in range(2):  # and when they come from the cache
         caplog.clear()
@@ -218,13 +208,14 @@ def test_clips_are_prepared_alike_by_several_threads(videos: Path, tmp_path: Pat
             np.testing.assert_array_equal(np.load(file), np.load(other))
 
 
-def test_a_full_disk_is_no_unreadable_clip(videos: Path, tmp_path: Path, small_disk: None) -> None:
+def test_a_full_disk_is_no_unreadable_clip(videos: Path, tmp_path: Path) -> None:
     source = Source(videos / "wide.mp4")  # 55 kB of pixels
-    with pytest.raises(OSError, match="cache could not be written.*0000.npy"):
+    with small_disk(20_000), pytest.raises(OSError, match="cache could not be written.*0000.npy"):
         prepare_clips([source], tmp_path / "cache", Preparation(clip_frames=9))
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
     # what fits is written, and kept
-    prepare_clips([source], tmp_path / "cache", Preparation(clip_frames=3))
+    with small_disk(20_000):
+        prepare_clips([source], tmp_path / "cache", Preparation(clip_frames=3))
 
 
 # ---- degradations

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import warnings
 import weakref
 from collections.abc import Iterator, Sequence
@@ -831,6 +832,23 @@ def test_a_kill_without_checkpoints_leaves_whole_fragments(tmp_path: Path) -> No
     assert run_script(die, "", source, tmp_path / "out.mp4", checkpoints=1000).returncode == -signal.SIGKILL
     partial = [number_of(frame.pixels) for frame in VideoReader(tmp_path / "out.mp4.partial.mp4")]
     assert partial == list(range(96))
+
+
+def test_an_interrupt_leaves_the_frames_that_are_counted(tmp_path: Path) -> None:
+    frames = np.stack([picture(index) for index in range(60)])
+    counts = set()
+    for attempt in range(12):
+        output = tmp_path / f"{attempt}.mp4"
+        timer = threading.Timer(0.004 * attempt, os.kill, (os.getpid(), signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt), VideoWriter(output, WIDTH, HEIGHT, fps=24) as writer:
+            timer.start()
+            for _ in range(1000):
+                writer.write(frames)
+        timer.join()
+        kept = [number_of(frame.pixels) for frame in VideoReader(writer.partial_path)] if writer.frames_written else []
+        assert kept == [index % 60 for index in range(writer.frames_written)]
+        counts.add(len(kept))
+    assert len(counts) > 3
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX resource limits")

@@ -14,8 +14,11 @@ import glob
 import io
 import json
 import os
+import signal
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -63,6 +66,23 @@ class EncoderSettings:
 
     def to_json(self) -> dict[str, Any]:
         return {name: str(value) if isinstance(value, Fraction) else value for name, value in asdict(self).items()}
+
+
+@contextmanager
+def _interrupts_deferred() -> Iterator[None]:
+    """Handles a Ctrl-C only at the end of the block: a frame is then in the file and counted, or neither."""
+    handler = signal.getsignal(signal.SIGINT)
+    if handler is None or threading.current_thread() is not threading.main_thread():
+        yield  # where no KeyboardInterrupt is raised
+        return
+    interrupted = threading.Event()
+    signal.signal(signal.SIGINT, lambda *_: interrupted.set())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if interrupted.is_set():
+            signal.raise_signal(signal.SIGINT)
 
 
 class Fragment:
@@ -219,13 +239,8 @@ class VideoWriter:
         self._check_times(pts, durations, len(array))
         self.complete = False
         for pixels, tick, duration in zip(array, pts, durations, strict=True):
-            if self._fragment is None:
-                self._fragment = Fragment(self.settings, self._fragments + 1)
-            self._fragment.add(pixels, int(tick), int(duration))
-            self.frames_written += 1
-            self.last_pts, self._last_duration = int(tick), int(duration)
-            if self._fragment.frames >= FRAGMENT_FRAMES:
-                self._flush()
+            with _interrupts_deferred():
+                self._add(pixels, int(tick), int(duration))
 
     def checkpoint(self, save_state: Callable[[Path], object] | None = None) -> None:
         """Makes everything written so far durable, and the place from which `resume=True` goes on.
@@ -240,7 +255,8 @@ class VideoWriter:
         Raises:
             OSError: the disk is full or cannot be written. The former checkpoint stays.
         """
-        self._flush()
+        with _interrupts_deferred():
+            self._flush()
         former, state_path = self.state_path, None
         if save_state is not None:
             state_path = self._sidecar(f"partial.{self.frames_written}.state")
@@ -275,10 +291,11 @@ class VideoWriter:
         if self._file.closed:
             return
         try:
-            self._flush()
+            with _interrupts_deferred():
+                self._flush()
         finally:
             if not self._file.closed:
-                self._file.truncate(self._bytes)  # an append may have been interrupted
+                self._file.truncate(self._bytes)  # an append may have failed
                 self._file.close()
             if not self._bytes:
                 self._delete_partial()
@@ -293,6 +310,15 @@ class VideoWriter:
             self.finish()
         else:
             self.abort()
+
+    def _add(self, pixels: np.ndarray, tick: int, duration: int) -> None:
+        if self._fragment is None:
+            self._fragment = Fragment(self.settings, self._fragments + 1)
+        self._fragment.add(pixels, tick, duration)
+        self.frames_written += 1
+        self.last_pts, self._last_duration = tick, duration
+        if self._fragment.frames >= FRAGMENT_FRAMES:
+            self._flush()
 
     def _flush(self) -> None:
         """Appends the open fragment to the partial file."""
