@@ -296,10 +296,13 @@ def test_a_prompt_for_a_checkpoint_without_text_encoder(silent_checkpoint, clip,
 
 def test_generate(checkpoint, tmp_path, capsys):
     output = tmp_path / "out.mp4"
-    size = ["--height", 30, "--width", 42, "--num-frames", 9]
-    assert report_of(capsys, generate_words(checkpoint, output, *size))["frames"] == 9
+    assert report_of(capsys, generate_words(checkpoint, output))["frames"] == 9
     reader = VideoReader(output)
-    assert (reader.info.width, reader.info.height, reader.info.fps, len(list(reader))) == (42, 30, 16, 9)
+    assert (reader.info.width, reader.info.height, reader.info.fps, len(list(reader))) == (48, 32, 12, 9)
+    size = ["--height", 30, "--width", 42]
+    assert report_of(capsys, generate_words(checkpoint, output, *size, "--num-frames", 7, "--fps", 8, "--overwrite"))
+    reader = VideoReader(output)
+    assert (reader.info.width, reader.info.height, reader.info.fps, len(list(reader))) == (42, 30, 8, 7)
     windowed = tmp_path / "windowed.mp4"
     more = ["--num-frames", 60, "--window-frames", 3, "--sink-frames", 0]
     assert main(generate_words(checkpoint, windowed, *size, *more)) == 0

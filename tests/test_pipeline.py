@@ -83,7 +83,8 @@ def test_text_makes_exactly_the_size_and_frames_asked_for(height, width, frames)
     assert run(prompt="cat", height=height, width=width, num_frames=frames).shape == (1, frames, 3, height, width)
 
 
-def test_text_uses_the_default_size():
+def test_text_uses_the_default_size_and_length():
+    assert run(prompt="cat").shape == (1, 9, 3, 32, 48)
     assert run(prompt="cat", num_frames=1).shape == (1, 1, 3, 32, 48)
 
 
@@ -557,11 +558,9 @@ def test_bad_arguments_are_named(arguments, message):
         run(clip(5), **arguments)
 
 
-def test_text_needs_a_prompt_an_end_and_a_generator():
+def test_text_needs_a_prompt_and_a_generator():
     with pytest.raises(ValueError, match="`prompt`"):
         run(num_frames=5)
-    with pytest.raises(ValueError, match="`num_frames` is None"):
-        run(prompt="cat")
     with pytest.raises(ValueError, match="generator"):
         run(prompt="cat", num_frames=5, pipe=make_tiny_pipeline(generator=False))
     with pytest.raises(TypeError, match="`prompt` must be a text"):

@@ -119,6 +119,8 @@ def make_tiny_pipeline(
         "generator_transformer": make_tiny_generator() if generator else None,
         "default_height": 32,
         "default_width": 48,
+        "default_num_frames": 9,
+        "default_fps": 12,
     }
     pipe = UltraFlashStreamingPipeline(**components | {"group_frames": group_frames} | config)
     pipe.set_progress_bar_config(disable=True)

@@ -27,7 +27,6 @@ from .pipelines.streaming import UltraFlashStreamingPipeline
 from .pipelines.video_stream import VideoStream
 from .video_io import DecodedFrame, VideoReader, VideoWriter
 
-_GENERATED_FPS = 16  # the rate of the clips that Wan's generators were trained on
 _LARGEST_RESULT = 4096 * 2304  # pixels of a frame; one visitor must not take all of the memory
 _LARGEST_SEED = 2**32 - 1
 _STREAMS_AT_ONCE = 2
@@ -253,7 +252,7 @@ class Demo:
                 "num_frames": num_frames,
                 "generator": _generator(seed),
             }
-            writer = VideoWriter(folder / "ultraflash.mp4", width, height, fps=_GENERATED_FPS)
+            writer = VideoWriter(folder / "ultraflash.mp4", width, height, fps=self.pipe.config.default_fps)
             for update in self.runner.run(StreamJob(arguments, writer, num_frames), stop):
                 yield update.preview, update.video, update.status
 
@@ -321,11 +320,17 @@ def _add_text_tab(demo: Demo) -> None:
             if not active:
                 gr.Markdown(_NO_GENERATOR)
             prompt = gr.Textbox(
-                label="Prompt", lines=3, placeholder="A red ball rolls over a wooden table", interactive=active
+                label="Prompt", lines=3, placeholder="A red ball glides to the left over grass", interactive=active
             )
             size = gr.Dropdown(list(demo.sizes), label="Size", interactive=active)
             frames = gr.Slider(
-                1, 480, 81, step=1, label="Frames", info=f"{_GENERATED_FPS} a second", interactive=active
+                1,
+                480,
+                demo.pipe.config.default_num_frames,
+                step=1,
+                label="Frames",
+                info=f"{demo.pipe.config.default_fps} a second",
+                interactive=active,
             )
             seed = _seed(active)
             buttons = _buttons("Generate", active)

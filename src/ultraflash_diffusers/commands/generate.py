@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 
     SubParsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
-_DEFAULT_FRAMES = 81  # five seconds at the rate of the clips that Wan's generators were trained on
-_DEFAULT_FPS = 16
-
 
 def add_generate(commands: SubParsers) -> argparse.ArgumentParser:
     """Declares the sub-command and returns its parser."""
@@ -46,10 +43,8 @@ def add_generate(commands: SubParsers) -> argparse.ArgumentParser:
     )
     command.add_argument("--height", type=positive, help="pixels of the result; the checkpoint's own by default")
     command.add_argument("--width", type=positive, help="likewise")
-    command.add_argument(
-        "--num-frames", type=positive, default=_DEFAULT_FRAMES, metavar="N", help="frames (default: %(default)s)"
-    )
-    command.add_argument("--fps", type=positive, default=_DEFAULT_FPS, help="frames a second (default: %(default)s)")
+    command.add_argument("--num-frames", type=positive, metavar="N", help="frames; the checkpoint's own by default")
+    command.add_argument("--fps", type=positive, help="frames a second; the checkpoint's own by default")
     command.add_argument(
         "--window-frames",
         type=positive,
@@ -75,11 +70,11 @@ def _run(options: argparse.Namespace) -> None:
     if not options.prompt.strip():
         raise ValueError("PROMPT is empty: say what the video shows")
     _check_generator(checkpoint_name(options))
-    height, width = _size(options)
-    made_with = _made_with(options)
-    with opened_writer(options, width, height, fps=options.fps, made_with=made_with) as writer:
+    _take_defaults(options)
+    size = (options.width, options.height)
+    with opened_writer(options, *size, fps=options.fps, made_with=_made_with(options)) as writer:
         stream = FileStream(writer, options.num_frames, options.save_every, progress=not options.json)
-        report = stream.run(lambda state: _stream(options, height, width, state))
+        report = stream.run(lambda state: _stream(options, state))
     report.show(options.json)
 
 
@@ -93,13 +88,14 @@ def _check_generator(checkpoint: str) -> None:
         )
 
 
-def _size(options: argparse.Namespace) -> tuple[int, int]:
+def _take_defaults(options: argparse.Namespace) -> None:
+    """Puts the checkpoint's own in the place of what was not given."""
     if (options.height is None) != (options.width is None):
         raise ValueError(f"--height is {options.height} and --width is {options.width}: give both or none")
-    if options.height is not None:
-        return options.height, options.width
     index = pipeline_index(checkpoint_name(options))
-    return index["default_height"], index["default_width"]
+    for name in ("height", "width", "num_frames", "fps"):
+        if getattr(options, name) is None:
+            setattr(options, name, index[f"default_{name}"])
 
 
 def _made_with(options: argparse.Namespace) -> dict[str, Any]:
@@ -116,13 +112,13 @@ def _made_with(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _stream(options: argparse.Namespace, height: int, width: int, state: PipelineStreamState | None) -> VideoStream:
+def _stream(options: argparse.Namespace, state: PipelineStreamState | None) -> VideoStream:
     import torch
 
     return load_pipeline(options).stream(
         options.prompt,
-        height=height,
-        width=width,
+        height=options.height,
+        width=options.width,
         num_frames=options.num_frames,
         num_inference_steps=options.steps,
         # a resumed stream keeps its seeds

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,6 +89,8 @@ def checkpoint_name(options: argparse.Namespace) -> str:
 def pipeline_index(checkpoint: str) -> dict[str, Any]:
     """Reads which components and settings a checkpoint has, without loading any weights.
 
+    Settings that it does not name are the pipeline's defaults, as when it is loaded.
+
     Raises:
         FileNotFoundError, ValueError: there is no such checkpoint, or it is none of this pipeline.
     """
@@ -101,7 +104,8 @@ def pipeline_index(checkpoint: str) -> dict[str, Any]:
     expected = UltraFlashStreamingPipeline.__name__
     if index.get("_class_name") != expected:
         raise ValueError(f"--checkpoint {checkpoint!r} holds a {index.get('_class_name')}, expected a {expected}")
-    return index
+    parameters = inspect.signature(UltraFlashStreamingPipeline.__init__).parameters.values()
+    return {each.name: each.default for each in parameters if each.default not in (each.empty, None)} | index
 
 
 def missing_components(checkpoint: str, *names: str) -> list[str]:

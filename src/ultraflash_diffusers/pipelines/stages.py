@@ -243,6 +243,9 @@ class SRStage:
             `latents`, `condition`, `prompt_embeds` and `negative_prompt_embeds`; what it returns replaces them.
         states (`list[SRStreamState]`, *optional*): what a saved stream carried: one for the prompt and, with guidance,
             one for the negative prompt.
+
+    Raises:
+        ValueError: several steps after `states` for a single use.
     """
 
     def __init__(
@@ -258,7 +261,14 @@ class SRStage:
         self._settings = settings
         self._on_step = on_step
         self.device = execution_device(transformer)
+        # a callback may fail or stop a group, after which the state before it is still to be good
+        self._single_use = settings.num_inference_steps == 1 and on_step is None
         self.states = None if states is None else [state.to(self.device) for state in states]
+        if not self._single_use and any(state.single_use for state in self.states or []):
+            raise ValueError(
+                "`state` is of a stream of one SR step without `callback_on_step_end` and can only go on so, got "
+                f"`num_inference_steps` {settings.num_inference_steps} and {'no' if on_step is None else 'a'} callback"
+            )
         # the prompts by identity, kept alive here, and what the network takes for them
         self._texts: dict[int, tuple[torch.Tensor, torch.Tensor | TextKeyValues]] = {}
 
@@ -328,9 +338,9 @@ class SRStage:
         if starts_clip or self.states is None:
             batch, _, frames, height, width = condition.shape
             blocks = self._settings.kv_cache_blocks
-            states = [
-                self._transformer.new_stream(blocks, batch, frames, height, width, self.device) for _ in range(count)
-            ]
+            sizes = (blocks, batch, frames, height, width, self.device)
+            self.states = None  # its memory serves the new clip
+            states = [self._transformer.new_stream(*sizes, single_use=self._single_use) for _ in range(count)]
         else:
             states = self.states
         if kv_cache_blocks < self._settings.kv_cache_blocks:

@@ -69,6 +69,9 @@ class UltraFlashStreamingPipeline(DiffusionPipeline, UltraFlashLoraLoaderMixin):
             source's own detail.
         default_height (`int`, *optional*, defaults to 960): height of the frames made from text.
         default_width (`int`, *optional*, defaults to 1664): width of the frames made from text.
+        default_num_frames (`int`, *optional*, defaults to 81): frames of a whole video made from text.
+        default_fps (`int`, *optional*, defaults to 16): frames a second of the clips that the generator learnt from:
+            the rate at which to write what it makes.
     """
 
     model_cpu_offload_seq = "text_encoder->generator_transformer->latent_upsampler->transformer->autoencoder"
@@ -90,6 +93,8 @@ class UltraFlashStreamingPipeline(DiffusionPipeline, UltraFlashLoraLoaderMixin):
         color_correction_levels: int = 5,
         default_height: int = 960,
         default_width: int = 1664,
+        default_num_frames: int = 81,
+        default_fps: int = 16,
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -108,6 +113,8 @@ class UltraFlashStreamingPipeline(DiffusionPipeline, UltraFlashLoraLoaderMixin):
             color_correction_levels=color_correction_levels,
             default_height=default_height,
             default_width=default_width,
+            default_num_frames=default_num_frames,
+            default_fps=default_fps,
         )
         self.video_processor = VideoProcessor()
 
@@ -142,6 +149,8 @@ class UltraFlashStreamingPipeline(DiffusionPipeline, UltraFlashLoraLoaderMixin):
         """Makes a whole video: all chunks of [`~UltraFlashStreamingPipeline.stream`], joined.
 
         Args:
+            num_frames (`int`, *optional*): frames of the result; `None` takes all that the source has, and from text
+                the config's `default_num_frames`.
             return_dict (`bool`, *optional*, defaults to `True`): a plain tuple instead of the output class if `False`.
             prompt, source and all others: see [`~UltraFlashStreamingPipeline.stream`].
 
@@ -149,7 +158,7 @@ class UltraFlashStreamingPipeline(DiffusionPipeline, UltraFlashLoraLoaderMixin):
             [`UltraFlashPipelineOutput`] or `tuple`: the frames.
 
         Raises:
-            ValueError: `num_frames=None` for text, which has no end; and all that `stream` raises.
+            ValueError: all that `stream` raises.
 
         Examples:
         ```python
@@ -159,7 +168,7 @@ class UltraFlashStreamingPipeline(DiffusionPipeline, UltraFlashLoraLoaderMixin):
         ```
         """
         if source is None and num_frames is None:
-            raise ValueError("`num_frames` is None, but video from text has no end: give a number, or use `stream`")
+            num_frames = self.config.default_num_frames
         with self.stream(
             prompt,
             source,

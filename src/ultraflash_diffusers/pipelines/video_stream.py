@@ -216,7 +216,8 @@ class VideoStream(Iterator[StreamChunk]):
         """Returns an independent copy of the stream's state: save it, and go on with `pipe.stream(state=...)`.
 
         Raises:
-            RuntimeError: nothing was yielded yet, or the stream has ended.
+            RuntimeError: nothing was yielded yet, the stream has ended, or the next group failed inside the SR
+                transformer of a one-step stream, which overwrites its state as it goes.
         """
         size = self.size
         undecoded = list(self._undecoded)
@@ -230,6 +231,9 @@ class VideoStream(Iterator[StreamChunk]):
             refined = None if self._ahead.exception() is not None else self._ahead.result()
             if refined is not None:
                 undecoded.append(refined.segment)
+        sr = self._maker.refine.states
+        if any(state.single_use and state.used[0] for state in sr or []):
+            raise RuntimeError("the next group failed half-way and has overwritten the state of the SR transformer")
         return PipelineStreamState(
             seeds=self._seeds,
             prompt_embeds=self._prompt_embeds,
@@ -242,7 +246,7 @@ class VideoStream(Iterator[StreamChunk]):
             undecoded=undecoded,
             upsampler=self._maker.upsample.state,
             decoder=self._decode.state,
-            sr=self._maker.refine.states,
+            sr=sr,
         ).clone()
 
     def close(self) -> None:
