@@ -219,6 +219,70 @@ def test_a_window_tensor_beyond_what_was_allocated_means_all_of_it():
         assert torch.equal(output, expected)
 
 
+@pytest.mark.parametrize("backend", ["sdpa", "gather"])
+@pytest.mark.parametrize(("lengths", "window", "settings"), STREAMS)
+def test_a_cache_for_a_single_use_gives_the_same_in_the_window_s_memory(lengths, window, settings, backend):
+    usual = allocate((lengths[0], 6, 7), settings, window=window)
+    lean = BlockKVCache.allocate(1, HEADS, CHANNELS, (lengths[0], 6, 7), settings, window, single_use=True)
+    buffers = [tensor.data_ptr() for tensor in (lean.keys, lean.values, lean.pooled_keys)]
+    for index, length in enumerate(lengths):
+        group, grid = random_qkv(index, (length, 6, 7)), (length, 6, 7)
+        limit = torch.tensor(1 if index % 5 == 3 else window)  # now and then narrower
+        expected, usual = block_sparse_attention(*group, grid, settings, usual, limit, backend=backend)
+        with torch.no_grad():
+            output, lean = block_sparse_attention(*group, grid, settings, lean, limit, backend=backend)
+        # where the groups differ in length, the sums run in another order
+        same = torch.equal(output, expected) if len(set(lengths)) == 1 else relative_error(output, expected) < 1e-6
+        assert same, index
+        assert lean.keys.shape[2] == window
+        assert [tensor.data_ptr() for tensor in (lean.keys, lean.values, lean.pooled_keys)] == buffers
+        assert (int(lean.position), int(lean.count)) == (int(usual.position), int(usual.count))
+
+
+def test_a_cache_for_a_single_use_is_refused_the_second_time():
+    grid, group = (6, 6, 7), random_qkv(0, (6, 6, 7))
+    first = BlockKVCache.allocate(1, HEADS, CHANNELS, grid, SMALL, single_use=True)
+    branch = first.clone()
+    output, second = block_sparse_attention(*group, grid, SMALL, first)
+    with pytest.raises(ValueError, match="`cache` is the state after 0 temporal blocks.*after 3.*clone"):
+        block_sparse_attention(*group, grid, SMALL, first)
+    assert torch.equal(block_sparse_attention(*group, grid, SMALL, branch)[0], output)
+    block_sparse_attention(*group, grid, SMALL, second)
+
+
+@pytest.mark.parametrize("single_use", [False, True])
+@pytest.mark.parametrize("heads", [1, 2, 5, 8])
+def test_heads_taken_in_parts_give_the_same(heads, single_use, monkeypatch):
+    grid, generator = (6, 6, 7), torch.Generator().manual_seed(0)
+    outputs = []
+    for limit in (sparse._WHOLE_ELEMENTS, 0):
+        monkeypatch.setattr(sparse, "_WHOLE_ELEMENTS", limit)
+        generator.manual_seed(0)
+        state = BlockKVCache.allocate(2, heads, CHANNELS, grid, SMALL, 2, single_use=single_use)
+        for _ in range(3):
+            group = [torch.randn(2, math.prod(grid), heads, CHANNELS, generator=generator) for _ in range(3)]
+            with torch.no_grad():
+                output, state = block_sparse_attention(*group, grid, SMALL, state, backend="sdpa")
+            outputs.append(output)
+    for whole, parts in zip(outputs[:3], outputs[3:], strict=True):
+        assert relative_error(parts, whole) < 1e-6
+
+
+def test_gradients_reach_a_group_that_a_single_use_cache_takes_in():
+    grid, grads = (6, 6, 7), []
+    for single_use in (False, True):
+        state = BlockKVCache.allocate(1, HEADS, CHANNELS, grid, SMALL, single_use=single_use)
+        groups = [[tensor.requires_grad_() for tensor in random_qkv(seed, grid)] for seed in range(3)]
+        total = torch.zeros(())
+        for group in groups:
+            output, state = block_sparse_attention(*group, grid, SMALL, state, backend="sdpa")
+            total = total + output.square().mean()
+        total.backward()
+        grads.append([tensor.grad for group in groups for tensor in group])
+    for usual, lean in zip(*grads, strict=True):
+        torch.testing.assert_close(lean, usual, atol=1e-7, rtol=1e-5)
+
+
 def test_a_batch_of_three_equals_three_singles():
     grid = (6, 6, 7)
     groups = [random_qkv(seed, grid, batch=3) for seed in range(3)]

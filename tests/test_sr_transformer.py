@@ -147,6 +147,44 @@ def test_several_steps_from_one_state(kind: str) -> None:
 
 @both_kinds
 @torch.no_grad()
+def test_a_stream_for_a_single_use_is_the_stream(kind: str, tmp_path: Path) -> None:
+    """A window that narrows, a state that is saved in between: equal to the last bit."""
+    network, groups = make_sr(kind), [sr_input(4, seed=seed) for seed in range(6)]
+    usual, lean = network.new_stream(2), network.new_stream(2, single_use=True)
+    for index, group in enumerate(groups):
+        if index == 4:
+            usual, lean = usual.with_kv_cache_blocks(1), lean.with_kv_cache_blocks(1)
+        expected = network(group, one_step(), prompt(), state=usual)
+        output = network(group, one_step(), prompt(), state=lean)
+        assert torch.equal(output.sample, expected.sample)
+        usual, lean = expected.state, output.state
+        if index == 2:
+            lean.save(tmp_path / "state.safetensors")
+            lean = SRStreamState.load(tmp_path / "state.safetensors")
+            assert lean.single_use
+    if kind == "sparse":
+        assert [cache.slots for cache in lean.cache] == [2, 2]
+        assert [cache.slots for cache in usual.cache] == [4, 4]
+
+
+@both_kinds
+@torch.no_grad()
+def test_a_state_for_a_single_use_is_used_once(kind: str) -> None:
+    network, groups = make_sr(kind), [sr_input(4, seed=seed) for seed in range(3)]
+    _, state = run_stream(network, groups[:1], prompt(), network.new_stream(single_use=True))
+    branch = state.clone()
+    with pytest.raises(ValueError, match="`hidden_states`"):  # bad input uses nothing up
+        network(groups[1].half(), one_step(), prompt(), state=state)
+    output = network(groups[1], one_step(), prompt(), state=state)
+    for used in (state, state.with_kv_cache_blocks(1), state.clone()):
+        with pytest.raises(ValueError, match="single use and has been used.*clone"):
+            network(groups[1], one_step(), prompt(), state=used)
+    assert torch.equal(network(groups[1], one_step(), prompt(), state=branch).sample, output.sample)
+    network(groups[2], one_step(), prompt(), state=output.state)
+
+
+@both_kinds
+@torch.no_grad()
 def test_the_past_and_the_window_matter(kind: str) -> None:
     network, groups = make_sr(kind), [sr_input(4, seed=seed) for seed in range(4)]
     _, state = run_stream(network, groups[:3], prompt())
@@ -462,10 +500,13 @@ def test_attention_backends_are_its_own() -> None:
         network.set_sparse_backend("cuda")
 
 
-@both_kinds
-@pytest.mark.parametrize("regional", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "regional", "single_use"),
+    [("sparse", False, False), ("sparse", True, False), ("dense", False, False), ("dense", True, False)]
+    + [("sparse", False, True), ("sparse", True, True)],
+)
 @torch.no_grad()
-def test_compiles_once_for_all_groups(kind: str, regional: bool) -> None:
+def test_compiles_once_for_all_groups(kind: str, regional: bool, single_use: bool) -> None:
     torch.compiler.reset()
     groups = [sr_input(4, seed=seed) for seed in range(6)]
     network = make_sr(kind)
@@ -474,7 +515,7 @@ def test_compiles_once_for_all_groups(kind: str, regional: bool) -> None:
         network.compile_repeated_blocks(fullgraph=True, backend="aot_eager")
     else:
         network.compile(fullgraph=True, backend="aot_eager")
-    state = network.new_stream(3, batch_size=1, frames=4, height=8, width=12)
+    state = network.new_stream(3, batch_size=1, frames=4, height=8, width=12, single_use=single_use)
     samples, state = run_stream(network, groups[:1], prompt(), state)
     with no_recompile():
         later, state = run_stream(network, groups[1:4], prompt(), state)

@@ -212,6 +212,10 @@ def test_states_are_refused_where_they_do_not_belong():
         start(clip(), state=state, guidance_scale=2.0)
     with pytest.raises(ValueError, match="`state`"):
         start(latents(), state=state)
+    with pytest.raises(ValueError, match="of one SR step.*`num_inference_steps` 2 and no callback"):
+        start(clip(), state=state, num_inference_steps=2)
+    with pytest.raises(ValueError, match="of one SR step.*`num_inference_steps` 1 and a callback"):
+        start(clip(), state=state, callback_on_step_end=lambda *arguments: {})
 
 
 # ---- several streams, changing prompts
@@ -332,6 +336,30 @@ def test_a_group_that_fails_ahead_leaves_the_state_as_it_was():
         next(stream)
     expected = joined(start(clip()))
     assert torch.equal(joined([first, *start(clip(), state=state)]), expected)
+
+
+def test_a_network_that_fails_ahead_takes_its_state_with_it(overlap):
+    """One step writes over the state that it starts from: better none than a broken one."""
+    calls, block = [], PIPE.transformer.blocks[-1]
+
+    def fail(module, inputs):
+        calls.append(module)
+        if len(calls) == 2:
+            raise RuntimeError("no more memory")
+
+    hook = block.register_forward_pre_hook(fail)
+    try:
+        stream = start(clip())
+        first = next(stream)
+        if overlap:
+            with pytest.raises(RuntimeError, match="failed half-way and has overwritten the state"):
+                first.state()
+        else:
+            assert first.state().groups_done == 1
+        with pytest.raises(RuntimeError, match="no more memory"):
+            next(stream)
+    finally:
+        hook.remove()
 
 
 # ---- the end

@@ -8,7 +8,7 @@ how far a stream has come, so that nothing is compiled twice and a CUDA graph ca
 
 Names of dimensions: B batch, H heads, D channels of a head, V tokens of a block (its volume), S spatial blocks of a
 frame, T temporal blocks of the group, P temporal positions that its queries may see, Q = T * S query blocks,
-K = slots * S key blocks of the buffers.
+K = slots * S key blocks that keys are laid out in: the cache's buffers, or a copy of them with the group behind.
 """
 
 from __future__ import annotations
@@ -33,6 +33,9 @@ Backend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int]
 # backend may copy per thread: they are to be used while still in the processor's cache
 _MASK_ELEMENTS = 2**25
 _GATHERED_ELEMENTS = 2**19
+# keys of more elements are taken some heads at a time, in so many parts: what is cut into blocks is a copy
+_WHOLE_ELEMENTS = 2**25
+_HEAD_PARTS = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,14 +99,19 @@ class BlockSparseSettings:
 
 @dataclasses.dataclass
 class BlockKVCache(StreamState):
-    """The last temporal blocks of keys and values of one attention layer, in ring buffers of fixed size.
+    """The last temporal blocks of keys and values of one attention layer, in buffers of fixed size.
 
-    Block number n of the stream lies in slot `n % slots`, and there are as many slots as the window and one group need
-    together. A group therefore writes only into slots that its input state does not count as valid: calling again from
-    the same state (several denoising steps) gives the same numbers, and what counts is the keys and values of the last
-    call. The state that comes back shares the buffers and has other counters, so a stream is a chain: once a later
-    state has been advanced, earlier ones are refused (see [`~BlockKVCache.check_current`]). To branch a stream, go on
-    from `state.clone()`.
+    The state that comes back from a group shares the buffers and has other counters, so a stream is a chain: once a
+    later state has been advanced, earlier ones are refused (see [`~BlockKVCache.check_current`]). To branch a stream,
+    go on from `state.clone()`. There are two kinds:
+
+    - One that can be used again: a ring with as many slots as the window and one group need together, where block
+      number n of the stream lies in slot `n % slots`. A group writes only into slots that its input state does not
+      count as valid: calling again from the same state (several denoising steps) gives the same numbers, and what
+      counts is the keys and values of the last call.
+    - One for a single use (`single_use`): as many slots as the window, the oldest block first. A group attends to a
+      copy of them with its own keys and values behind, which lives as long as the layer runs, and then takes their
+      place. The memory of the group's blocks is saved in every layer; calling again is refused.
 
     Args:
         keys (`torch.Tensor` of shape `[B, H, slots, S, V, D]`): keys after RoPE.
@@ -111,10 +119,12 @@ class BlockKVCache(StreamState):
         pooled_keys (`torch.Tensor` of shape `[B, H, slots, S, D]`): the means of `keys` over the tokens of a block.
         position (`torch.Tensor`, 0-d int64): temporal blocks of the stream before this state.
         count (`torch.Tensor`, 0-d int64): how many of the last ones the buffers still hold, up to `kv_cache_blocks`.
-        writer (`torch.Tensor`, 0-d int64): `position` of the last state that wrote; shared like the buffers.
+        writer (`torch.Tensor`, 0-d int64): the oldest `position` from which the buffers are still good; shared like
+            them.
         kv_cache_blocks (`int`): the window, in temporal blocks.
         height (`int`): tokens over the height of a frame.
         width (`int`): tokens over the width of a frame.
+        single_use (`bool`, *optional*, defaults to `False`): the kind, see above.
     """
 
     keys: torch.Tensor
@@ -126,6 +136,7 @@ class BlockKVCache(StreamState):
     kv_cache_blocks: int
     height: int
     width: int
+    single_use: bool = False
 
     @classmethod
     def allocate(
@@ -138,6 +149,7 @@ class BlockKVCache(StreamState):
         kv_cache_blocks: int = 3,
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
+        single_use: bool = False,
     ) -> BlockKVCache:
         """Returns the empty cache with which a stream starts.
 
@@ -145,13 +157,14 @@ class BlockKVCache(StreamState):
             batch_size (`int`): samples.
             num_heads (`int`): attention heads.
             head_dim (`int`): channels of a head.
-            grid (`tuple[int, int, int]`): tokens (t, h, w) of a group. A longer group later makes the buffers grow,
-                once; shorter ones never do.
+            grid (`tuple[int, int, int]`): tokens (t, h, w) of a group. A longer group later makes the buffers of a
+                cache that can be used again grow, once; shorter ones never do.
             settings (`BlockSparseSettings`): the blocks.
             kv_cache_blocks (`int`, *optional*, defaults to 3): temporal blocks to remember between groups.
             device (`torch.device` or `str`, *optional*): where the buffers lie.
             dtype (`torch.dtype`, *optional*, defaults to `torch.float32`): of keys and values. Pooled keys, on which
                 the selection stands, are never below float32.
+            single_use (`bool`, *optional*, defaults to `False`): whether each state is used once: less memory.
 
         Raises:
             ValueError: `kv_cache_blocks` or a dimension is not positive.
@@ -164,7 +177,7 @@ class BlockKVCache(StreamState):
                 f"got {batch_size}, {num_heads}, {head_dim}, {tuple(grid)}"
             )
         temporal, rows, columns = settings.count_blocks(grid)
-        slots = kv_cache_blocks + temporal
+        slots = kv_cache_blocks if single_use else kv_cache_blocks + temporal
         shape = (batch_size, num_heads, slots, rows * columns)
         return cls(
             # zeros, since a masked-out NaN of uninitialised memory would still spoil a weighted sum
@@ -177,6 +190,7 @@ class BlockKVCache(StreamState):
             kv_cache_blocks=kv_cache_blocks,
             height=grid[1],
             width=grid[2],
+            single_use=single_use,
         )
 
     @property
@@ -219,12 +233,52 @@ class BlockKVCache(StreamState):
             writer=self.position.clone(),
         )
 
-    def write(self, keys: torch.Tensor, values: torch.Tensor, pooled_keys: torch.Tensor) -> None:
-        """Writes a group `[B, H, T, S, ...]` after the blocks of this state, whose own slots stay untouched."""
-        slots = self.slots_of(0, keys.shape[2])
-        for buffer, new in ((self.keys, keys), (self.values, values), (self.pooled_keys, pooled_keys)):
-            buffer.index_copy_(2, slots, new.detach().to(buffer.dtype))
+    def heads(self, part: slice) -> BlockKVCache:
+        """Returns the cache of some of the heads, which shares the buffers."""
+        return dataclasses.replace(
+            self, keys=self.keys[:, part], values=self.values[:, part], pooled_keys=self.pooled_keys[:, part]
+        )
+
+    def take(
+        self, keys: torch.Tensor, values: torch.Tensor, pooled_keys: torch.Tensor, window: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Takes in a group's blocks.
+
+        Args:
+            keys, values (`torch.Tensor` of shape `[B, H, T, S, V, D]`): the group's.
+            pooled_keys (`torch.Tensor` of shape `[B, H, T, S, D]`): the means of `keys`.
+            window (`int`): temporal blocks in front of the group that it may see.
+
+        Returns:
+            `tuple`: keys and values `[B, H, slots, S, V, D]` of the past and the group, pooled keys
+            `[B, H, window + T, S, D]`, oldest first, and the slots of these, `[window + T]`.
+        """
+        group, temporal = (keys, values, pooled_keys), keys.shape[2]
+        if self.single_use:
+            numbers = self.position + torch.arange(-self.slots, temporal, device=keys.device)
+            # as a ring with room for both would have them: the results are the same to the last bit
+            slots = numbers % len(numbers)
+            keys, values = _laid_out(self.keys, keys, slots), _laid_out(self.values, values, slots)
+            pooled_keys = torch.cat([self.pooled_keys, pooled_keys], dim=2)[:, :, self.slots - window :]
+            for buffer, new in zip(self._buffers, group, strict=True):
+                last = new[:, :, -self.slots :].detach().to(buffer.dtype)
+                buffer.copy_(torch.cat([buffer[:, :, temporal:], last], dim=2))
+            self.writer.copy_(self.position + temporal)
+            return keys, values, pooled_keys, slots[self.slots - window :]
+        slots = self.slots_of(-window, window + temporal)
+        for buffer, new in zip(self._buffers, group, strict=True):
+            buffer.index_copy_(2, slots[window:], new.detach().to(buffer.dtype))
         self.writer.copy_(self.position)
+        held_keys, held_values = self.keys, self.values
+        if torch.is_grad_enabled():
+            # autograd must not see buffers that the next group writes into; what was cached has no gradient
+            held_keys = held_keys.index_copy(2, slots[window:], keys)
+            held_values = held_values.index_copy(2, slots[window:], values)
+        return held_keys, held_values, self.pooled_keys.index_select(2, slots), slots
+
+    @property
+    def _buffers(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return self.keys, self.values, self.pooled_keys
 
     def advance(self, held: torch.Tensor, written: int, window: int | torch.Tensor) -> BlockKVCache:
         """Returns the state after a group of `written` temporal blocks, of which `held` were there before."""
@@ -271,37 +325,58 @@ def block_sparse_attention(
     """
     _check_inputs(query, key, value, grid, cache, kv_cache_blocks, settings)
     attend = _choose_backend(backend, query, key, value, settings)
-    temporal, rows, columns = settings.count_blocks(grid)
-    queries, keys, values = (_partition(tensor, grid, settings) for tensor in (query, key, value))
-    pooled_queries, pooled_keys = _pool(queries), _pool(keys)
-
-    next_cache = None
+    temporal, heads = settings.count_blocks(grid)[0], query.shape[2]
     if cache is None:
-        window = 0
-        held = torch.zeros((), dtype=torch.int64, device=query.device)
-        slots = torch.arange(temporal, device=query.device)
+        window, held = 0, torch.zeros((), dtype=torch.int64, device=query.device)
     else:
-        if cache.slots < cache.kv_cache_blocks + temporal:
+        if not cache.single_use and cache.slots < cache.kv_cache_blocks + temporal:
             cache = cache.grow(cache.kv_cache_blocks + temporal)
         window = kv_cache_blocks if isinstance(kv_cache_blocks, int) else cache.kv_cache_blocks
         limit = kv_cache_blocks.clamp(max=window) if isinstance(kv_cache_blocks, torch.Tensor) else window
         held = cache.count.clamp(max=limit)
-        slots = cache.slots_of(-window, window + temporal)
-        cache.write(keys, values, pooled_keys)
-        next_cache = cache.advance(held, temporal, limit)
-        group, buffers = (keys, values), (cache.keys, cache.values)
-        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value)):
-            # autograd must not see buffers that the next group writes into; what was cached has no gradient
-            keys, values = (
-                buffer.index_copy(2, slots[window:], new) for buffer, new in zip(buffers, group, strict=True)
-            )
-        else:
-            keys, values = buffers
-        pooled_keys = cache.pooled_keys.index_select(2, slots).to(pooled_queries.dtype)
+    step = heads if torch.is_grad_enabled() else _heads_at_a_time(query, grid, settings, window)
+    outputs = []
+    for first in range(0, heads, step):
+        part = slice(first, first + step)
+        group = (query[:, :, part], key[:, :, part], value[:, :, part])
+        part_cache = None if cache is None else cache.heads(part)
+        outputs.append(_attend_heads(*group, grid, settings, part_cache, held, window, attend))
+    output = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
+    return output, None if cache is None else cache.advance(held, temporal, limit)
 
+
+def _heads_at_a_time(
+    query: torch.Tensor, grid: tuple[int, int, int], settings: BlockSparseSettings, window: int
+) -> int:
+    """How many heads to cut into blocks together; each attends for itself, so the result does not depend on it."""
+    batch, _, heads, channels = query.shape
+    temporal, rows, columns = settings.count_blocks(grid)
+    elements = batch * heads * (window + temporal) * rows * columns * settings.volume * channels
+    return heads if elements <= _WHOLE_ELEMENTS else -(-heads // _HEAD_PARTS)
+
+
+def _attend_heads(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    grid: tuple[int, int, int],
+    settings: BlockSparseSettings,
+    cache: BlockKVCache | None,
+    held: torch.Tensor,
+    window: int,
+    attend: Backend,
+) -> torch.Tensor:
+    """[`block_sparse_attention`] of some heads, `[B, t * h * w, heads, D]`, after `held` of `window` cached blocks."""
+    temporal, rows, columns = settings.count_blocks(grid)
+    queries, keys, values = (_partition(tensor, grid, settings) for tensor in (query, key, value))
+    pooled_queries, pooled_keys = _pool(queries), _pool(keys)
+    if cache is None:
+        slots = torch.arange(temporal, device=query.device)
+    else:
+        keys, values, pooled_keys, slots = cache.take(keys, values, pooled_keys, window)
     kept = select_blocks(
         pooled_queries.unflatten(3, (rows, columns)),
-        pooled_keys.unflatten(3, (rows, columns)),
+        pooled_keys.to(pooled_queries.dtype).unflatten(3, (rows, columns)),
         held,
         settings.top_k(grid),
         settings,
@@ -309,8 +384,7 @@ def block_sparse_attention(
         keys.shape[2],
     )
     queries, keys, values = (blocks.flatten(2, 4) for blocks in (queries, keys, values))
-    output = attend(queries, keys, values, kept, settings.volume)
-    return _unpartition(output, grid, settings), next_cache
+    return _unpartition(attend(queries, keys, values, kept, settings.volume), grid, settings)
 
 
 @torch.no_grad()
@@ -382,6 +456,13 @@ def _keep_largest(scores: torch.Tensor, allowed: torch.Tensor, top_k: int) -> to
         kept = allowed.expand_as(probabilities)
     first_allowed = F.one_hot(allowed.int().argmax(dim=-1), allowed.shape[-1]).bool()
     return torch.where(kept.any(dim=-1, keepdim=True), kept, first_allowed)
+
+
+def _laid_out(past: torch.Tensor, group: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+    """Blocks `past` and then `group`, both `[B, H, blocks, ...]`, in their slots."""
+    joined = group.new_empty(*group.shape[:2], len(slots), *group.shape[3:])
+    joined.index_copy_(2, slots[: past.shape[2]], past)
+    return joined.index_copy_(2, slots[past.shape[2] :], group)
 
 
 @dataclasses.dataclass

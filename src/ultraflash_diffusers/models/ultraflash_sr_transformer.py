@@ -43,6 +43,10 @@ class SRStreamState(StreamState):
     Calling again from the same state (several denoising steps) gives the same numbers; the stream goes on from the
     state of the last call. See [`BlockKVCache`] and [`FrameKVCache`] for what states of one stream share.
 
+    A stream of one step a group needs none of that: with `single_use` each state is called from once, which a group
+    overwrites, and the sparse cache takes half of the memory (at the published sizes). A second call is refused,
+    whatever became of the first one; a clone from before it can be called from.
+
     Args:
         position (`torch.Tensor`, 0-d int64): frames done so far, in temporal patches.
         kv_cache_blocks (`torch.Tensor`, 0-d int64): the window in force, see
@@ -52,6 +56,10 @@ class SRStreamState(StreamState):
         kept_frames (`torch.Tensor`, 0-d int64): cached frames that the next group sees (dense attention only).
         cache (`list[BlockKVCache]` or `FrameKVCache`, *optional*): keys and values of sparse (one a layer) or dense
             attention; `None` until sizes are known.
+        single_use (`bool`, *optional*, defaults to `False`): whether the state is called from once. Dense attention
+            keeps the same cache either way.
+        used (`list[bool]`, *optional*): whether it has been; one element, which copies by `dataclasses.replace` share
+            like the buffers. Known to the host alone: the check costs no synchronisation.
     """
 
     position: torch.Tensor
@@ -60,6 +68,20 @@ class SRStreamState(StreamState):
     group_frames: torch.Tensor
     kept_frames: torch.Tensor
     cache: list[BlockKVCache] | FrameKVCache | None = None
+    single_use: bool = False
+    used: list[bool] = dataclasses.field(default_factory=lambda: [False])
+
+    def check_unused(self) -> None:
+        """Checks that a state for a single use has not been called from.
+
+        Raises:
+            ValueError: it has.
+        """
+        if self.single_use and self.used[0]:
+            raise ValueError(
+                "`state` is for a single use and has been used: go on from the newest state, branch with "
+                "`state.clone()` before the call, or begin with `new_stream(single_use=False)`"
+            )
 
     def with_kv_cache_blocks(self, kv_cache_blocks: int) -> SRStreamState:
         """Returns the state with another window, up to the allocated one, in force from the next group on.
@@ -260,6 +282,7 @@ class UltraFlashSRTransformer(WanBackbone):
         width: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        single_use: bool = False,
     ) -> SRStreamState:
         """Returns the state with which a stream starts.
 
@@ -275,6 +298,8 @@ class UltraFlashSRTransformer(WanBackbone):
             width (`int`, *optional*): width of the latents.
             device (`torch.device` or `str`, *optional*): where the buffers lie; the network's device by default.
             dtype (`torch.dtype`, *optional*): of the keys and values; the network's dtype by default.
+            single_use (`bool`, *optional*, defaults to `False`): whether each state will be called from once, as in
+                one-step streams, which takes less memory; not with gradient checkpointing. See [`SRStreamState`].
 
         Raises:
             ValueError: `kv_cache_blocks` is not positive, or only some of the sizes are given.
@@ -283,7 +308,8 @@ class UltraFlashSRTransformer(WanBackbone):
             raise ValueError(f"`kv_cache_blocks` must be at least 1, got {kv_cache_blocks}")
         device = self.device if device is None else device
         zero = torch.zeros((), dtype=torch.int64, device=device)
-        state = SRStreamState(zero, zero + kv_cache_blocks, kv_cache_blocks, zero.clone(), zero.clone())
+        window = zero + kv_cache_blocks
+        state = SRStreamState(zero, window, kv_cache_blocks, zero.clone(), zero.clone(), single_use=single_use)
         sizes = (batch_size, frames, height, width)
         if sizes == (None, None, None, None):
             return state
@@ -315,8 +341,9 @@ class UltraFlashSRTransformer(WanBackbone):
             return_dict (`bool`, *optional*, defaults to `True`): a plain tuple instead of the output class if `False`.
 
         Raises:
-            ValueError: inputs of a wrong shape or dtype; a state of another batch size, resolution or network, or one
-                that a later group has overwritten; timestep 0 with `prediction_type="detail"`.
+            ValueError: inputs of a wrong shape or dtype; a state of another batch size, resolution or network, one
+                that a later group has overwritten, or one for a single use that has been used; timestep 0 with
+                `prediction_type="detail"`.
         """
         grid = self._check_latents(hidden_states)
         self._check_inputs(hidden_states, timestep, encoder_hidden_states, ((hidden_states.shape[0],),))
@@ -354,6 +381,8 @@ class UltraFlashSRTransformer(WanBackbone):
         state: SRStreamState,
     ) -> tuple[torch.Tensor, SRStreamState]:
         state = self._own_buffers(state)
+        if not shapes_are_static():
+            state.used[0] = True
         attends: Sequence[Attend]
         if isinstance(state.cache, FrameKVCache):
             window = state.cache.window(
@@ -377,12 +406,15 @@ class UltraFlashSRTransformer(WanBackbone):
             group_frames=torch.full_like(state.group_frames, grid[0]),
             kept_frames=kept,
             cache=state.cache.advance(window) if isinstance(state.cache, FrameKVCache) else caches,
+            used=[False],
         )
 
     def _checked(self, state: SRStreamState, hidden_states: torch.Tensor, grid: tuple[int, int, int]) -> SRStreamState:
         """Checks that the state belongs to this network and these latents, and makes room where there is none yet."""
         if not isinstance(state, SRStreamState):
             raise ValueError(f"`state` must be an SRStreamState from `new_stream`, got {type(state).__name__}")
+        if not shapes_are_static():
+            state.check_unused()
         dtype = self._stream_dtype(hidden_states)
         if state.cache is None:
             return self._allocated(state, hidden_states.shape[0], grid, hidden_states.device, dtype)
@@ -429,7 +461,9 @@ class UltraFlashSRTransformer(WanBackbone):
         if config.use_sparse_attention:
             heads, channels = config.num_attention_heads, config.attention_head_dim
             cache = [
-                BlockKVCache.allocate(batch_size, heads, channels, grid, self._settings, blocks, device, dtype)
+                BlockKVCache.allocate(
+                    batch_size, heads, channels, grid, self._settings, blocks, device, dtype, state.single_use
+                )
                 for _ in range(config.num_layers)
             ]
         else:
