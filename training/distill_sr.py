@@ -103,6 +103,11 @@ def _add_distillation_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--degraded_versions", type=positive(int), default=4, help="low-resolution versions of each training clip"
     )
+    group.add_argument(
+        "--weigh_channels",
+        action="store_true",
+        help="errors of latents count as much as they show in pixels, through the autoencoder's linear shortcut",
+    )
 
 
 def _add_judging_arguments(parser: argparse.ArgumentParser) -> None:
@@ -188,6 +193,7 @@ def sr_objective(arguments: argparse.Namespace) -> SRObjective:
     return SRObjective(
         pixel_loss=replace(pixel_loss(arguments), **levels),
         decode_linearly=arguments.decode_linearly,
+        weigh_channels=arguments.weigh_channels,
         flow_shift=arguments.flow_shift,
         condition_noise=tuple(arguments.condition_noise),
     )
@@ -211,8 +217,9 @@ def distillation_objective(arguments: argparse.Namespace) -> DistillationObjecti
 def main(arguments: argparse.Namespace) -> dict[str, float]:
     set_seed(arguments.seed)
     autoencoder = load_network(HRAutoencoder, arguments.autoencoder, "autoencoder")
-    if arguments.decode_linearly and not autoencoder.config.linear_shortcut:
-        raise ValueError(f"--decode_linearly: the autoencoder {arguments.autoencoder!r} has no `linear_shortcut`")
+    for name in ("decode_linearly", "weigh_channels"):
+        if vars(arguments)[name] and not autoencoder.config.linear_shortcut:
+            raise ValueError(f"--{name}: the autoencoder {arguments.autoencoder!r} has no `linear_shortcut`")
     upsampler = load_network(CausalLatentUpsampler, arguments.latent_upsampler, "latent_upsampler")
     student, teacher, fake_score = load_transformers(arguments)
     reward = None if arguments.reward is None else load_reward(arguments.reward, arguments.reward_shares)

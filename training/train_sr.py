@@ -89,14 +89,24 @@ def _add_objective_arguments(parser: argparse.ArgumentParser) -> None:
     objective.add_argument("--text_dropout", type=share, help="0.1 for flow_matching, 0 for one_step by default")
     objective.add_argument("--latent_weight", type=non_negative(float), default=0.0, help="of the latents (one_step)")
     objective.add_argument(
-        "--condition_weight",
-        type=non_negative(float),
-        help="of the pixel loss of a trained upsampler's own result; 0.5 by default",
+        "--condition_every",
+        type=positive(int),
+        help="one batch in so many compares a trained upsampler's own result; 5 by default",
+    )
+    objective.add_argument(
+        "--reconstruction_every",
+        type=positive(int),
+        help="with --train_decoder: one batch in so many is the autoencoder's plain reconstruction; none without it",
     )
     objective.add_argument(
         "--decode_linearly",
         action="store_true",
         help="pixel losses through the autoencoder's linear shortcut alone, which is cheap (one_step only)",
+    )
+    objective.add_argument(
+        "--weigh_channels",
+        action="store_true",
+        help="errors of latents count as much as they show in pixels, through the autoencoder's linear shortcut",
     )
     objective.add_argument(
         "--num_inference_steps",
@@ -132,10 +142,14 @@ def _check(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> None:
     for name, switch in (
         ("decoder_learning_rate", "train_decoder"),
         ("latent_upsampler_learning_rate", "train_latent_upsampler"),
-        ("condition_weight", "train_latent_upsampler"),
+        ("condition_every", "train_latent_upsampler"),
+        ("reconstruction_every", "train_decoder"),
     ):
         if vars(parsed)[name] is not None and not vars(parsed)[switch]:
             parser.error(f"--{name} needs --{switch}")
+    for name in ("condition_every", "reconstruction_every"):
+        if vars(parsed)[name] == 1:
+            parser.error(f"--{name} 1 leaves no batch to the transformer: it must be 2 or more")
     if parsed.condition_noise is not None and parsed.condition_noise[0] > parsed.condition_noise[1]:
         parser.error(f"--condition_noise: LOW must not be above HIGH, got {parsed.condition_noise}")
 
@@ -147,7 +161,7 @@ def _fill_in_defaults(parsed: argparse.Namespace) -> None:
         "condition_noise": noise,
         "condition_dropout": condition_dropout,
         "text_dropout": text_dropout,
-        "condition_weight": 0.5,
+        "condition_every": 5 if parsed.train_latent_upsampler else None,
         "decoder_learning_rate": 0.3 * parsed.learning_rate,
         "latent_upsampler_learning_rate": 0.7 * parsed.learning_rate,
         "num_inference_steps": 1 if parsed.objective == "one_step" else 8,
@@ -178,8 +192,10 @@ def sr_objective(arguments: argparse.Namespace) -> SRObjective:
         name=arguments.objective,
         pixel_loss=replace(pixel_loss(arguments), color_correction_levels=arguments.color_correction_levels),
         latent_weight=arguments.latent_weight,
-        condition_weight=arguments.condition_weight,
+        condition_every=arguments.condition_every,
+        reconstruction_every=arguments.reconstruction_every,
         decode_linearly=arguments.decode_linearly,
+        weigh_channels=arguments.weigh_channels,
         flow_shift=arguments.flow_shift,
         condition_noise=tuple(arguments.condition_noise),
         condition_dropout=arguments.condition_dropout,
@@ -190,14 +206,16 @@ def sr_objective(arguments: argparse.Namespace) -> SRObjective:
 def main(arguments: argparse.Namespace) -> dict[str, float]:
     set_seed(arguments.seed)
     autoencoder = load_network(HRAutoencoder, arguments.autoencoder, "autoencoder")
-    if arguments.decode_linearly and not autoencoder.config.linear_shortcut:
-        raise ValueError(f"--decode_linearly: the autoencoder {arguments.autoencoder!r} has no `linear_shortcut`")
+    for name in ("decode_linearly", "weigh_channels"):
+        if vars(arguments)[name] and not autoencoder.config.linear_shortcut:
+            raise ValueError(f"--{name}: the autoencoder {arguments.autoencoder!r} has no `linear_shortcut`")
     upsampler = load_network(CausalLatentUpsampler, arguments.latent_upsampler, "latent_upsampler")
     transformer = load_transformer(arguments)
     if arguments.gradient_checkpointing:
         for network in (transformer, autoencoder, upsampler):
             network.enable_gradient_checkpointing()
-    accelerator = make_accelerator(arguments)
+    leaves_out = arguments.condition_every is not None or arguments.reconstruction_every is not None
+    accelerator = make_accelerator(arguments, leaves_out_parameters=leaves_out)
     objective, scale = sr_objective(arguments), upsampler.config.scale
     # low-resolution crops are whole latents, and high-resolution ones whole patches
     spatial = autoencoder.spatial_compression_ratio * math.lcm(scale, transformer.config.patch_size[1])

@@ -10,7 +10,6 @@ from typing import Literal, Self
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from ..models.causal_latent_upsampler import CausalLatentUpsampler
 from ..models.hr_autoencoder import HRAutoencoder
@@ -18,7 +17,7 @@ from ..models.ultraflash_sr_transformer import UltraFlashSRTransformer
 from ..rewards import Reward
 from .data import Batch
 from .distribution_matching import DistributionMatching, Flow, guided, integrate, surrogate_loss
-from .losses import detail_ratio, psnr
+from .losses import detail_ratio, psnr, weighted_mse
 from .perceptual import PerceptualLoss
 from .prompts import Prompts
 from .sr_stage import SRObjective, SRStage
@@ -163,7 +162,7 @@ class DistillationStage(SRStage):
         if phase == "fake_score":
             return self._track(*inputs, generator)
         if phase == "regression":
-            loss = F.mse_loss(self._denoised(*inputs), self._taught(*inputs))
+            loss = weighted_mse(self._denoised(*inputs), self._taught(*inputs), self.channel_weights)
             return loss, {"regression": loss}
         return self._distil(batch, *inputs, generator)
 
@@ -174,8 +173,9 @@ class DistillationStage(SRStage):
         with torch.no_grad():
             latents = self._denoised(noise, condition, prompt_embeds)
         fake = _flow(self.fake_score, condition, prompt_embeds)
-        predicts: Literal["flow", "clean"] = "flow" if self.teacher.config.prediction_type == "flow" else "clean"
-        loss = self.distillation.matching.fake_score_loss(latents, fake, generator, predicts)
+        loss = self.distillation.matching.fake_score_loss(
+            latents, fake, generator, self._predicts, self.channel_weights
+        )
         return loss, {"fake_score": loss}
 
     def _distil(
@@ -193,6 +193,8 @@ class DistillationStage(SRStage):
         fake = _flow(self.fake_score, condition, prompt_embeds)
         unconditional = self._unconditional(condition, prompt_embeds)
         gradient = distillation.matching.gradient(latents.detach(), real, fake, unconditional, generator)
+        if self.channel_weights is not None:
+            gradient = self.channel_weights * gradient
         terms = {"matching": distillation.matching_weight * surrogate_loss(latents, gradient)}
         measured: dict[str, torch.Tensor] = {}
         judged = distillation.perceptual_weight > 0 or distillation.reward_weight > 0

@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch.nn import functional as F
 
-from .losses import add_noise, randn_like
+from .losses import add_noise, randn_like, weighted_mse
 
 # noisy samples [batch, ...] and their noise levels [batch] -> the flow [batch, ...], float32
 Flow = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -182,6 +182,7 @@ class DistributionMatching:
         fake: Flow,
         generator: torch.Generator,
         predicts: Literal["flow", "clean"] = "flow",
+        weights: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Flow-matching loss of the network that tracks the student, at the noise levels where it is asked.
 
@@ -191,14 +192,15 @@ class DistributionMatching:
             generator (`torch.Generator`): on the CPU.
             predicts (`str`, *optional*, defaults to `"flow"`): what is compared: the flow, or for a network that
                 predicts the clean sample that one, as its flow's error would count `1 / sigma^2` times as much.
+            weights (`torch.Tensor`, *optional*): of the squared errors, see [`weighted_mse`].
         """
         sigmas = self._sample_sigmas(sample, generator, self.sigma_range[1])
         noise = randn_like(sample, generator)
         noisy = add_noise(sample, noise, sigmas)
         flow = fake(noisy, sigmas)
         if predicts == "flow":
-            return F.mse_loss(flow, noise - sample)
-        return F.mse_loss(clean_from_flow(noisy, flow, sigmas), sample)
+            return weighted_mse(flow, noise - sample, weights)
+        return weighted_mse(clean_from_flow(noisy, flow, sigmas), sample, weights)
 
 
 def surrogate_loss(sample: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:

@@ -30,6 +30,22 @@ def decode_linearly(autoencoder: HRAutoencoder, latents: torch.Tensor) -> torch.
     return frames * 2 - 1 if autoencoder.unit_range else frames
 
 
+def pixel_weights(autoencoder: HRAutoencoder) -> torch.Tensor:
+    """How much the squared error of each latent channel counts in pixels, through the linear shortcut alone.
+
+    A latent space whose channels all have about unit variance hides that some of them make up the picture and many
+    hardly show: a plain squared error is mostly of the latter.
+
+    Args:
+        autoencoder (`HRAutoencoder`): built with `linear_shortcut=True`.
+
+    Returns:
+        `torch.Tensor`: `[latent_channels, 1, 1, 1]`, float32, 1 on average.
+    """
+    energy = autoencoder.decoder_shortcut.weight.detach().float().square().flatten(2).sum(dim=(0, 2))
+    return (energy / energy.mean()).view(-1, 1, 1, 1)
+
+
 def encode_linearly(autoencoder: HRAutoencoder, pixels: torch.Tensor) -> torch.Tensor:
     """Encodes the beginning of a stream through the autoencoder's linear shortcut alone.
 

@@ -332,6 +332,20 @@ def psnr(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return (-10 * error.clamp_min(1e-10).log10()).mean()
 
 
+def weighted_mse(prediction: torch.Tensor, target: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
+    """The mean squared error, of which some elements may count more than others.
+
+    Args:
+        prediction (`torch.Tensor`): any shape.
+        target (`torch.Tensor`): the same shape.
+        weights (`torch.Tensor`, *optional*): broadcast over it, for instance
+            [`~ultraflash_diffusers.training.linear_decoding.pixel_weights`]; `None` for equal ones.
+    """
+    if weights is None:
+        return F.mse_loss(prediction, target)
+    return (weights * (prediction - target).square()).mean()
+
+
 def sample_sigmas(batch_size: int, generator: torch.Generator, shift: float = 1.5) -> torch.Tensor:
     """Draws noise levels in (0, 1): the logistic function of a normal variable, shifted to more noise.
 

@@ -11,14 +11,14 @@ from typing import Literal
 
 import torch
 from peft import get_peft_model_state_dict
-from torch.nn import functional as F
 
 from ..models.causal_latent_upsampler import CausalLatentUpsampler
 from ..models.hr_autoencoder import HRAutoencoder
 from ..models.ultraflash_sr_transformer import UltraFlashSRTransformer
 from ..pipelines.lora import UltraFlashLoraLoaderMixin
 from .data import Batch
-from .linear_decoding import decode_linearly
+from .distribution_matching import clean_from_flow
+from .linear_decoding import decode_linearly, pixel_weights
 from .losses import (
     PixelLoss,
     add_noise,
@@ -27,9 +27,10 @@ from .losses import (
     psnr,
     randn_like,
     sample_sigmas,
+    weighted_mse,
 )
 from .prompts import Prompts
-from .stage import Stage, decoder_parameters
+from .stage import Stage, decoder_parameters, one_in, train_only, upsampler_parameters
 
 # blocks that a validation stream remembers, the pipeline's default
 KV_CACHE_BLOCKS = 3
@@ -42,12 +43,19 @@ class SRObjective:
     Args:
         name (`str`, *optional*, defaults to `"one_step"`): `"one_step"`, from noise to clean latents at once, compared
             as decoded pixels; or `"flow_matching"`, the flow at a random noise level (the paper's multi-step model).
+            A network that predicts the clean latents is compared in these: the flow's error would be
+            `1 / sigma^2` times as large, and the losses of the least noisy samples all that counts.
         pixel_loss (`PixelLoss`, *optional*): one step: of the decoded result.
         latent_weight (`float`, *optional*, defaults to 0.0): one step: of the mean squared error of the latents.
-        condition_weight (`float`, *optional*, defaults to 0.5): where the upsampler is trained too: of the pixel loss
-            of its own result, without the contrast term, so that the details are left to the transformer.
+        condition_every (`int`, *optional*): where the upsampler is trained too: one batch in so many, drawn at random,
+            compares its own result instead, without the contrast term: it stays a picture that can be decoded, and
+            the details are left to the transformer.
+        reconstruction_every (`int`, *optional*): where the decoder is trained too: one batch in so many decodes the
+            clips' own latents, which the decoder must not forget.
         decode_linearly (`bool`, *optional*, defaults to `False`): one step: the pixel losses see the latents through
             the autoencoder's linear shortcut (see [`decode_linearly`]), and not through the whole decoder.
+        weigh_channels (`bool`, *optional*, defaults to `False`): squared errors of latents count as much as they show
+            in pixels, see [`~ultraflash_diffusers.training.linear_decoding.pixel_weights`].
         flow_shift (`float`, *optional*, defaults to 1.5): flow matching: see [`sample_sigmas`].
         condition_noise (pair of `float`, *optional*, defaults to `(0.0, 0.0)`): bounds of the noise share in the
             condition (paper: 0.4, 0.6).
@@ -58,8 +66,10 @@ class SRObjective:
     name: Literal["one_step", "flow_matching"] = "one_step"
     pixel_loss: PixelLoss = PixelLoss()
     latent_weight: float = 0.0
-    condition_weight: float = 0.5
+    condition_every: int | None = None
+    reconstruction_every: int | None = None
     decode_linearly: bool = False
+    weigh_channels: bool = False
     flow_shift: float = 1.5
     condition_noise: tuple[float, float] = (0.0, 0.0)
     condition_dropout: float = 0.0
@@ -80,6 +90,8 @@ class SRStage(Stage):
         upsampler_learning_rate (`float`, *optional*): trains the upsampler too, with this one; one step only.
     """
 
+    channel_weights: torch.Tensor | None
+
     def __init__(
         self,
         transformer: UltraFlashSRTransformer,
@@ -93,33 +105,33 @@ class SRStage(Stage):
     ) -> None:
         super().__init__()
         self.transformer = transformer
-        self.upsampler = upsampler.requires_grad_(upsampler_learning_rate is not None)
-        self.autoencoder = autoencoder.requires_grad_(False)
+        self.upsampler, self.autoencoder = upsampler, autoencoder
+        train_only(upsampler_parameters(upsampler) if upsampler_learning_rate is not None else [], upsampler)
+        train_only(decoder_parameters(autoencoder) if decoder_learning_rate is not None else [], autoencoder)
         self.prompts, self.objective, self.num_inference_steps = prompts, objective, num_inference_steps
         self.decoder_learning_rate, self.upsampler_learning_rate = decoder_learning_rate, upsampler_learning_rate
-        if decoder_learning_rate is not None:
-            for parameter in decoder_parameters(autoencoder):
-                parameter.requires_grad_(True)
+        weights = pixel_weights(autoencoder) if objective.weigh_channels else None
+        self.register_buffer("channel_weights", weights, persistent=False)
 
     def parameter_groups(self, learning_rate: float) -> list[dict]:
         groups = [{"params": [p for p in self.transformer.parameters() if p.requires_grad], "lr": learning_rate}]
         if self.decoder_learning_rate is not None:
             groups.append({"params": decoder_parameters(self.autoencoder), "lr": self.decoder_learning_rate})
         if self.upsampler_learning_rate is not None:
-            groups.append({"params": list(self.upsampler.parameters()), "lr": self.upsampler_learning_rate})
+            groups.append({"params": upsampler_parameters(self.upsampler), "lr": self.upsampler_learning_rate})
         return groups
 
     def forward(self, batch: Batch, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         objective = self.objective
+        if one_in(objective.reconstruction_every, generator):
+            return self._without_transformer("reconstruction", batch.encode_high(self.autoencoder), batch)
         clean = self.condition(batch)
+        if one_in(objective.condition_every, generator):
+            return self._without_transformer("condition", clean, batch, batch.low)
         noise, condition, prompt_embeds = self._inputs(clean, batch.texts, generator)
         if objective.name == "flow_matching":
             return self._flow_matching(batch, condition, noise, prompt_embeds, generator)
-        loss, measured = self._one_step(batch, condition, noise, prompt_embeds)
-        if self.upsampler_learning_rate is None:
-            return loss, measured
-        loss_of_condition, measured_of_condition = self._upsampling(batch, clean)
-        return loss + loss_of_condition, measured | measured_of_condition
+        return self._one_step(batch, condition, noise, prompt_embeds)
 
     def _inputs(
         self, clean: torch.Tensor, texts: list[str], generator: torch.Generator
@@ -142,7 +154,8 @@ class SRStage(Stage):
         decoded = self._decode(latents)
         terms = self.objective.pixel_loss(decoded, batch.high, batch.flow, batch.low)
         if self.objective.latent_weight > 0:
-            terms["latent"] = self.objective.latent_weight * F.mse_loss(latents, batch.encode_high(self.autoencoder))
+            error = weighted_mse(latents, batch.encode_high(self.autoencoder), self.channel_weights)
+            terms["latent"] = self.objective.latent_weight * error
         return torch.stack(list(terms.values())).sum(), terms | {"psnr": self._psnr(decoded.detach(), batch)}
 
     def _denoised(self, noise: torch.Tensor, condition: torch.Tensor, prompt_embeds: torch.Tensor) -> torch.Tensor:
@@ -151,13 +164,14 @@ class SRStage(Stage):
         flow = self.transformer(torch.cat([noise, condition], dim=1), timestep, prompt_embeds).sample
         return noise - flow.float()
 
-    def _upsampling(self, batch: Batch, condition: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """The upsampler's own loss, which keeps its result a picture that can be decoded."""
-        decoded = self._decode(condition)
+    def _without_transformer(
+        self, name: str, latents: torch.Tensor, batch: Batch, source: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The loss of latents as they are, which has no contrast term; logged under the name alone."""
+        decoded = self._decode(latents)
         pixel_loss = replace(self.objective.pixel_loss, contrast_weight=0.0)
-        terms = pixel_loss(decoded, batch.high, batch.flow, batch.low)
-        loss = self.objective.condition_weight * sum(terms.values(), start=decoded.new_zeros(()))
-        return loss, {"condition": loss, "psnr_of_condition": self._psnr(decoded.detach(), batch)}
+        loss = torch.stack(list(pixel_loss(decoded, batch.high, batch.flow, source).values())).sum()
+        return loss, {name: loss, f"psnr_of_{name}": psnr(pixel_loss.corrected(decoded.detach(), source), batch.high)}
 
     def _psnr(self, decoded: torch.Tensor, batch: Batch) -> torch.Tensor:
         return psnr(self.objective.pixel_loss.corrected(decoded, batch.low), batch.high)
@@ -180,7 +194,15 @@ class SRStage(Stage):
         sigmas = sample_sigmas(len(clean), generator, self.objective.flow_shift).to(clean.device)
         noisy = add_noise(clean, noise, sigmas)
         flow = self.transformer(torch.cat([noisy, condition], dim=1), 1000 * sigmas, prompt_embeds).sample
-        return F.mse_loss(flow.float(), noise - clean), {"sigma": sigmas.mean()}
+        flow, measured = flow.float(), {"sigma": sigmas.mean()}
+        if self._predicts == "flow":
+            return weighted_mse(flow, noise - clean, self.channel_weights), measured
+        return weighted_mse(clean_from_flow(noisy, flow, sigmas), clean, self.channel_weights), measured
+
+    @property
+    def _predicts(self) -> Literal["flow", "clean"]:
+        """What the errors of networks at a noise level are measured in: what they predict."""
+        return "flow" if self.transformer.config.prediction_type == "flow" else "clean"
 
     def validate(self, batch: Batch) -> Mapping[str, float | torch.Tensor]:
         condition = self.condition(batch)

@@ -1,0 +1,223 @@
+# Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
+"""What super-resolution transformers make of upsampled latents: several of them, with any number of steps, in a table.
+
+    python -m benchmarks.super_resolution --clips FOLDER --transformer teacher=outputs/sr_teacher:20 student=outputs/sr
+    python -m benchmarks.super_resolution --generator FOLDER --transformer aigc=outputs/aigc classic=outputs/classic
+
+Each one follows the stream group by group with its cache, as in the pipeline, from the same noise; colours are not
+corrected. The input is clips as the quality benchmark prepares them, clips through a degradation, or what a generator
+makes of the texts of composed scenes, of which the renderings at high resolution are the truth.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks import metrics, prompt_following
+from benchmarks.clips import SCALE, ClipPair, prepare_clip
+from benchmarks.quality import CLIPS, HEIGHT, WIDTH
+from ultraflash_diffusers import UltraFlashSRTransformer, UltraFlashStreamingPipeline, default_checkpoint
+from ultraflash_diffusers.pipelines.noise import SeededFrameNoise
+from ultraflash_diffusers.rewards import Reward, load_reward
+from ultraflash_diffusers.training.cascade_rollout import SRStream, clip_source, rollout_groups
+from ultraflash_diffusers.training.inputs import load_degradation
+from ultraflash_diffusers.training.losses import detail_ratio
+from ultraflash_diffusers.training.scenes import all_scenes
+from ultraflash_diffusers.training.stage import load_network
+from ultraflash_diffusers.video_io import frames_to_tensor, tensor_to_frames
+
+UPSAMPLER = "upsampler alone"
+TRUTH = "truth"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A transformer with its number of denoising steps and the share of noise in its condition."""
+
+    transformer: UltraFlashSRTransformer
+    steps: int
+    condition_noise: float
+
+
+@torch.inference_mode()
+def upscale(
+    pipe: UltraFlashStreamingPipeline, frames: np.ndarray, candidate: Candidate | None
+) -> tuple[np.ndarray, float]:
+    """Upscales a clip, and says how many seconds a group took in the transformer; `None` is the upsampler alone."""
+    noise = SeededFrameNoise([0], 1)
+    embeds = [torch.zeros(1, 1, pipe.transformer.config.text_dim)]
+    stream = None
+    if candidate is not None:
+        settings = {"num_inference_steps": candidate.steps, "condition_noise": candidate.condition_noise}
+        stream = SRStream(pipe, candidate.transformer, noise, embeds, **settings)
+    latents, seconds = [], []
+    for group in rollout_groups(pipe, clip_source(pipe, frames_to_tensor(frames))):
+        start = time.perf_counter()
+        latents.append(group.condition if stream is None else stream.advance(group)[:, :, : group.condition.shape[2]])
+        seconds.append(time.perf_counter() - start)
+    pixels = pipe.autoencoder.decode(torch.cat(latents, dim=2)).sample
+    return tensor_to_frames(pixels), float(np.median(seconds))
+
+
+@torch.inference_mode()
+def describe(frames: np.ndarray, clip: ClipPair, motion: metrics.Motion, reward: Reward) -> dict[str, float]:
+    """The measures of one clip's output, relative to the truth where that is said."""
+    pixels, truth = (frames_to_tensor(each) for each in (frames, clip.truth))
+    scores = [reward(part.transpose(0, 1) * 0.5 + 0.5) for part in pixels[0].split(4, dim=1)]
+    return {
+        "psnr": metrics.psnr(frames, clip.truth),
+        "detail": detail_ratio(pixels, truth).item(),
+        "sharpness": metrics.laplacian_variance(frames) / metrics.laplacian_variance(clip.truth),
+        "quality": torch.cat(scores).mean().item(),
+        "warping": metrics.warping_error(frames, motion) / metrics.warping_error(clip.truth, motion),
+    }
+
+
+def real_clips(options: argparse.Namespace) -> Iterator[ClipPair]:
+    """Held-out clips, cropped around the centre, as they are prepared for the quality benchmark or degraded anew."""
+    for name in options.names:
+        clip = prepare_clip(options.clips / f"{name}.mp4", HEIGHT, WIDTH, options.cache)
+        low, truth = _centre(clip.low, options.height // SCALE, options.width // SCALE), clip.truth
+        truth = _centre(truth, options.height, options.width)
+        if options.degradation is not None:
+            rng = np.random.default_rng(0)
+            low = load_degradation(options.degradation, SCALE)(truth[: options.frames], rng)
+        yield ClipPair(name, truth[: options.frames], low[: options.frames])
+
+
+def _centre(frames: np.ndarray, height: int, width: int) -> np.ndarray:
+    top, left = (frames.shape[1] - height) // 2, (frames.shape[2] - width) // 2
+    return frames[:, top : top + height, left : left + width]
+
+
+def generated_clips(options: argparse.Namespace, pipe: UltraFlashStreamingPipeline) -> Iterator[ClipPair]:
+    """What a generator makes of held-out scenes' texts, and the same scenes rendered at high resolution."""
+    height, width = options.height // SCALE, options.width // SCALE
+    settings = {"height": height, "width": width, "num_frames": options.frames, "autoencoder": options.autoencoder}
+    generate = prompt_following.load_generate(
+        argparse.Namespace(pipeline=None, generator=options.generator, **settings)
+    )
+    for number, scene in enumerate(prompt_following.choose(all_scenes(held_out=True), options.count, seed=0)):
+        truth = scene.render(options.frames, SCALE * height, SCALE * width)
+        yield ClipPair(scene.prompts()[0], truth, generate(scene.prompts()[0], number))
+
+
+def run(
+    pipe: UltraFlashStreamingPipeline, clips: list[ClipPair], candidates: dict[str, Candidate | None], reference: str
+) -> dict[str, dict[str, float]]:
+    """Measures every transformer on every clip: means over the clips, the truth being a row of its own."""
+    reward = load_reward(["packaged"])
+    rows: dict[str, list[dict[str, float]]] = {}
+    for clip in clips:
+        motion = metrics.estimate_motion(clip.truth)
+        outputs = {name: upscale(pipe, clip.low, candidate) for name, candidate in candidates.items()}
+        for name, (frames, seconds) in outputs.items():
+            distance = {} if name == reference else {"distance": metrics.psnr(frames, outputs[reference][0])}
+            measures = describe(frames, clip, motion, reward)
+            rows.setdefault(name, []).append(measures | distance | {"milliseconds": 1000 * seconds})
+        rows.setdefault(TRUTH, []).append(describe(clip.truth, clip, motion, reward))
+        print(clip.name, file=sys.stderr)
+    return {name: {key: float(np.mean([row[key] for row in each])) for key in each[0]} for name, each in rows.items()}
+
+
+# Title: how a row shows it, what it means.
+COLUMNS = {
+    "PSNR dB": ("{psnr:.2f}", "to the truth, over R, G, B"),
+    "PSNR to reference": ("{distance:.2f}", "to the output of --reference"),
+    "detail": ("{detail:.3f}", "mean absolute Haar detail band, relative to the truth's"),
+    "sharpness": ("{sharpness:.2f}", "variance of the luma's Laplacian, relative to the truth's"),
+    "quality": ("{quality:.3f}", "by the packaged no-reference scorer"),
+    "warping error": ("{warping:.2f}", "relative to the truth's own"),
+    "ms a group": ("{milliseconds:.0f}", "median time in the transformer alone, all of its steps"),
+}
+
+
+def show(row: dict[str, float], form: str) -> str:
+    """A cell's text; the truth has no error, the reference no distance."""
+    try:
+        text = form.format(**row)
+    except KeyError:
+        return "-"
+    return "-" if text == "inf" else text
+
+
+def markdown(rows: dict[str, dict[str, float]], facts: dict[str, object]) -> str:
+    """The table, with what a reader needs to judge and repeat it."""
+    lines = ["| method | " + " | ".join(COLUMNS) + " |", "|---|" + "---:|" * len(COLUMNS)]
+    for name, row in rows.items():
+        lines.append(f"| {name} | " + " | ".join(show(row, form) for form, _ in COLUMNS.values()) + " |")
+    lines += ["", *(f"- {title}: {meaning}." for title, (_, meaning) in COLUMNS.items())]
+    return "\n".join([*lines, "", *(f"- {key}: {value}" for key, value in facts.items())])
+
+
+def _candidate(text: str) -> tuple[str, Path, int]:
+    name, _, rest = text.partition("=")
+    folder, _, steps = rest.partition(":")
+    if not name or not folder or not Path(folder).is_dir() or not (steps or "1").isdigit() or int(steps or 1) < 1:
+        raise argparse.ArgumentTypeError(f"must be NAME=FOLDER or NAME=FOLDER:STEPS, the folder there, got {text!r}")
+    return name, Path(folder), int(steps or 1)
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--clips", type=Path, help="folder with the validation clips")
+    source.add_argument("--generator", help="folder with generator_transformer, text_encoder and tokenizer")
+    parser.add_argument("--transformer", type=_candidate, nargs="+", required=True, metavar="NAME=FOLDER[:STEPS]")
+    parser.add_argument("--reference", default=UPSAMPLER, help="what outputs are compared with (default: %(default)s)")
+    parser.add_argument("--checkpoint", default=str(default_checkpoint()), help="the pipeline around (default: ours)")
+    parser.add_argument("--condition_noise", type=float, default=0.0, help="share of it (default: %(default)s)")
+    parser.add_argument("--flow_shift", type=float, help="of the steps' noise levels (default: the checkpoint's)")
+    parser.add_argument("--degradation", help="makes the low-resolution clips: aigc, classic, mild or a JSON file")
+    parser.add_argument("--names", nargs="+", default=CLIPS, help="clips, without .mp4 (default: %(default)s)")
+    parser.add_argument("--count", type=int, default=6, help="generated scenes (default: %(default)s)")
+    parser.add_argument("--frames", type=int, default=33, help="of each clip, 4 n + 1 (default: %(default)s)")
+    parser.add_argument("--height", type=int, default=192, help="of the output, a crop (default: %(default)s)")
+    parser.add_argument("--width", type=int, default=320, help="likewise (default: %(default)s)")
+    parser.add_argument("--cache", type=Path, help="folder for prepared clips (default: prepare them anew)")
+    parser.add_argument("--json", type=Path, help="write the rows to this file")
+    options = parser.parse_args(arguments)
+    options.autoencoder = str(Path(options.checkpoint) / "autoencoder")
+    names = [name for name, _, _ in options.transformer]
+    if options.reference not in [UPSAMPLER, *names]:
+        parser.error(f"--reference {options.reference}: must be one of {UPSAMPLER!r}, {', '.join(names)}")
+    if options.frames < 5 or options.frames % 4 != 1:
+        parser.error(f"--frames {options.frames}: must be 4 n + 1, and at least 5")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> dict[str, dict[str, float]]:
+    options = parse(arguments)
+    pipe = UltraFlashStreamingPipeline.from_pretrained(options.checkpoint, dtype=torch.float32)
+    if options.flow_shift is not None:
+        pipe.scheduler = pipe.scheduler.from_config(pipe.scheduler.config, shift=options.flow_shift)
+    candidates: dict[str, Candidate | None] = {UPSAMPLER: None}
+    for name, folder, steps in options.transformer:
+        transformer = load_network(UltraFlashSRTransformer, str(folder), "transformer").float().eval()
+        candidates[name] = Candidate(transformer, steps, options.condition_noise)
+    clips = list(real_clips(options) if options.generator is None else generated_clips(options, pipe))
+    rows = run(pipe, clips, candidates, options.reference)
+    given = sys.argv[1:] if arguments is None else arguments
+    facts: dict[str, object] = {
+        "command": "python -m benchmarks.super_resolution " + shlex.join(given),
+        "clips": f"{len(clips)} of {options.frames} frames, {options.height}x{options.width}",
+        "threads": torch.get_num_threads(),
+    }
+    print(markdown(rows, facts))
+    if options.json is not None:
+        options.json.write_text(json.dumps({"facts": facts, "rows": rows}, indent=2) + "\n")
+    return rows
+
+
+if __name__ == "__main__":
+    main()
