@@ -23,8 +23,8 @@ from ultraflash_diffusers.training.arguments import (
     training_parser,
 )
 from ultraflash_diffusers.training.data import Batch, CropDataset
+from ultraflash_diffusers.training.initialization import fit_linear_shortcut, initialize_convolutions
 from ultraflash_diffusers.training.inputs import load_data
-from ultraflash_diffusers.training.linear_init import fit_linear_shortcut
 from ultraflash_diffusers.training.loop import make_accelerator, train
 from ultraflash_diffusers.training.losses import PixelLoss, detail_ratio, psnr
 from ultraflash_diffusers.training.stage import Stage, load_network, new_network
@@ -98,6 +98,7 @@ def main(arguments: argparse.Namespace) -> dict[str, float]:
     set_seed(arguments.seed)
     if arguments.config is not None:
         autoencoder = new_network(HRAutoencoder, arguments.config)
+        initialize_convolutions(autoencoder)
     else:
         autoencoder = load_network(HRAutoencoder, arguments.pretrained_model_name_or_path, "autoencoder")
     if not autoencoder.has_encoder:

@@ -1,7 +1,7 @@
 # Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
 """Trains the causal latent upsampler in the latent space of a finished autoencoder (paper, "Latent upsampler").
 
-    python training/train_latent_upsampler.py --config upsampler.json --linear_init --autoencoder outputs/autoencoder \
+    python training/train_latent_upsampler.py --config upsampler.json --autoencoder outputs/autoencoder \
         --train_data_dir clips --validation_data_dir held_out --output_dir outputs/upsampler --use_ema
 
 `--train_decoder` tunes the autoencoder's decoder along with it, which learns to make the best of upsampled latents.
@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,19 +26,27 @@ from ultraflash_diffusers.training.arguments import (
     positive,
     training_parser,
 )
-from ultraflash_diffusers.training.data import Batch, CropDataset
+from ultraflash_diffusers.training.data import Batch
+from ultraflash_diffusers.training.initialization import initialize_convolutions, set_bicubic_upsampling
 from ultraflash_diffusers.training.inputs import load_data
-from ultraflash_diffusers.training.linear_init import fit_linear_upsampling
 from ultraflash_diffusers.training.loop import make_accelerator, train
 from ultraflash_diffusers.training.losses import PixelLoss, psnr
-from ultraflash_diffusers.training.stage import Stage, decoder_parameters, load_network, new_network
+from ultraflash_diffusers.training.stage import (
+    Stage,
+    decoder_parameters,
+    load_network,
+    new_network,
+    one_in,
+    train_only,
+    upsampler_parameters,
+)
 
 
 class UpsamplerStage(Stage):
     """The upsampled latents of degraded clips against the clips, as latents and decoded.
 
     Args:
-        upsampler (`CausalLatentUpsampler`): what is trained.
+        upsampler (`CausalLatentUpsampler`): what is trained, but for its residual head.
         autoencoder (`HRAutoencoder`): frozen, but perhaps for the decoder; with an encoder.
         loss (`PixelLoss`): of the decoded latents.
         latent_weight (`float`): of the mean squared error of the latents.
@@ -58,15 +65,14 @@ class UpsamplerStage(Stage):
         reconstruction_every: int | None = None,
     ) -> None:
         super().__init__()
-        self.upsampler, self.loss, self.latent_weight = upsampler.requires_grad_(True), loss, latent_weight
-        self.autoencoder = autoencoder.requires_grad_(False)
+        self.upsampler, self.autoencoder = upsampler, autoencoder
+        self.loss, self.latent_weight = loss, latent_weight
         self.decoder_learning_rate, self.reconstruction_every = decoder_learning_rate, reconstruction_every
-        if decoder_learning_rate is not None:
-            for parameter in decoder_parameters(autoencoder):
-                parameter.requires_grad_(True)
+        train_only(upsampler_parameters(upsampler), upsampler)
+        train_only(decoder_parameters(autoencoder) if decoder_learning_rate is not None else [], autoencoder)
 
     def parameter_groups(self, learning_rate: float) -> list[dict]:
-        groups = [{"params": list(self.upsampler.parameters()), "lr": learning_rate}]
+        groups = [{"params": upsampler_parameters(self.upsampler), "lr": learning_rate}]
         if self.decoder_learning_rate is not None:
             groups.append({"params": decoder_parameters(self.autoencoder), "lr": self.decoder_learning_rate})
         return groups
@@ -75,7 +81,7 @@ class UpsamplerStage(Stage):
         with torch.no_grad():
             low = self.autoencoder.encode(batch.low).latents.float()
             target = self.autoencoder.encode(batch.high).latents.float()
-        reconstructs = self._reconstructs(generator)
+        reconstructs = one_in(self.reconstruction_every, generator)
         latents = target if reconstructs else self.upsampler(low).sample.float()
         decoded = self.autoencoder.decode(latents).sample
         source = None if reconstructs else batch.low
@@ -84,24 +90,13 @@ class UpsamplerStage(Stage):
         measured = {"psnr": psnr(self.loss.corrected(decoded.detach(), source), batch.high)}
         return torch.stack(list(terms.values())).sum(), terms | measured
 
-    def _reconstructs(self, generator: torch.Generator) -> bool:
-        every = self.reconstruction_every
-        return every is not None and int(torch.randint(every, (), generator=generator)) == 0
-
     def validate(self, batch: Batch) -> dict[str, float | torch.Tensor]:
-        low = self.autoencoder.encode(batch.low).latents.float()
-        frames = F.interpolate(
-            low.transpose(1, 2).flatten(0, 1), scale_factor=self.upsampler.config.scale, mode="bicubic"
-        )
-        bicubic = frames.unflatten(0, (len(low), -1)).transpose(1, 2)
-        result, baseline = (
-            self.loss.corrected(self.autoencoder.decode(latents).sample, batch.low)
-            for latents in (self.upsampler(low).sample.float(), bicubic)
-        )
+        latents = self.upsampler(batch.encode_low(self.autoencoder)).sample.float()
+        result = self.loss.corrected(self.autoencoder.decode(latents).sample, batch.low)
         reached = psnr(result, batch.high).item()
         return {
             "psnr": reached,
-            "gain_over_bicubic_latents": reached - psnr(baseline, batch.high).item(),
+            "gain_over_bicubic": reached - psnr(bicubic(batch.low, self.upsampler.config.scale), batch.high).item(),
             "input": batch.low,
             "result": result,
             "truth": batch.high,
@@ -114,15 +109,24 @@ class UpsamplerStage(Stage):
             self.autoencoder.save_pretrained(folder / "autoencoder")
 
 
+def bicubic(pixels: torch.Tensor, scale: int) -> torch.Tensor:
+    """Enlarges each frame of `[batch, 3, frames, height, width]`: what a learnt upsampler has to beat."""
+    frames = F.interpolate(pixels.transpose(1, 2).flatten(0, 1), scale_factor=scale, mode="bicubic")
+    return frames.unflatten(0, (len(pixels), -1)).transpose(1, 2)
+
+
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = training_parser("Trains the causal latent upsampler.")
     networks = parser.add_argument_group("networks")
     start = networks.add_mutually_exclusive_group(required=True)
-    start.add_argument("--config", type=Path, help="JSON file of CausalLatentUpsampler's arguments, for a new network")
+    start.add_argument(
+        "--config",
+        type=Path,
+        help="JSON file of CausalLatentUpsampler's arguments, for a new network; with `residual`, it starts at what "
+        "bicubic interpolation of the pixels does to latents",
+    )
     start.add_argument("--pretrained_model_name_or_path", help="folder or repository of the network to go on from")
     networks.add_argument("--autoencoder", required=True, help="folder or repository of the autoencoder")
-    networks.add_argument("--linear_init", action="store_true", help="start at the least-squares linear map")
-    networks.add_argument("--linear_init_batches", type=positive(int), default=60, help="batches it is fitted to")
     networks.add_argument(
         "--degraded_versions", type=positive(int), default=4, help="low-resolution versions of each training clip"
     )
@@ -152,21 +156,14 @@ def _check(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> None:
         parser.error("--reconstruction_every 1 leaves no batch to the upsampler: it must be 2 or more")
 
 
-@torch.no_grad()
-def latent_pairs(
-    dataset: CropDataset, autoencoder: HRAutoencoder, count: int
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Low- and high-resolution latents of `count` batches."""
-    for number in range(count):
-        batch = dataset[number].to(torch.device("cpu"))
-        yield autoencoder.encode(batch.low).latents, autoencoder.encode(batch.high).latents
-
-
 def main(arguments: argparse.Namespace) -> dict[str, float]:
     set_seed(arguments.seed)
     autoencoder = load_network(HRAutoencoder, arguments.autoencoder, "autoencoder")
     if arguments.config is not None:
         upsampler = new_network(CausalLatentUpsampler, arguments.config)
+        initialize_convolutions(upsampler)
+        if upsampler.config.residual:
+            set_bicubic_upsampling(upsampler, autoencoder)
     else:
         upsampler = load_network(CausalLatentUpsampler, arguments.pretrained_model_name_or_path, "latent_upsampler")
     if arguments.gradient_checkpointing:
@@ -179,9 +176,6 @@ def main(arguments: argparse.Namespace) -> dict[str, float]:
     dataset, validation = load_data(
         arguments, accelerator, spatial, temporal, loss.needs_flow, scale, arguments.degraded_versions
     )
-    if arguments.linear_init:
-        left = fit_linear_upsampling(upsampler, latent_pairs(dataset, autoencoder, arguments.linear_init_batches))
-        accelerator.print(f"the linear map leaves a mean squared error of {left:.4f}")
     stage = UpsamplerStage(
         upsampler,
         autoencoder,

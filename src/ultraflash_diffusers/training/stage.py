@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,6 +14,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from peft import LoraConfig
 from torch import nn
 
+from ..models.causal_latent_upsampler import CausalLatentUpsampler
 from ..models.hr_autoencoder import HRAutoencoder
 from .data import Batch
 
@@ -78,8 +79,30 @@ class Stage(nn.Module, ABC):
 
 
 def decoder_parameters(autoencoder: HRAutoencoder) -> list[nn.Parameter]:
-    """Returns the parameters that make pixels of latents: tuning them leaves the latent space as it is."""
-    return [parameter for name, parameter in autoencoder.named_parameters() if name.startswith("decoder")]
+    """Returns the parameters of the decoder's stack: tuning them leaves the latent space and its linear code alone."""
+    return [parameter for name, parameter in autoencoder.named_parameters() if name.startswith("decoder.")]
+
+
+def upsampler_parameters(upsampler: CausalLatentUpsampler) -> list[nn.Parameter]:
+    """Returns the parameters but the residual head's, which stays bicubic interpolation in closed form."""
+    return [parameter for name, parameter in upsampler.named_parameters() if not name.startswith("skip_up.")]
+
+
+def train_only(parameters: Iterable[nn.Parameter], network: ModelMixin) -> None:
+    """Freezes a network but for some of its parameters."""
+    network.requires_grad_(False)
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+
+
+def one_in(every: int | None, generator: torch.Generator) -> bool:
+    """Draws whether a batch is one in `every`; none is where that is `None`.
+
+    Args:
+        every (`int`, *optional*): 1 for all batches.
+        generator (`torch.Generator`): the batch's, on the CPU.
+    """
+    return every is not None and int(torch.randint(every, (), generator=generator)) == 0
 
 
 def choose_trained(transformer: ModelMixin, rank: int | None) -> None:
