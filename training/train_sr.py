@@ -104,6 +104,11 @@ def _add_objective_arguments(parser: argparse.ArgumentParser) -> None:
         help="pixel losses through the autoencoder's linear shortcut alone, which is cheap (one_step only)",
     )
     objective.add_argument(
+        "--weigh_channels",
+        action="store_true",
+        help="errors of latents count as much as they show in pixels, through the autoencoder's linear shortcut",
+    )
+    objective.add_argument(
         "--num_inference_steps",
         type=positive(int),
         help="in validation; 8 for flow_matching, 1 for one_step by default",
@@ -190,6 +195,7 @@ def sr_objective(arguments: argparse.Namespace) -> SRObjective:
         condition_every=arguments.condition_every,
         reconstruction_every=arguments.reconstruction_every,
         decode_linearly=arguments.decode_linearly,
+        weigh_channels=arguments.weigh_channels,
         flow_shift=arguments.flow_shift,
         condition_noise=tuple(arguments.condition_noise),
         condition_dropout=arguments.condition_dropout,
@@ -200,8 +206,9 @@ def sr_objective(arguments: argparse.Namespace) -> SRObjective:
 def main(arguments: argparse.Namespace) -> dict[str, float]:
     set_seed(arguments.seed)
     autoencoder = load_network(HRAutoencoder, arguments.autoencoder, "autoencoder")
-    if arguments.decode_linearly and not autoencoder.config.linear_shortcut:
-        raise ValueError(f"--decode_linearly: the autoencoder {arguments.autoencoder!r} has no `linear_shortcut`")
+    for name in ("decode_linearly", "weigh_channels"):
+        if vars(arguments)[name] and not autoencoder.config.linear_shortcut:
+            raise ValueError(f"--{name}: the autoencoder {arguments.autoencoder!r} has no `linear_shortcut`")
     upsampler = load_network(CausalLatentUpsampler, arguments.latent_upsampler, "latent_upsampler")
     transformer = load_transformer(arguments)
     if arguments.gradient_checkpointing:

@@ -11,14 +11,14 @@ from typing import Literal
 
 import torch
 from peft import get_peft_model_state_dict
-from torch.nn import functional as F
 
 from ..models.causal_latent_upsampler import CausalLatentUpsampler
 from ..models.hr_autoencoder import HRAutoencoder
 from ..models.ultraflash_sr_transformer import UltraFlashSRTransformer
 from ..pipelines.lora import UltraFlashLoraLoaderMixin
 from .data import Batch
-from .linear_decoding import decode_linearly
+from .distribution_matching import clean_from_flow
+from .linear_decoding import decode_linearly, pixel_weights
 from .losses import (
     PixelLoss,
     add_noise,
@@ -27,6 +27,7 @@ from .losses import (
     psnr,
     randn_like,
     sample_sigmas,
+    weighted_mse,
 )
 from .prompts import Prompts
 from .stage import Stage, decoder_parameters, one_in, train_only, upsampler_parameters
@@ -42,6 +43,8 @@ class SRObjective:
     Args:
         name (`str`, *optional*, defaults to `"one_step"`): `"one_step"`, from noise to clean latents at once, compared
             as decoded pixels; or `"flow_matching"`, the flow at a random noise level (the paper's multi-step model).
+            A network that predicts the clean latents is compared in these: the flow's error would be
+            `1 / sigma^2` times as large, and the losses of the least noisy samples all that counts.
         pixel_loss (`PixelLoss`, *optional*): one step: of the decoded result.
         latent_weight (`float`, *optional*, defaults to 0.0): one step: of the mean squared error of the latents.
         condition_every (`int`, *optional*): where the upsampler is trained too: one batch in so many, drawn at random,
@@ -51,6 +54,8 @@ class SRObjective:
             clips' own latents, which the decoder must not forget.
         decode_linearly (`bool`, *optional*, defaults to `False`): one step: the pixel losses see the latents through
             the autoencoder's linear shortcut (see [`decode_linearly`]), and not through the whole decoder.
+        weigh_channels (`bool`, *optional*, defaults to `False`): squared errors of latents count as much as they show
+            in pixels, see [`~ultraflash_diffusers.training.linear_decoding.pixel_weights`].
         flow_shift (`float`, *optional*, defaults to 1.5): flow matching: see [`sample_sigmas`].
         condition_noise (pair of `float`, *optional*, defaults to `(0.0, 0.0)`): bounds of the noise share in the
             condition (paper: 0.4, 0.6).
@@ -64,6 +69,7 @@ class SRObjective:
     condition_every: int | None = None
     reconstruction_every: int | None = None
     decode_linearly: bool = False
+    weigh_channels: bool = False
     flow_shift: float = 1.5
     condition_noise: tuple[float, float] = (0.0, 0.0)
     condition_dropout: float = 0.0
@@ -84,6 +90,8 @@ class SRStage(Stage):
         upsampler_learning_rate (`float`, *optional*): trains the upsampler too, with this one; one step only.
     """
 
+    channel_weights: torch.Tensor | None
+
     def __init__(
         self,
         transformer: UltraFlashSRTransformer,
@@ -102,6 +110,8 @@ class SRStage(Stage):
         train_only(decoder_parameters(autoencoder) if decoder_learning_rate is not None else [], autoencoder)
         self.prompts, self.objective, self.num_inference_steps = prompts, objective, num_inference_steps
         self.decoder_learning_rate, self.upsampler_learning_rate = decoder_learning_rate, upsampler_learning_rate
+        weights = pixel_weights(autoencoder) if objective.weigh_channels else None
+        self.register_buffer("channel_weights", weights, persistent=False)
 
     def parameter_groups(self, learning_rate: float) -> list[dict]:
         groups = [{"params": [p for p in self.transformer.parameters() if p.requires_grad], "lr": learning_rate}]
@@ -144,7 +154,8 @@ class SRStage(Stage):
         decoded = self._decode(latents)
         terms = self.objective.pixel_loss(decoded, batch.high, batch.flow, batch.low)
         if self.objective.latent_weight > 0:
-            terms["latent"] = self.objective.latent_weight * F.mse_loss(latents, batch.encode_high(self.autoencoder))
+            error = weighted_mse(latents, batch.encode_high(self.autoencoder), self.channel_weights)
+            terms["latent"] = self.objective.latent_weight * error
         return torch.stack(list(terms.values())).sum(), terms | {"psnr": self._psnr(decoded.detach(), batch)}
 
     def _denoised(self, noise: torch.Tensor, condition: torch.Tensor, prompt_embeds: torch.Tensor) -> torch.Tensor:
@@ -183,7 +194,15 @@ class SRStage(Stage):
         sigmas = sample_sigmas(len(clean), generator, self.objective.flow_shift).to(clean.device)
         noisy = add_noise(clean, noise, sigmas)
         flow = self.transformer(torch.cat([noisy, condition], dim=1), 1000 * sigmas, prompt_embeds).sample
-        return F.mse_loss(flow.float(), noise - clean), {"sigma": sigmas.mean()}
+        flow, measured = flow.float(), {"sigma": sigmas.mean()}
+        if self._predicts == "flow":
+            return weighted_mse(flow, noise - clean, self.channel_weights), measured
+        return weighted_mse(clean_from_flow(noisy, flow, sigmas), clean, self.channel_weights), measured
+
+    @property
+    def _predicts(self) -> Literal["flow", "clean"]:
+        """What the errors of networks at a noise level are measured in: what they predict."""
+        return "flow" if self.transformer.config.prediction_type == "flow" else "clean"
 
     def validate(self, batch: Batch) -> Mapping[str, float | torch.Tensor]:
         condition = self.condition(batch)
