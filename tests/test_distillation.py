@@ -519,13 +519,16 @@ def test_bad_command_lines_are_refused(capsys: pytest.CaptureFixture) -> None:
         ([*without_text, "--reward_weight", "0.1"], "--reward_weight needs --reward"),
         ([*without_text, "--perceptual_weight", "0.1"], "--perceptual_weight needs --perceptual_loss"),
         ([*without_text, "--condition_noise", "0.6", "0.4"], "LOW"),
+        ([*without_text, "--matching_levels", "0", "0.5"], "--matching_levels: two rising numbers above 0"),
         ([*without_text, "--wavelet_levels", "5", "--crops", "9x48x64"], "9x48x64"),
     ):
         with pytest.raises(SystemExit):
             script("distill_sr").parse_arguments([*base, *flags])
         assert message in capsys.readouterr().err
-    parsed = script("distill_sr").parse_arguments([*base, "--guidance_scale", "1", "--reward", "packaged"])
+    levels = ["--matching_levels", "0.1", "0.5"]
+    parsed = script("distill_sr").parse_arguments([*base, "--guidance_scale", "1", "--reward", "packaged", *levels])
     assert parsed.ema_interval == 6 and parsed.reward_weight == 0.1
+    assert script("distill_sr").distillation_objective(parsed).matching.sigma_range == (0.1, 0.5)
 
 
 def test_a_teacher_of_another_shape_is_refused_before_any_data_are_read(cascade: Path, tmp_path: Path) -> None:

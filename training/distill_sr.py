@@ -81,6 +81,15 @@ def _add_distillation_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--fake_updates", type=positive(int), default=5, help="of the fake score, for each student's")
     group.add_argument("--fake_learning_rate", type=positive(float), help="of the fake score; the same by default")
+    group.add_argument(
+        "--matching_levels",
+        type=share,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        default=(0.02, 0.98),
+        help="bounds of the noise levels where teacher and fake score are compared; above the size of what the "
+        "condition leaves open, their predictions hardly depend on the sample",
+    )
     group.add_argument("--matching_weight", type=non_negative(float), default=1.0, help="of distribution matching")
     group.add_argument(
         "--regression_steps",
@@ -141,6 +150,9 @@ def _check(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> None:
     """Refuses arguments that contradict each other."""
     if parsed.condition_noise[0] > parsed.condition_noise[1]:
         parser.error(f"--condition_noise: LOW must not be above HIGH, got {parsed.condition_noise}")
+    low, high = parsed.matching_levels
+    if not 0 < low < high:
+        parser.error(f"--matching_levels: two rising numbers above 0, got {low} {high}")
     if parsed.guidance_scale < 1:
         parser.error(f"--guidance_scale must be at least 1, got {parsed.guidance_scale}")
     if parsed.guidance_scale > 1 and parsed.guidance_drops == "text" and parsed.text_encoder is None:
@@ -202,7 +214,7 @@ def sr_objective(arguments: argparse.Namespace) -> SRObjective:
 def distillation_objective(arguments: argparse.Namespace) -> DistillationObjective:
     """What the arguments ask the student to learn from the teacher."""
     return DistillationObjective(
-        matching=DistributionMatching(arguments.guidance_scale),
+        matching=DistributionMatching(arguments.guidance_scale, tuple(arguments.matching_levels)),
         guidance_drops=arguments.guidance_drops,
         fake_updates=arguments.fake_updates,
         regression_steps=arguments.regression_steps,
