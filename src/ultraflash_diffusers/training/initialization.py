@@ -40,7 +40,7 @@ def initialize_convolutions(network: ModelMixin) -> None:
                 nn.init.zeros_(layer.bias)
     for layer in network.modules():
         if isinstance(layer, CausalMemoryBlock):
-            layer.conv[-1].weight.mul_(BRANCH_SCALE)
+            _scale(layer.conv[-1], BRANCH_SCALE)
 
 
 @torch.no_grad()
@@ -73,8 +73,7 @@ def fit_linear_shortcut(autoencoder: HRAutoencoder, clips: Iterable[torch.Tensor
     _set_pointwise(autoencoder.decoder_shortcut, out, mean)
     _silence(autoencoder.encoder[-1])
     _silence(autoencoder.decoder[-1])
-    for parameter in autoencoder.decoder[-3].parameters():  # before the last activation
-        parameter.mul_(FEATURE_SCALE)
+    _scale(autoencoder.decoder[-3], FEATURE_SCALE)  # before the last activation
     return (variances.sum() / covariance.trace()).item()
 
 
@@ -141,6 +140,11 @@ def _moments(rows: Iterable[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _set_pointwise(layer: nn.Module, weight: torch.Tensor, bias: torch.Tensor) -> None:
     layer.load_state_dict({"weight": weight[:, :, None, None], "bias": bias})
+
+
+def _scale(layer: nn.Module, factor: float) -> None:
+    for parameter in layer.parameters():
+        parameter.mul_(factor)
 
 
 def _silence(layer: nn.Module) -> None:
