@@ -10,8 +10,9 @@ from diffusers.hooks import apply_group_offloading
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ultraflash_diffusers.models import causal_memory
 from ultraflash_diffusers.models.causal_latent_upsampler import CausalLatentUpsampler
-from ultraflash_diffusers.models.causal_memory import CausalMemoryState
+from ultraflash_diffusers.models.causal_memory import CausalMemoryBlock, CausalMemoryState
 from ultraflash_diffusers.models.hr_autoencoder import AutoencoderStreamState, HRAutoencoder
 
 UPSAMPLERS = {
@@ -242,6 +243,28 @@ def test_save_and_load(make, name, tmp_path):
             assert torch.equal(loaded.state_dict()[key], value)
     half = type(network).from_pretrained(tmp_path / "whole", dtype=torch.bfloat16)
     assert half.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("name", AUTOENCODERS)
+@torch.no_grad()
+def test_layers_run_in_another_order_and_frame_by_frame_give_the_same(name, monkeypatch):
+    """Against the layers as they are listed, all frames at a time."""
+    autoencoder = make_autoencoder(name)
+    latents = torch.randn(2, autoencoder.config.latent_channels, 3, 4, 5)
+    frames, states = latents.transpose(1, 2), []
+    for layer in autoencoder.decoder:
+        if isinstance(layer, CausalMemoryBlock):
+            frames, state = layer(frames, None)
+            states.append(state)
+        else:
+            frames = layer(frames.flatten(0, 1)).unflatten(0, (2, -1))
+    for large in (causal_memory._LARGE_FRAME, 1):
+        monkeypatch.setattr(causal_memory, "_LARGE_FRAME", large)
+        output, state = autoencoder.decoder(latents.transpose(1, 2))
+        torch.testing.assert_close(output, frames, atol=1e-6, rtol=1e-5)
+        for memory, expected in zip(state.memories, states, strict=True):
+            torch.testing.assert_close(memory, expected, atol=1e-6, rtol=1e-5)
+            assert memory.untyped_storage().nbytes() == memory.nbytes  # and not the whole chunk's
 
 
 def test_gradient_checkpointing_gives_the_same_gradients():

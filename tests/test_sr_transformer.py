@@ -15,6 +15,7 @@ from peft import LoraConfig
 from wan_cases import REFERENCE, TOLERANCE, Case, relative_error
 from wan_networks import CHANNELS, TEXT_DIM, TEXT_LENGTH, TINY, latents, make_generator, make_sr, no_recompile, prompt
 
+from ultraflash_diffusers.models import wan_layers
 from ultraflash_diffusers.models.ultraflash_sr_transformer import SRStreamState, UltraFlashSRTransformer
 
 SR_CASES = sorted(path.stem for path in (REFERENCE / "cases").glob("sr_*"))
@@ -233,6 +234,21 @@ def test_the_prompt_may_change_in_mid_stream(kind: str) -> None:
     other = network(groups[1], one_step(), prompt(seed=1), state=state).sample
     same = network(groups[1], one_step(), prompt(seed=0), state=state).sample
     assert relative_error(other, same) > 1e-3
+
+
+@both_kinds
+@torch.no_grad()
+def test_tokens_taken_in_parts_give_the_same(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    network, groups = make_sr(kind), [sr_input(4, batch=2, seed=seed) for seed in range(2)]
+    expected, _ = run_stream(network, groups, prompt(2))
+    monkeypatch.setattr(wan_layers, "_PART_TOKENS", 37)
+    parts = []
+    hook = network.blocks[0].ffn.register_forward_hook(lambda module, inputs, output: parts.append(output.shape[1]))
+    actual, _ = run_stream(network, groups, prompt(2))
+    hook.remove()
+    assert_same(actual, expected, 1e-6)
+    tokens = 4 * 4 * 6
+    assert len(parts) == 2 * -(-tokens // 37) and max(parts) <= 37 and sum(parts) == 2 * tokens
 
 
 @both_kinds

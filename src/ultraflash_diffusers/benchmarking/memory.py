@@ -5,14 +5,19 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..models.stream_state import StreamState
+from ..pipelines.noise import SeededFrameNoise
+from ..pipelines.sources.base import StageTimings
+from ..pipelines.stages import DecodeStage, LatentSegment, SRSettings, SRStage, UpsampleStage
 from ..pipelines.streaming import UltraFlashStreamingPipeline
 
 
@@ -20,10 +25,14 @@ class LiveBytes(TorchDispatchMode):
     """Counts the bytes of the tensors that operations make while they live, each storage once, and their peak.
 
     What kernels use inside, and what an allocator holds beyond what was asked for, is not seen.
+
+    Args:
+        device (`str`, *optional*, defaults to `"meta"`): whose tensors count.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: str = "meta") -> None:
         super().__init__()
+        self.device = device
         self.now = 0
         self.peak = 0
         self._tensors: Counter[int] = Counter()
@@ -33,8 +42,10 @@ class LiveBytes(TorchDispatchMode):
         given = {_storage(tensor) for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, torch.Tensor)}
         result = func(*args, **kwargs)
         for tensor in tree_leaves(result):
+            if not isinstance(tensor, torch.Tensor) or tensor.device.type != self.device:
+                continue
             # views of what was there before, and buffers written in place, are not made by anybody here
-            if isinstance(tensor, torch.Tensor) and (_storage(tensor) not in given or self._tensors[_storage(tensor)]):
+            if _storage(tensor) not in given or self._tensors[_storage(tensor)]:
                 self._follow(tensor)
         return result
 
@@ -50,6 +61,18 @@ class LiveBytes(TorchDispatchMode):
         self._tensors[key] -= 1
         if not self._tensors[key]:
             self.now -= size
+
+
+class FusedAttention(TorchFunctionMode):
+    """Dense attention on the meta device as a GPU's fused kernels do it: an output, and no matrix of scores."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        run = self._output if func is F.scaled_dot_product_attention else func
+        return run(*args, **(kwargs or {}))
+
+    @staticmethod
+    def _output(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **_: Any) -> torch.Tensor:
+        return query.new_empty(*query.shape[:-1], value.shape[-1])
 
 
 def _storage(tensor: torch.Tensor) -> int:
@@ -70,62 +93,68 @@ def state_bytes(state: StreamState) -> int:
 
 @torch.no_grad()
 def plan_memory(pipe: UltraFlashStreamingPipeline, height: int, width: int) -> dict[str, dict[str, int]]:
-    """Bytes of weights, of what a stream carries, and of what each stage takes on top while it runs.
+    """Bytes of weights, of what a stream of one SR step carries, and of what each stage takes on top while it runs.
 
-    Sparse attention counts as the Triton kernel (what it keeps and its lists stay inside the operation).
+    The stages run as they do in a stream, uncompiled, with attention as fused kernels do it; the sparse one counts as
+    the Triton kernel.
 
     Args:
         pipe ([`UltraFlashStreamingPipeline`]): on the meta device.
-        height, width (`int`): of the frames.
+        height, width (`int`): of the frames, which leave as 8-bit levels.
 
     Returns:
-        `dict`: `"weights"`, `"state"` and `"working"`, each by network. The peak of a stream whose stages run one
-        after the other is the sum of the first two and the largest of the third.
+        `dict`: `"weights"`, `"state"` and `"working"`, each by network; see [`peak_bytes`].
     """
-    names = ("generator_transformer", "latent_upsampler", "transformer", "autoencoder")
-    networks = {name: getattr(pipe, name) for name in names if getattr(pipe, name) is not None}
     ratio, scale = pipe.autoencoder.spatial_compression_ratio, pipe.latent_upsampler.config.scale
     frames, dtype = pipe.config.group_frames, pipe.transformer.dtype
     high = (-(-height // ratio), -(-width // ratio))
     low = (high[0] // scale, high[1] // scale)
-    channels, text = pipe.autoencoder.config.latent_channels, pipe.transformer.config
+    text = pipe.transformer.config
     prompt = torch.empty(1, text.text_length, text.text_dim, device="meta", dtype=dtype)
-    timestep = torch.empty(1, device="meta")
 
-    def latents(count: int, size: tuple[int, int], times: int = 1) -> torch.Tensor:
-        return torch.empty(1, times * channels, count, *size, device="meta", dtype=dtype)
+    def segment(count: int, size: tuple[int, int]) -> LatentSegment:
+        latents = torch.empty(1, pipe.autoencoder.config.latent_channels, count, *size, device="meta")
+        temporal = pipe.autoencoder.temporal_compression_ratio
+        return LatentSegment(latents, [temporal] * count, starts_clip=False, ratio=temporal)
 
     state: dict[str, int] = {}
     working: dict[str, int] = {}
 
-    def run(name: str, call: Any, carried: StreamState | None) -> None:
-        with LiveBytes() as live:
-            call(carried)
-        working[name] = live.peak
+    def run(name: str, step: Callable[[], Any], carried: Callable[[], Sequence[StreamState | None]]) -> None:
+        with FusedAttention(), LiveBytes() as live:
+            step()  # makes what a stream carries
+            before = live.peak = live.now
+            step()
+        state[name] = sum(state_bytes(each) for each in carried() if each is not None)
+        working[name] = live.peak - before
 
-    if "generator_transformer" in networks:
-        generator = networks["generator_transformer"]
-        chunk = latents(generator.config.frames_per_chunk, low)
+    if pipe.generator_transformer is not None:
+        generator = pipe.generator_transformer
+        chunk = segment(generator.config.frames_per_chunk, low).latents.to(dtype)
         stream = generator.new_stream(batch_size=1, height=low[0], width=low[1], device="meta", dtype=dtype)
-        state["generator_transformer"] = state_bytes(stream)
-        run("generator_transformer", lambda past: generator(chunk, timestep, prompt, state=past), stream)
-    upsampler, group = networks["latent_upsampler"], latents(frames, low)
-    memory = upsampler(group).state
-    state["latent_upsampler"] = state_bytes(memory)
-    run("latent_upsampler", lambda past: upsampler(group, state=past), memory)
-    transformer, pair = networks["transformer"], latents(frames, high, times=2)
-    transformer.set_sparse_backend("triton")
-    sr_stream = transformer.new_stream(pipe.config.kv_cache_blocks, 1, frames, *high, device="meta", dtype=dtype)
-    state["transformer"] = state_bytes(sr_stream)
-    run("transformer", lambda past: transformer(pair, timestep, prompt, state=past), sr_stream)
-    autoencoder, latent = networks["autoencoder"], latents(1, high)
-    decoder = autoencoder.decode(latent).state
-    state["autoencoder"] = sum(state_bytes(stack) for stack in decoder.stacks)
-    run("autoencoder", lambda past: autoencoder.decode(latent, state=past), decoder)
-    weights = {name: tensor_bytes(network.parameters()) for name, network in networks.items()}
+        timestep = torch.empty(1, device="meta")
+        run("generator_transformer", lambda: generator(chunk, timestep, prompt, state=stream), lambda: [stream])
+    upsample, group = UpsampleStage(pipe.latent_upsampler, None), segment(frames, low)
+    run("latent_upsampler", lambda: upsample(group), lambda: [upsample.state])
+    pipe.transformer.set_sparse_backend("triton")
+    blocks, condition = pipe.config.kv_cache_blocks, segment(frames, high).latents.to(dtype)
+    settings = SRSettings(frames, 1, 1.0, pipe.config.condition_noise, blocks)
+    refine, noise = SRStage(pipe.transformer, pipe.scheduler, settings, None, None), SeededFrameNoise([0], 1)
+    run("transformer", lambda: refine(condition, False, 0, noise, [prompt], blocks), lambda: refine.states or [])
+    decode, refined = DecodeStage(pipe.autoencoder, None, True, None), segment(frames, high)
+    run("autoencoder", lambda: decode(refined, (height, width), StageTimings()), lambda: [decode.state])
+    weights = {name: tensor_bytes(getattr(pipe, name).parameters()) for name in state}
     return {"weights": weights, "state": state, "working": working}
 
 
-def peak_bytes(plan: dict[str, dict[str, int]]) -> int:
-    """The peak that a plan of [`plan_memory`] foresees, stages one after the other."""
-    return sum(plan["weights"].values()) + sum(plan["state"].values()) + max(plan["working"].values())
+def peak_bytes(plan: dict[str, dict[str, int]], overlapped: bool = False) -> int:
+    """The peak that a plan of [`plan_memory`] foresees.
+
+    Args:
+        plan (`dict`): it.
+        overlapped (`bool`, *optional*, defaults to `False`): whether a group is decoded while the next one is made, as
+            on a GPU where nothing is offloaded; else one stage runs after the other.
+    """
+    working = dict(plan["working"])
+    beside = working.pop("autoencoder") if overlapped else 0
+    return sum(plan["weights"].values()) + sum(plan["state"].values()) + max(working.values()) + beside

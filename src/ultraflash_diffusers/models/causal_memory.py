@@ -20,6 +20,8 @@ from torch.nn import functional as F
 from .stream_state import StreamState
 
 MemoryInit = Literal["zero", "replicate"]
+# what sees single frames runs frame by frame from so many numbers a frame on: in a decoder's last layers they are most
+_LARGE_FRAME = 2**22
 _ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU, "gelu": nn.GELU}
 
 
@@ -91,7 +93,8 @@ class CausalMemoryBlock(nn.Module):
         past = torch.cat([memory.unsqueeze(1), features[:, :-1]], dim=1)
         joined = torch.cat([features, past], dim=2).flatten(0, 1)
         output = self.act(self.conv(joined) + features.flatten(0, 1))
-        return output.unflatten(0, features.shape[:2]), features[:, -1]
+        # a copy, since a view would keep all frames of the chunk in memory
+        return output.unflatten(0, features.shape[:2]), features[:, -1].clone()
 
 
 class TemporalPool(nn.Module):
@@ -173,7 +176,8 @@ class CausalMemoryStack(nn.Sequential):
         input_size = (batch, height, width)
         memories = self._memories_of(state, input_size)
         next_memories: list[torch.Tensor] = []
-        for layer in self:
+        joining, framewise = self._ordered()
+        for layer in joining:
             if isinstance(layer, CausalMemoryBlock):
                 memory = memories[len(next_memories)]
                 if torch.is_grad_enabled() and self.gradient_checkpointing:
@@ -183,7 +187,21 @@ class CausalMemoryStack(nn.Sequential):
                 next_memories.append(memory)
             else:
                 frames = layer(frames.flatten(0, 1)).unflatten(0, (batch, -1))
+        frames = _frame_by_frame(framewise, frames.flatten(0, 1)).unflatten(0, (batch, -1))
         return frames, CausalMemoryState(next_memories, input_size)
+
+    def _ordered(self) -> tuple[list[nn.Module], list[nn.Module]]:
+        """The layers in the order in which they run: up to the last one that joins frames, and behind it.
+
+        A 1x1 convolution and the repetition of values commute: the convolution goes first, on fewer of them.
+        """
+        layers = list(self)
+        for index in range(1, len(layers)):
+            if isinstance(layers[index - 1], NearestUpsample) and isinstance(layers[index], TemporalGrow):
+                layers[index - 1], layers[index] = layers[index], layers[index - 1]
+        joins = [isinstance(layer, CausalMemoryBlock | TemporalPool) for layer in layers]
+        end = len(layers) - joins[::-1].index(True) if any(joins) else 0
+        return layers[:end], layers[end:]
 
     def _memories_of(
         self, state: CausalMemoryState | None, input_size: tuple[int, int, int]
@@ -202,6 +220,20 @@ class CausalMemoryStack(nn.Sequential):
                 f"`state` belongs to a stream of (batch, height, width) {tuple(state.input_size)}, got {input_size}"
             )
         return state.memories
+
+
+def _frame_by_frame(layers: list[nn.Module], frames: torch.Tensor) -> torch.Tensor:
+    """Runs layers that see single frames; large ones each to its end before the next, which takes their memory once.
+
+    Args:
+        layers (`list[nn.Module]`): some of which may make several frames of one.
+        frames (`torch.Tensor`): `[frames, channels, height, width]`.
+    """
+    for index, layer in enumerate(layers):
+        if len(frames) > 1 and frames[0].numel() >= _LARGE_FRAME and not torch.is_grad_enabled():
+            return torch.cat([_frame_by_frame(layers[index:], frame) for frame in frames.split(1)])
+        frames = layer(frames)
+    return frames
 
 
 def stage_factors(name: str, scale: int, num_stages: int, first: Literal["left", "right"]) -> tuple[int, ...]:

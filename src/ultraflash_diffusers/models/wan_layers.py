@@ -52,6 +52,10 @@ class TextKeyValues(StreamState):
         return self.map_tensors(lambda tensor: tensor.expand(batch_size, -1, -1, -1))
 
 
+# tokens that go together through what looks at each of them alone, where there is no backward pass: many enough for
+# full speed, few enough for float32 copies and the wide feed-forward layers to be small beside a clip's tokens
+_PART_TOKENS = 12288
+
 # embedded text `[batch, text_length, dim]`, or one layer's keys and values of it
 Text = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
 
@@ -87,6 +91,25 @@ def rotary_embedding(
     return combined.cos().float().to(offset.device), combined.sin().float().to(offset.device)
 
 
+def in_parts(
+    function: Callable[..., tuple[torch.Tensor, ...]], *inputs: torch.Tensor, split: bool = True
+) -> tuple[torch.Tensor, ...]:
+    """Applies a function that treats each token alone to some tokens after the others, which takes less memory.
+
+    Args:
+        function (`Callable`): takes and returns tensors of shape `[batch, tokens, ...]`.
+        inputs (`torch.Tensor`): its arguments.
+        split (`bool`, *optional*, defaults to `True`): whether it may be; gradients need everything at once anyway.
+    """
+    count = -(-inputs[0].shape[1] // _PART_TOKENS)
+    if count == 1 or not split or torch.is_grad_enabled():
+        return function(*inputs)
+    parts = [function(*part) for part in zip(*(tensor.chunk(count, dim=1) for tensor in inputs), strict=True)]
+    outputs = [list(each) for each in zip(*parts, strict=True)]
+    del parts  # so that each output's parts go as soon as it is whole
+    return tuple(torch.cat(outputs.pop(0), dim=1) for _ in range(len(outputs)))
+
+
 def apply_rotary(tensor: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Rotates interleaved channel pairs of `[batch, tokens, heads, head_dim]`."""
     even, odd = tensor.float().unflatten(-1, (-1, 2)).unbind(-1)
@@ -107,31 +130,41 @@ class WanAttnProcessor:
         self,
         attn: WanAttention,
         hidden_states: torch.Tensor,
-        encoder_hidden_states: Text | None = None,
+        encoder_hidden_states: tuple[torch.Tensor, torch.Tensor] | None = None,
         attention_mask: None = None,
-        rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
-        attend: Attend | None = None,
+        rotary_emb: tuple[torch.Tensor, ...] = (),
+        **self_attention: Any,
     ) -> tuple[torch.Tensor, Any]:
-        if isinstance(encoder_hidden_states, tuple):
+        """Cross-attention to the given keys and values, or self-attention by the arguments of `_attend`."""
+        if encoder_hidden_states is None:
+            output, cache = self._attend(attn, hidden_states, rotary_emb, **self_attention)
+        else:
             key, value = encoder_hidden_states
             query = attn.norm_q(attn.to_q(hidden_states)).type_as(value).unflatten(2, (attn.heads, -1))
-        else:
-            query, key, value = self._project(attn, hidden_states, encoder_hidden_states)
-            # one dtype for all three: under autocast the norms stay in float32
-            query, key = attn.norm_q(query).type_as(value), attn.norm_k(key).type_as(value)
-            query, key, value = (tensor.unflatten(2, (attn.heads, -1)) for tensor in (query, key, value))
-        if rotary_emb is not None:
-            query, key = apply_rotary(query, *rotary_emb), apply_rotary(key, *rotary_emb)
-        if attend is None:
             output, cache = dispatch_attention_fn(query, key, value, backend=self._attention_backend), None
-        else:
-            output, cache = attend(query, key, value, self._attention_backend)
         output = output.flatten(2, 3).type_as(hidden_states)
         return attn.to_out[1](attn.to_out[0](output)), cache
 
+    def _attend(
+        self,
+        attn: WanAttention,
+        hidden_states: torch.Tensor,
+        rotary_emb: tuple[torch.Tensor, ...],
+        norm: Callable[[torch.Tensor], torch.Tensor],
+        attend: Attend,
+        split: bool,
+    ) -> tuple[torch.Tensor, Any]:
+        """`attend` over what is made of `norm(hidden_states)`; see [`in_parts`] for `split`."""
+
+        def project(tokens: torch.Tensor, *rotary: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return self._project(attn, norm(tokens), rotary)
+
+        query, key, value = in_parts(project, hidden_states, *rotary_emb, split=split)
+        return attend(query, key, value, self._attention_backend)
+
     @staticmethod
     def text_key_value(attn: WanAttention, text: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The keys and values of the embedded text, as `__call__` takes them in its place."""
+        """The keys and values of the embedded text, as `__call__` takes them."""
         if attn.fused_projections:
             key, value = attn.to_kv(text).chunk(2, dim=-1)
         else:
@@ -141,15 +174,17 @@ class WanAttnProcessor:
 
     @staticmethod
     def _project(
-        attn: WanAttention, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor | None
+        attn: WanAttention, tokens: torch.Tensor, rotary_emb: tuple[torch.Tensor, ...]
     ) -> tuple[torch.Tensor, ...]:
-        if encoder_hidden_states is None:
-            if attn.fused_projections:
-                return attn.to_qkv(hidden_states).chunk(3, dim=-1)
-            encoder_hidden_states = hidden_states
+        """Queries and keys after RoPE, and values, all `[batch, tokens, heads, head_dim]`."""
         if attn.fused_projections:
-            return attn.to_q(hidden_states), *attn.to_kv(encoder_hidden_states).chunk(2, dim=-1)
-        return attn.to_q(hidden_states), attn.to_k(encoder_hidden_states), attn.to_v(encoder_hidden_states)
+            query, key, value = attn.to_qkv(tokens).chunk(3, dim=-1)
+        else:
+            query, key, value = attn.to_q(tokens), attn.to_k(tokens), attn.to_v(tokens)
+        # one dtype for all three: under autocast the norms stay in float32
+        query, key = attn.norm_q(query).type_as(value), attn.norm_k(key).type_as(value)
+        query, key, value = (tensor.unflatten(2, (attn.heads, -1)) for tensor in (query, key, value))
+        return apply_rotary(query, *rotary_emb), apply_rotary(key, *rotary_emb), value
 
 
 class FramePositionEmbedding(nn.Module):
@@ -245,16 +280,23 @@ class CausalWanBlock(nn.Module):
         """
         table = self.scale_shift_table.unsqueeze(0) + modulation.float()
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = table.unsqueeze(3).unbind(2)
+        text = encoder_hidden_states
+        if isinstance(text, torch.Tensor):
+            text = WanAttnProcessor.text_key_value(self.attn2, text)
+        split = modulation.shape[1] == 1  # parts need not be whole frames
 
-        normed = modulate(self.norm1(hidden_states.float()), shift, scale).type_as(hidden_states)
-        attended, cache = self.attn1(normed, rotary_emb=rotary_emb, attend=attend)
-        hidden_states = gated_sum(hidden_states, attended, gate)
+        def norm(tokens: torch.Tensor) -> torch.Tensor:
+            return modulate(self.norm1(tokens.float()), shift, scale).type_as(tokens)
 
-        normed = self.norm2(hidden_states.float()).type_as(hidden_states)
-        hidden_states = hidden_states + self.attn2(normed, encoder_hidden_states)[0]
+        def finish(tokens: torch.Tensor, attended: torch.Tensor) -> tuple[torch.Tensor]:
+            tokens = gated_sum(tokens, attended, gate)
+            normed = self.norm2(tokens.float()).type_as(tokens)
+            tokens = tokens + self.attn2(normed, text)[0]
+            normed = modulate(self.norm3(tokens.float()), ffn_shift, ffn_scale).type_as(tokens)
+            return (gated_sum(tokens, self.ffn(normed), ffn_gate),)
 
-        normed = modulate(self.norm3(hidden_states.float()), ffn_shift, ffn_scale).type_as(hidden_states)
-        return gated_sum(hidden_states, self.ffn(normed), ffn_gate), cache
+        attended, cache = self.attn1(hidden_states, rotary_emb=rotary_emb, norm=norm, attend=attend, split=split)
+        return in_parts(finish, hidden_states, attended, split=split)[0], cache
 
 
 def modulate(hidden_states: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

@@ -67,17 +67,21 @@ class StreamChunk:
         return self.frame_range[1] - self.frame_range[0]
 
 
-def frames_in_memory(pixels: torch.Tensor) -> np.ndarray:
-    """Brings pixels to the CPU as 8-bit frames: rounded where they lie, copied from a GPU through pinned memory.
+def to_levels(pixels: torch.Tensor) -> torch.Tensor:
+    """Rounds pixels to 8-bit levels where they lie.
 
     Args:
         pixels (`torch.Tensor`): `[batch, 3, frames, height, width]` in [-1, 1]; what is beyond is clipped.
 
     Returns:
-        `np.ndarray`: `[batch, frames, height, width, 3]` uint8.
+        `torch.Tensor`: `[batch, frames, height, width, 3]` uint8.
     """
     levels = pixels.float().add(1).mul_(127.5).clamp_(0, 255).round_().to(torch.uint8)
-    levels = levels.permute(0, 2, 3, 4, 1).contiguous()
+    return levels.permute(0, 2, 3, 4, 1).contiguous()
+
+
+def in_memory(levels: torch.Tensor) -> np.ndarray:
+    """Brings frames of [`to_levels`] to the CPU, from a GPU through pinned memory."""
     if levels.device.type == "cuda":
         pinned = torch.empty(levels.shape, dtype=torch.uint8, pin_memory=True).copy_(levels, non_blocking=True)
         torch.cuda.current_stream(levels.device).record_event().synchronize()

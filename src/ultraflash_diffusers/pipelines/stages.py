@@ -25,6 +25,7 @@ from .cache_management import DynamicCacheManagement
 from .color_correction import wavelet_color_correction
 from .devices import DeferredFlag, execution_device, send
 from .noise import SeededFrameNoise
+from .pipeline_output import to_levels
 from .sources.base import Source, SourceChunk, StageTimings, stage_timer
 
 OutputType = Literal["pil", "np", "pt", "uint8", "latent"]
@@ -542,19 +543,24 @@ class DecodeStage:
     Args:
         autoencoder ([`HRAutoencoder`]): the network.
         correction_levels (`int`, *optional*): of [`wavelet_color_correction`]; `None` leaves the colours alone.
+        rounds (`bool`): whether frames become 8-bit levels at once, each latent frame's before the next.
         state (`StreamState`, *optional*): what a saved stream carried.
     """
 
     def __init__(
-        self, autoencoder: HRAutoencoder, correction_levels: int | None, state: StreamState | None
+        self, autoencoder: HRAutoencoder, correction_levels: int | None, rounds: bool, state: StreamState | None
     ) -> None:
         self._autoencoder = autoencoder
         self._correction_levels = correction_levels
+        self._rounds = rounds
         self.device = execution_device(autoencoder)
         self.state = None if state is None else state.to(self.device)
 
     def __call__(self, segment: LatentSegment, size: tuple[int, int], timings: StageTimings) -> torch.Tensor:
-        """Returns the frames of `segment` that belong to the video, `[batch, 3, frames, *size]`, cropped to `size`."""
+        """Returns the frames of `segment` that belong to the video, cropped to `size`.
+
+        They are `[batch, 3, frames, *size]` in [-1, 1] or, rounded, `[batch, frames, *size, 3]`.
+        """
         pieces = []
         rest: LatentSegment | None = segment
         while rest is not None:
@@ -564,8 +570,12 @@ class DecodeStage:
                 with stage_timer(timings, "color_correction", self.device):
                     source = latent.pixels[:, :, : latent.kept[0]].to(self.device)
                     frames = wavelet_color_correction(frames, source, self._correction_levels)
-            pieces.append(frames[..., : size[0], : size[1]])
-        return torch.cat(pieces, dim=2)
+            frames = frames[..., : size[0], : size[1]]
+            if self._rounds:
+                with stage_timer(timings, "output", self.device):
+                    frames = to_levels(frames)
+            pieces.append(frames)
+        return torch.cat(pieces, dim=1 if self._rounds else 2)
 
     def _decode(self, latent: LatentSegment, timings: StageTimings) -> torch.Tensor:
         with stage_timer(timings, "decoder", self.device):

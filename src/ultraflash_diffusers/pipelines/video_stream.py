@@ -13,7 +13,7 @@ import torch
 from ..models.stream_state import StreamState
 from ..models.ultraflash_sr_transformer import SRStreamState
 from .devices import execution_device
-from .pipeline_output import Frames, StreamChunk, frames_in_memory
+from .pipeline_output import Frames, StreamChunk, in_memory
 from .sources import Source
 from .sources.base import StageTimings, stage_timer
 from .stages import (
@@ -129,9 +129,9 @@ class VideoStream(Iterator[StreamChunk]):
         if state is not None:
             self._maker.size = state.size
             self._maker.latents_done, self._maker.groups_done = state.latents_done, state.groups_done
-        self._decode = DecodeStage(
-            pipe.autoencoder, settings.correction_levels, None if state is None else state.decoder
-        )
+        decoder_state = None if state is None else state.decoder
+        rounds = settings.output_type == "uint8"
+        self._decode = DecodeStage(pipe.autoencoder, settings.correction_levels, rounds, decoder_state)
         overlaps = settings.output_type != "latent" and pipe.can_overlap_decoding
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="ultraflash-denoiser") if overlaps else None
         self._ahead: Future[RefinedGroup | None] | None = None
@@ -292,7 +292,7 @@ class VideoStream(Iterator[StreamChunk]):
             self._frames_done += segment.num_frames
         if not pieces:
             return None
-        video = torch.cat(pieces, dim=2)
+        video = torch.cat(pieces, dim=1 if self._settings.output_type == "uint8" else 2)
         frame_range = (start, self._frames_done)
         with stage_timer(timings, "output", video.device):
             frames = self._postprocess(video)
@@ -362,6 +362,6 @@ class VideoStream(Iterator[StreamChunk]):
         if self._settings.output_type == "latent":
             return video
         if self._settings.output_type == "uint8":
-            return frames_in_memory(video)
+            return in_memory(video)
         return self._pipe.video_processor.postprocess_video(video, output_type=self._settings.output_type)
 
