@@ -22,12 +22,21 @@ from ultraflash_diffusers.training.distribution_matching import DistributionMatc
 from ultraflash_diffusers.training.generator_data import (
     ChunkBatch,
     ChunkDataset,
+    MixedLatents,
     channel_scale,
     encode_clips,
 )
 from ultraflash_diffusers.training.generator_stage import DiffusionForcingStage, ForcingObjective, SelfForcingStage
 from ultraflash_diffusers.training.linear_decoding import encode_linearly
-from ultraflash_diffusers.training.scenes import BACKGROUNDS, Scene, all_scenes, vocabulary
+from ultraflash_diffusers.training.scenes import (
+    BACKGROUNDS,
+    COLORS,
+    Scene,
+    all_scenes,
+    nameless_colors,
+    recolorings,
+    vocabulary,
+)
 from ultraflash_diffusers.training.text_encoding import TextEncoding, make_text_encoder, make_tokenizer
 from ultraflash_diffusers.training.token_subspace import TokenSubspace, cut_patches, plain_state_dict, scale_ends
 
@@ -114,6 +123,22 @@ def test_held_out_combinations_are_disjoint_but_every_pair_is_trained() -> None:
         text for scene in held_out for text in scene.prompts()
     }
     assert {scene.background for scene in trained} == set(BACKGROUNDS)
+
+
+def test_recolored_scenes_are_those_that_would_be_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    training = all_scenes(held_out=False)
+    found = recolorings(training, 12)
+    assert len({each.color for each in found}) == 12
+    assert {scene for each in found for scene in each.scenes} <= {*training}
+    colors = nameless_colors(12)
+    for each in found[::211]:
+        scene, frames = each.scenes[0], np.array([one.render(9, 48, 80) for one in each.scenes])
+        monkeypatch.setitem(COLORS, each.color, tuple(colors[each.color]))
+        drawn = Scene(each.color, scene.object, scene.motion, scene.background).render(9, 48, 80)
+        errors = np.abs(np.tensordot(each.weights, frames, 1) - drawn)
+        assert errors.mean() < 0.5 and np.quantile(errors, 0.97) < 4  # the rest is where light is clipped
+        assert each.prompts()[0].startswith(f"a {each.color} {scene.object} ")
+        assert len(each.prompts()) == len(scene.prompts())
 
 
 @pytest.mark.parametrize(
@@ -269,6 +294,16 @@ def test_chunks_depend_on_their_number_alone(tmp_path: Path) -> None:
         encode_clips([], lambda pixels: pixels, tmp_path / "none", {})
 
 
+def test_mixtures_are_sums_and_come_as_often_as_asked(tmp_path: Path) -> None:
+    clips = make_clips(tmp_path / "latents")
+    mixture = MixedLatents(clips[:2], [1.5, -0.5], ["a mixture"])
+    expected = 1.5 * clips[0].read(1, 3) - 0.5 * clips[1].read(1, 3)
+    np.testing.assert_allclose(mixture.read(1, 3), expected, rtol=1e-6)
+    dataset = ChunkDataset(clips, 2, 1, 20, mixtures=[mixture], mixture_share=0.75)
+    texts = [text for number in range(10) for text in dataset[number].texts]
+    assert 0.65 < texts.count("a mixture") / len(texts) < 0.85
+
+
 def make_settings_clash(folder: Path) -> None:
     encode_clips([], lambda pixels: pixels, folder, {"count": 99})
 
@@ -370,6 +405,18 @@ def test_the_tokenizer_knows_words_whatever_their_case_and_punctuation(tmp_path:
     torch.testing.assert_close(TextEncoding.load(str(tmp_path), 12)(["a red ball moves left"]), plain)
 
 
+def test_words_that_only_training_uses_are_not_saved(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer([*vocabulary(), "nameless0", "nameless1"])
+    text = TextEncoding(make_text_encoder(len(tokenizer), 8, 1), tokenizer, 12, ["nameless0", "nameless1"])
+    texts = ["a red ball moves left", "a nameless0 ball", "a turquoise ball"]
+    before = text(texts)
+    text.save_pretrained(tmp_path)
+    after = TextEncoding.load(str(tmp_path), 12)
+    torch.testing.assert_close(after(texts)[[0, 2]], before[[0, 2]])
+    assert after.tokenizer("nameless0").input_ids == after.tokenizer("turquoise").input_ids
+    assert len(after.tokenizer) == len(tokenizer) - 2 and not before[1].equal(before[2])
+
+
 # ---- the script
 
 
@@ -405,7 +452,7 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_script_trains_resumes_and_distils(material: Path) -> None:
     common = {"config": material / "generator.json", "token_rank": 10, "encode_linearly": True, "use_ema": True}
-    common["lr_scheduler"] = "constant"
+    common |= {"lr_scheduler": "constant", "nameless_colors": 6}
     whole = run_script(material, "whole", **common)
     run_script(material, "parts", **common, max_train_steps=3)
     parts = run_script(material, "parts", **common, resume_from_checkpoint="latest")
@@ -446,3 +493,6 @@ def test_the_script_refuses_self_forcing_from_nothing(material: Path, capsys: py
     with pytest.raises(SystemExit):
         run_script(material, "nothing", objective="self_forcing", config=material / "generator.json")
     assert "goes on from a network and its --text_encoder" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run_script(material, "nothing", nameless_colors=3, config=material / "generator.json")
+    assert "--nameless_colors needs" in capsys.readouterr().err

@@ -33,6 +33,7 @@ from ultraflash_diffusers.training.generator_data import (
     CaptionedClip,
     ChunkBatch,
     ChunkDataset,
+    MixedLatents,
     channel_scale,
     encode_clips,
     pixels_of,
@@ -41,7 +42,7 @@ from ultraflash_diffusers.training.generator_stage import DiffusionForcingStage,
 from ultraflash_diffusers.training.inputs import load_data
 from ultraflash_diffusers.training.linear_decoding import encode_linearly
 from ultraflash_diffusers.training.loop import make_accelerator, train
-from ultraflash_diffusers.training.scenes import all_scenes, captioned_clips
+from ultraflash_diffusers.training.scenes import all_scenes, captioned_clips, nameless_colors, recolorings
 from ultraflash_diffusers.training.stage import load_network, new_network
 from ultraflash_diffusers.training.text_encoding import TextEncoding, make_text_encoder, make_tokenizer
 from ultraflash_diffusers.training.token_subspace import TokenSubspace, arguments_of, cut_patches, scale_ends
@@ -61,6 +62,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parsed = parser.parse_args(arguments)
     if len(parsed.crops) > 1 or len(parsed.train_batch_size) > 1:
         parser.error("--crops and --train_batch_size: the generator trains at one size")
+    if parsed.nameless_colors and not (parsed.synthetic_scenes and parsed.encode_linearly and not parsed.text_encoder):
+        parser.error("--nameless_colors needs --synthetic_scenes, --encode_linearly and a text encoder of its own")
     if parsed.objective == "self_forcing" and (parsed.config or not parsed.text_encoder):
         parser.error("--objective self_forcing goes on from a network and its --text_encoder")
     return parsed
@@ -101,6 +104,12 @@ def _add_objective_arguments(parser: argparse.ArgumentParser) -> None:
     objective.add_argument("--first_step_share", type=share, default=0.5, help="of pure noise (steps)")
     objective.add_argument("--flow_shift", type=positive(float), default=5.0, help="of noise levels")
     objective.add_argument("--context_noise", type=share, default=0.1, help="most noise in chunks that pass for clean")
+    objective.add_argument(
+        "--nameless_colors",
+        type=non_negative(int),
+        default=0,
+        help="repaints synthetic scenes in so many colours, so that combinations that were never shown can be made",
+    )
     objective.add_argument("--text_dropout", type=share, default=0.1, help=" ")
     objective.add_argument("--detail_emphasis", type=share, default=0.0, help="0: layout first; 1: textures as well")
     objective.add_argument("--guidance_scale", type=positive(float), default=3.5, help="of the teacher (self_forcing)")
@@ -207,13 +216,26 @@ def load_generator(arguments: argparse.Namespace) -> CausalWanTransformer:
     return network
 
 
+def recolored_clips(clips: list[CachedLatents], number: int) -> list[MixedLatents]:
+    """The training scenes' clips in nameless colours."""
+    scenes = all_scenes(held_out=False)
+    clip_of = dict(zip(scenes, clips, strict=True))
+    return [
+        MixedLatents([clip_of[scene] for scene in each.scenes], each.weights, each.prompts())
+        for each in recolorings(scenes, number)
+    ]
+
+
 def load_text(arguments: argparse.Namespace, config: dict, clips: Iterable[CachedLatents]) -> TextEncoding:
     """The text encoder that the arguments name, or a new one that knows the words of the clips' texts."""
     if arguments.text_encoder is not None:
         return TextEncoding.load(arguments.text_encoder, config["text_length"])
     texts = (text for clip in clips for text in clip.texts)
-    tokenizer = make_tokenizer({word.strip(string.punctuation).lower() for text in texts for word in text.split()})
-    return TextEncoding(make_text_encoder(len(tokenizer), config["text_dim"]), tokenizer, config["text_length"])
+    words = {word.strip(string.punctuation).lower() for text in texts for word in text.split()}
+    nameless = list(nameless_colors(arguments.nameless_colors))
+    tokenizer = make_tokenizer([*words, *nameless])
+    text_encoder = make_text_encoder(len(tokenizer), config["text_dim"])
+    return TextEncoding(text_encoder, tokenizer, config["text_length"], nameless)
 
 
 def make_stage(
@@ -284,8 +306,9 @@ def main(arguments: argparse.Namespace) -> dict[str, float]:
         cached, subspace = load_latents(arguments, clips, encode, autoencoder, config)
     stage = make_stage(arguments, network, cached, subspace, autoencoder)
     chunk, batch_size = stage.chunk_frames, arguments.train_batch_size[0]
+    mixtures = recolored_clips(cached, arguments.nameless_colors) if arguments.nameless_colors else []
     dataset = ChunkDataset(
-        cached, arguments.sample_chunks * chunk, chunk, batch_size, arguments.start_share, arguments.seed
+        cached, arguments.sample_chunks * chunk, chunk, batch_size, arguments.start_share, arguments.seed, mixtures
     )
     return train(stage, dataset, validation_batches(held_out, encode, subspace), arguments, accelerator)
 

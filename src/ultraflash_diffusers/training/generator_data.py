@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +43,28 @@ class CachedLatents:
     path: Path
     texts: list[str]
     frames: int
+
+    def read(self, start: int, end: int) -> np.ndarray:
+        """Returns some frames' latents, float32 `[channels, end - start, height, width]`."""
+        return np.load(self.path, mmap_mode="r")[:, start:end].astype(np.float32)
+
+
+@dataclass(frozen=True)
+class MixedLatents:
+    """A weighted sum of clips of one length, which is a clip where the encoder is linear, and its texts."""
+
+    clips: list[CachedLatents]
+    weights: list[float]
+    texts: list[str]
+
+    @property
+    def frames(self) -> int:
+        return self.clips[0].frames
+
+    def read(self, start: int, end: int) -> np.ndarray:
+        """As [`CachedLatents.read`]."""
+        parts = zip(self.clips, self.weights, strict=True)
+        return np.sum([np.float32(weight) * clip.read(start, end) for clip, weight in parts], axis=0)
 
 
 def encode_clips(
@@ -99,6 +121,8 @@ class ChunkDataset(Dataset):
         start_share (`float`, *optional*, defaults to 0.5): share of samples that start where their clip does, beside
             those that do so by chance.
         seed (`int`, *optional*, defaults to 0): of all choices.
+        mixtures (list of `MixedLatents`, *optional*): further clips, each as often as the other ones of them.
+        mixture_share (`float`, *optional*, defaults to 0.6): share of samples that are of these, where there are any.
 
     Raises:
         ValueError: clips that are shorter than `frames`.
@@ -112,12 +136,15 @@ class ChunkDataset(Dataset):
         batch_size: int,
         start_share: float = 0.5,
         seed: int = 0,
+        mixtures: Sequence[MixedLatents] = (),
+        mixture_share: float = 0.6,
     ) -> None:
         short = [str(clip.path) for clip in clips if clip.frames < frames]
         if short:
             raise ValueError(f"{len(short)} of {len(clips)} clips have fewer than {frames} latents: {short[:3]}")
         self.clips, self.frames, self.chunk_frames = clips, frames, chunk_frames
         self.batch_size, self.start_share, self.seed = batch_size, start_share, seed
+        self.mixtures, self.mixture_share = mixtures, mixture_share
 
     def __getitem__(self, number: int) -> ChunkBatch:
         rng = np.random.default_rng((self.seed, number))
@@ -126,13 +153,14 @@ class ChunkDataset(Dataset):
         return ChunkBatch(torch.stack(latents), None, None, list(texts), torch.tensor(starts))
 
     def _sample(self, rng: np.random.Generator) -> tuple[torch.Tensor, bool, str]:
-        clip = self.clips[rng.integers(len(self.clips))]
+        mixed = bool(self.mixtures) and rng.random() < self.mixture_share
+        clips: Sequence[CachedLatents | MixedLatents] = self.mixtures if mixed else self.clips
+        clip = clips[int(rng.integers(len(clips)))]
         places = (clip.frames - self.frames) // self.chunk_frames + 1
         first = 0 if rng.random() < self.start_share else int(rng.integers(places))
         text = clip.texts[rng.integers(len(clip.texts))]
         start = first * self.chunk_frames
-        latents = np.load(clip.path, mmap_mode="r")[:, start : start + self.frames]
-        return torch.from_numpy(latents.astype(np.float32)), first == 0, text
+        return torch.from_numpy(clip.read(start, start + self.frames)), first == 0, text
 
 
 def channel_scale(clips: list[CachedLatents]) -> torch.Tensor:

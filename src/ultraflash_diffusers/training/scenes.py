@@ -8,7 +8,7 @@ says otherwise: what a text leaves open, a small network that predicts clean fra
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import product
 
@@ -21,8 +21,8 @@ CROSSING_FRAMES = 45
 # of the height of the frame
 _RADIUS = 0.18
 _TRAVEL = {"left": 11 / 18, "right": 11 / 18, "up": 11 / 36, "down": 11 / 36, "still": 0.0}
-# width of an object's edge, of its radius
-_SOFTNESS = 0.1
+# width of an object's edge, of its radius: what is soft, a small network can draw
+_SOFTNESS = 0.3
 
 # saturated, while backgrounds are muted: RGB in [0, 1]
 COLORS = {
@@ -155,6 +155,61 @@ def all_scenes(held_out: bool) -> list[Scene]:
     return [scene for scene in scenes if scene.is_held_out == held_out]
 
 
+@dataclass(frozen=True)
+class Recoloring:
+    """A scene in a colour that no word names, as a sum of the pictures of scenes that differ in their colour alone.
+
+    Args:
+        scenes (list of [`Scene`]): what is summed.
+        weights (list of `float`): of each; they sum to 1.
+        color (`str`): a stand-in for the colour's name.
+    """
+
+    scenes: list[Scene]
+    weights: list[float]
+    color: str
+
+    def prompts(self) -> list[str]:
+        """Returns the scene's texts, with the stand-in for the colour."""
+        article = f"a {self.color} "
+        return [article + text.split(" ", 2)[2] for text in self.scenes[0].prompts()]
+
+
+def nameless_colors(number: int) -> dict[str, np.ndarray]:
+    """Draws colours, RGB in [0, 1], that are far from all named ones: the same ones each time."""
+    rng, named = np.random.default_rng(7), np.array(list(COLORS.values()))
+    found: list[np.ndarray] = []
+    while len(found) < number:
+        color = rng.uniform(0.05, 0.97, 3)
+        if np.ptp(color) > 0.3 and np.abs(named - color).sum(axis=1).min() > 0.3:
+            found.append(color)
+    return {f"nameless{index}": color for index, color in enumerate(found)}
+
+
+def recolorings(scenes: Iterable[Scene], number: int, largest_weight: float = 1.6) -> list[Recoloring]:
+    """Repaints scenes in nameless colours, so that a network cannot learn by heart which colour goes with what.
+
+    A picture of a scene depends on its object's colour linearly (where light does not clip it), so any colour is a sum
+    of scenes in the colours that there are. No combination that `scenes` lacks is made.
+
+    Args:
+        scenes (iterable of [`Scene`]): the training scenes.
+        number (`int`): of nameless colours.
+        largest_weight (`float`, *optional*, defaults to 1.6): what would need larger weights is left out.
+    """
+    families: dict[tuple[str, str, str], list[Scene]] = {}
+    for scene in scenes:
+        families.setdefault((scene.object, scene.motion, scene.background), []).append(scene)
+    found = []
+    for family, (name, color) in product(families.values(), nameless_colors(number).items()):
+        system = np.array([(*COLORS[scene.color], 1.0) for scene in family]).T
+        wanted = np.append(color, 1.0)
+        weights = np.linalg.pinv(system) @ wanted
+        if np.abs(weights).max() < largest_weight and np.abs(system @ weights - wanted).max() < 0.03:
+            found.append(Recoloring(family, weights.tolist(), name))
+    return found
+
+
 def vocabulary() -> list[str]:
     """Returns the words of all prompts, sorted."""
     texts = (text for held_out in (False, True) for scene in all_scenes(held_out) for text in scene.prompts())
@@ -265,9 +320,9 @@ def _wood(height: int, width: int) -> np.ndarray:
 def _night(height: int, width: int) -> np.ndarray:
     y, x = _canvas(height, width)
     frame = _blend((0.05, 0.06, 0.15), (0.13, 0.14, 0.24), y + 0 * x)
-    places = np.random.default_rng(0).uniform((0.04, 0.04, 0.4), (0.96, 1.62, 1.0), (22, 3))
-    for row, column, brightness in places:
-        glow = brightness * np.exp(-((x - column) ** 2 + (y - row) ** 2) / 0.011**2)
+    stars = ((0.20, 0.25, 0.8), (0.32, 1.35, 0.9), (0.60, 0.50, 0.6), (0.75, 1.20, 0.7), (0.15, 0.85, 0.7))
+    for row, column, brightness in stars:
+        glow = brightness * np.exp(-((x - column) ** 2 + (y - row) ** 2) / 0.03**2)
         frame = frame + 0.8 * glow[..., None] * (1 - frame)
     return frame
 
