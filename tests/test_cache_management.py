@@ -101,7 +101,22 @@ def test_scoring_alone_changes_nothing(generator, autoencoder, window):
     chunks, _ = generate(generator, autoencoder, policy, window=window)
     plain, _ = generate(generator, autoencoder, None, window=window)
     for scored, expected in zip(chunks, plain, strict=True):
-        assert torch.equal(scored.latents, expected.latents)
+        # a rolling cache whose states commit once lies in another order, and sums over it run in that order
+        torch.testing.assert_close(scored.latents, expected.latents, atol=0 if window is None else 1e-5, rtol=0)
+
+
+def test_a_stream_whose_states_commit_once_is_not_resumed_with_a_scorer(generator, autoencoder):
+    def source(**arguments):
+        sizes = {"height": 16, "width": 16, "multiple_of": 16, "window_frames": 6}
+        return TextGeneratorSource(
+            generator, autoencoder, TEXT[:1], SeededFrameNoise([1], 1), num_frames=45, **sizes, **arguments
+        )
+
+    first = source()
+    next(first.chunks())
+    scored = DynamicCacheManagement(quality_scorer=Scorer(0.9))
+    with pytest.raises(ValueError, match="`quality_scorer` commits chunks twice"):
+        source(cache_management=scored, state=first.state())
 
 
 def test_skipping_keeps_the_keys_and_values_of_the_last_step(generator, autoencoder):

@@ -242,6 +242,47 @@ def test_buffers_never_grow_or_move() -> None:
     assert state.cache.keys[0].shape[1] == 5
 
 
+@pytest.mark.parametrize(
+    ("window", "sink", "frames"),
+    [(5, 1, 2), (6, 0, 2), (6, 2, 2), (3, 1, 2), (4, 2, 2), (8, 3, 1), (9, 4, 3), (2, 0, 2)],
+)
+@torch.no_grad()
+def test_a_stream_for_a_single_use_is_the_stream(window: int, sink: int, frames: int, tmp_path: Path) -> None:
+    """With denoising passes in between; windows that hold nothing of the past, sinks that end inside a chunk."""
+    network = make_generator(window_frames=window, sink_frames=sink, frames_per_chunk=frames)
+    usual, lean = network.new_stream(), network.new_stream(single_use=True)
+    for seed in range(7):
+        noisy = chunk(50 + seed, frames)
+        outputs = [network(noisy, clean() + 500, prompt(), state=state).sample for state in (usual, lean)]
+        (expected,), usual = run_stream(network, [chunk(seed, frames)], prompt(), usual)
+        (sample,), lean = run_stream(network, [chunk(seed, frames)], prompt(), lean)
+        assert_same([outputs[1], sample], [outputs[0], expected], 1e-6)
+        assert lean.cache is not None and lean.cache.slots == window - frames
+        if seed == 4:
+            lean.save(tmp_path / "state.safetensors")
+            lean = CausalWanStreamState.load(tmp_path / "state.safetensors")
+
+
+@torch.no_grad()
+def test_a_state_for_a_single_use_commits_once() -> None:
+    network = make("rolling")
+    _, state = run_stream(network, [chunk(0)], prompt(), network.new_stream(single_use=True))
+    branch = state.clone()
+    expected, newer = run_stream(network, [chunk(1)], prompt(), state)
+    for used in (state, state.clone()):
+        for commit in (False, True):
+            with pytest.raises(ValueError, match="single use and has committed.*clone"):
+                network(chunk(1), clean(), prompt(), state=used, commit=commit)
+    assert torch.equal(run_stream(network, [chunk(1)], prompt(), branch)[0][0], expected[0])
+    with pytest.raises(ValueError, match="has 1 frames, a state for a single use takes chunks of.*2"):
+        network(chunk(2, 1), clean(), prompt(), state=newer)
+    with pytest.raises(ValueError, match="`single_use` is True, but the cache is global"):
+        make("global").new_stream(single_use=True)
+    network.train().enable_gradient_checkpointing()
+    with torch.enable_grad(), pytest.raises(ValueError, match="gradient checkpointing"):
+        network(chunk(2), clean(), prompt(), state=newer)
+
+
 @torch.no_grad()
 def test_positions_never_run_out() -> None:
     network = make("rolling")
@@ -336,10 +377,10 @@ def test_layerwise_casting_and_group_offload(kind: str) -> None:
     assert_same(run_stream(network, chunks, prompt())[0], expected, 1e-9)
 
 
-@both_kinds
 @pytest.mark.parametrize("regional", [False, True])
+@pytest.mark.parametrize(("kind", "single_use"), [("global", False), ("rolling", False), ("rolling", True)])
 @torch.no_grad()
-def test_compiles_once_for_all_chunks(kind: str, regional: bool) -> None:
+def test_compiles_once_for_all_chunks(kind: str, regional: bool, single_use: bool) -> None:
     torch.compiler.reset()
     chunks = [chunk(seed) for seed in range(5)]
     network = make(kind)
@@ -348,7 +389,7 @@ def test_compiles_once_for_all_chunks(kind: str, regional: bool) -> None:
         network.compile_repeated_blocks(fullgraph=True, backend="aot_eager")
     else:
         network.compile(fullgraph=True, backend="aot_eager")
-    state = network.new_stream(batch_size=1, height=8, width=12)
+    state = network.new_stream(batch_size=1, height=8, width=12, single_use=single_use)
     samples: list[torch.Tensor] = []
     # blocks that are compiled alone have one graph while the window fills and one, without a mask, from then on
     warm_up = 3 if regional and kind == "rolling" else 1

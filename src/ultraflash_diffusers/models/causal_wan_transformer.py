@@ -11,7 +11,7 @@ import torch
 from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 
-from .frame_kv_cache import ChunkCausalAttention, FrameKVCache, shapes_are_static
+from .frame_kv_cache import ChunkCausalAttention, FrameKVCache, PastKVCache, shapes_are_static
 from .stream_state import StreamState
 from .wan_layers import FramePositionEmbedding, TextKeyValues, WanBackbone
 
@@ -30,6 +30,7 @@ class CausalWanStreamState(StreamState):
         sink_frames (`int`): first frames that a rolling cache never lets go.
         rolling (`bool`): whether a full cache drops its oldest frames.
         cache (`FrameKVCache`, *optional*): keys and values; `None` until sizes are known.
+        single_use (`bool`, *optional*, defaults to `False`): whether each state commits once, see [`PastKVCache`].
     """
 
     position: torch.Tensor
@@ -37,6 +38,7 @@ class CausalWanStreamState(StreamState):
     sink_frames: int
     rolling: bool
     cache: FrameKVCache | None = None
+    single_use: bool = False
 
 
 @dataclass
@@ -133,6 +135,7 @@ class CausalWanTransformer(WanBackbone):
         width: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        single_use: bool = False,
     ) -> CausalWanStreamState:
         """Returns the state with which a stream starts.
 
@@ -147,9 +150,12 @@ class CausalWanTransformer(WanBackbone):
             width (`int`, *optional*): width of the latents.
             device (`torch.device` or `str`, *optional*): where the buffers lie; the network's device by default.
             dtype (`torch.dtype`, *optional*): of the keys and values; the network's dtype by default.
+            single_use (`bool`, *optional*, defaults to `False`): whether each state will commit once, in whole chunks,
+                so that a rolling cache needs no room for the chunk; not with gradient checkpointing.
 
         Raises:
-            ValueError: a capacity that does not fit the config, or only some of the sizes.
+            ValueError: a capacity that does not fit the config, `single_use` of a global cache, or only some of the
+                sizes.
         """
         window = self.config.window_frames
         if cache_frames is None:
@@ -158,11 +164,14 @@ class CausalWanTransformer(WanBackbone):
             raise ValueError(f"`cache_frames` is {cache_frames}, but the rolling cache holds `window_frames` {window}")
         if cache_frames < 1:
             raise ValueError(f"`cache_frames` must be positive, got {cache_frames}")
+        if single_use and window is None:
+            raise ValueError("`single_use` is True, but the cache is global (`window_frames` is None) and keeps all")
         state = CausalWanStreamState(
             position=torch.zeros((), dtype=torch.int64, device=device or self.device),
             cache_frames=cache_frames,
             sink_frames=0 if window is None else self.config.sink_frames,
             rolling=window is not None,
+            single_use=single_use,
         )
         sizes = (batch_size, height, width)
         if sizes == (None, None, None):
@@ -244,6 +253,8 @@ class CausalWanTransformer(WanBackbone):
         commit: bool,
     ) -> tuple[torch.Tensor, CausalWanStreamState]:
         _check_state(state, grid[0])
+        if state.single_use:
+            self._check_single_use(grid[0])
         dtype = self._stream_dtype(hidden_states)
         if state.cache is None:
             state = self._allocated(state, hidden_states.shape[0], grid[1:], hidden_states.device, dtype)
@@ -259,6 +270,15 @@ class CausalWanTransformer(WanBackbone):
             state = dataclasses.replace(state, position=state.position + grid[0], cache=cache.advance(window))
         return sample, state
 
+    def _check_single_use(self, frames: int) -> None:
+        if frames != self.config.frames_per_chunk:
+            raise ValueError(
+                f"`hidden_states` has {frames} frames, a state for a single use takes chunks of `frames_per_chunk` "
+                f"{self.config.frames_per_chunk}"
+            )
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            raise ValueError("`state` is for a single use, but gradient checkpointing runs the layers again")
+
     def _allocated(
         self,
         state: CausalWanStreamState,
@@ -267,10 +287,11 @@ class CausalWanTransformer(WanBackbone):
         device: torch.device | str,
         dtype: torch.dtype,
     ) -> CausalWanStreamState:
-        cache = FrameKVCache.allocate(
+        own = self.config.frames_per_chunk if state.single_use else 0
+        cache = (PastKVCache if state.single_use else FrameKVCache).allocate(
             self.config,
             batch_size,
-            state.cache_frames,
+            state.cache_frames - own,
             grid,
             sink_frames=state.sink_frames,
             rolling=state.rolling,

@@ -38,12 +38,14 @@ class FrameWindow:
         frames (`torch.Tensor` of shape `[slots]`, int64): the frame in each slot once they are there, -1 if none.
         length (`int`): leading slots that the call reads.
         mask (`torch.Tensor` of shape `[1, 1, 1, length * tokens]`, bool, *optional*): keys to attend to, if not all.
+        number (`int`): frames of the call.
     """
 
     slots: torch.Tensor
     frames: torch.Tensor
     length: int
     mask: torch.Tensor | None
+    number: int
 
 
 @dataclasses.dataclass
@@ -166,14 +168,14 @@ class FrameKVCache(StreamState):
             if self.committed is not None and isinstance(oldest, int):
                 filled = min(self.committed + number, self.slots)  # slots are filled in the order of the frames
                 if filled == self.slots or not static_shapes:
-                    return FrameWindow(slots, frames, filled, mask=None)
+                    return FrameWindow(slots, frames, filled, None, number)
             elif not static_shapes:
                 seen = visible.tolist()
                 length = max(slot + 1 for slot in range(self.slots) if seen[slot])
                 if all(seen[:length]):
-                    return FrameWindow(slots, frames, length, mask=None)
+                    return FrameWindow(slots, frames, length, None, number)
         mask = visible[:length].repeat_interleave(self.height * self.width)[None, None, None]
-        return FrameWindow(slots, frames, length, mask)
+        return FrameWindow(slots, frames, length, mask, number)
 
     def _check_current(self, position: torch.Tensor, number: int, needed: torch.Tensor, commit: bool) -> None:
         lost = needed & (self.written != self.frames)
@@ -184,15 +186,17 @@ class FrameKVCache(StreamState):
                 f"{int(self.written.max())}: go on from the newest state, or branch with `state.clone()`"
             )
 
-    def attention(self, layer: int, window: FrameWindow, commit: bool) -> CachedAttention:
+    def attention(self, layer: int, window: FrameWindow, commit: bool) -> CachedAttention | PastAttention:
         """Returns the attention of one layer over the cache and the frames of the call."""
         return CachedAttention(self.keys[layer], self.values[layer], window.slots, window.length, window.mask, commit)
 
     def advance(self, window: FrameWindow) -> FrameKVCache:
         """Returns the cache after a call that has committed the frames of `window`."""
         self.written.index_copy_(0, window.slots, window.frames[window.slots])
-        committed = None if shapes_are_static() or self.committed is None else self.committed + len(window.slots)
-        return dataclasses.replace(self, frames=window.frames, committed=committed)
+        return dataclasses.replace(self, frames=window.frames, committed=self._committed_after(window))
+
+    def _committed_after(self, window: FrameWindow) -> int | None:
+        return None if shapes_are_static() or self.committed is None else self.committed + window.number
 
     def grow(self, slots: int) -> FrameKVCache:
         """Returns the same frames in new ring buffers of more slots; without a sink only."""
@@ -210,6 +214,61 @@ class FrameKVCache(StreamState):
             frames=moved(self.frames, 0, -1),
             written=moved(self.written, 0, -1),
         )
+
+
+@dataclasses.dataclass
+class PastKVCache(FrameKVCache):
+    """A rolling cache that holds what a chunk sees of the past, and not the chunk: each state commits once.
+
+    Its slots, a chunk fewer than the window, lie in the order of the frames: the sink, then the newest ones. A call
+    attends to a copy of them with its own frames behind, which lives as long as a layer runs. Calls that do not commit
+    leave everything as it is; one that does overwrites what its state holds, after which that state is refused.
+
+    Args:
+        used (`list[bool]`, *optional*): whether the state has committed; one element, known to the host alone.
+        keys, values and all others: see [`FrameKVCache`].
+    """
+
+    used: list[bool] = dataclasses.field(default_factory=lambda: [False])
+
+    def window(
+        self, position: torch.Tensor, number: int, oldest: torch.Tensor | int, commit: bool, static_shapes: bool
+    ) -> FrameWindow:
+        """Plans a call, as [`FrameKVCache.window`] does; `slots` then say what each slot will hold of both together.
+
+        Raises:
+            ValueError: the state has committed.
+        """
+        filled = None
+        if not shapes_are_static():
+            if self.used[0]:
+                raise ValueError(
+                    "`state` is for a single use and has committed: go on from the newest state, branch with "
+                    "`state.clone()` before the commit, or begin with `new_stream(single_use=False)`"
+                )
+            self.used[0] = commit
+            filled = None if self.committed is None else min(self.committed, self.slots)
+        numbers = position + torch.arange(number, device=position.device)
+        both = torch.cat([self.frames, numbers])
+        held = (self.frames >= 0).sum()
+        slot = torch.arange(self.slots, device=position.device)
+        surplus = (held + number - self.slots).clamp(min=0)
+        kept = slot + surplus * (slot >= self.sink_frames)  # which one of the held and the call's frames, in order
+        source = torch.where(kept < held, kept, (self.slots + kept - held).clamp(max=len(both) - 1))
+        frames = torch.where(kept < held + number, both[source], -1)
+        if filled is not None and (filled == self.slots or not static_shapes):
+            return FrameWindow(source, frames, filled, None, number)
+        mask = (both >= 0).repeat_interleave(self.height * self.width)[None, None, None]
+        return FrameWindow(source, frames, self.slots, mask, number)
+
+    def attention(self, layer: int, window: FrameWindow, commit: bool) -> PastAttention:
+        """Returns the attention of one layer over the cache and the frames of the call."""
+        return PastAttention(self.keys[layer], self.values[layer], window.slots, window.length, window.mask, commit)
+
+    def advance(self, window: FrameWindow) -> PastKVCache:
+        """Returns the cache after a call that has committed."""
+        committed = self._committed_after(window)
+        return dataclasses.replace(self, frames=window.frames, committed=committed, used=[False])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,6 +298,41 @@ class CachedAttention:
         if not self.commit or torch.is_grad_enabled():
             filled = filled.index_copy(1, self.slots, own)
         return filled.flatten(1, 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class PastAttention:
+    """Attention of one layer to a [`PastKVCache`] and its own frames.
+
+    Args:
+        keys, values (`torch.Tensor`): the layer's buffers.
+        source (`torch.Tensor` of shape `[slots]`, int64): for each slot, which of the buffer's frames and then the
+            call's own it holds after a commit.
+        length, mask: as in [`FrameWindow`], of the buffer and of all that is attended to.
+        commit (`bool`): whether the call's frames stay.
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    source: torch.Tensor
+    length: int
+    mask: torch.Tensor | None
+    commit: bool
+
+    def __call__(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, backend: AttentionBackendName
+    ) -> tuple[torch.Tensor, None]:
+        keys, values = self._with_own(self.keys, key), self._with_own(self.values, value)
+        return dispatch_attention_fn(query, keys, values, attn_mask=self.mask, backend=backend), None
+
+    def _with_own(self, buffer: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+        """The filled slots and the call's own frames, as `[batch, tokens, heads, head_dim]`."""
+        own = own.unflatten(1, (-1, buffer.shape[2]))
+        joined = torch.cat([buffer[:, : self.length], own], dim=1)
+        if self.commit:
+            both = joined if self.length == buffer.shape[1] else torch.cat([buffer, own], dim=1)
+            buffer.copy_(both.detach().index_select(1, self.source))
+        return joined.flatten(1, 2)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -127,7 +127,12 @@ class TextGeneratorSource(Source):
         self._shape = (channels, *self._latent_size(height, width, multiple_of))
         if state is None:
             given = self._given_latents(first_frames, first_latents, prompt_embeds.shape[0])
-            state = TextGeneratorState(self._new_stream(window_frames, sink_frames), given=given)
+            # a scorer commits a chunk twice where it is not good enough
+            whole = given is None or given.shape[2] % self._chunk_frames == 0
+            single_use = whole and self._policy.quality_scorer is None
+            state = TextGeneratorState(self._new_stream(window_frames, sink_frames, single_use), given=given)
+        elif state.network.single_use and self._policy.quality_scorer is not None:
+            raise ValueError("`quality_scorer` commits chunks twice, but `state` is of a stream without one")
         self._state = state.to(execution_device(generator))
 
     def state(self) -> TextGeneratorState:
@@ -228,7 +233,9 @@ class TextGeneratorSource(Source):
         height, width = padded_size(height, width, unit)
         return height // ratio, width // ratio
 
-    def _new_stream(self, window_frames: int | None, sink_frames: int | None) -> CausalWanStreamState:
+    def _new_stream(
+        self, window_frames: int | None, sink_frames: int | None, single_use: bool
+    ) -> CausalWanStreamState:
         """Makes the network's state: a rolling cache where there is a window, else one that holds the whole video."""
         config = self._generator.config
         window = window_frames or config.window_frames
@@ -238,7 +245,13 @@ class TextGeneratorSource(Source):
                 raise ValueError(
                     f"`window_frames` {window} must hold `sink_frames` {sink} and a chunk of {config.frames_per_chunk}"
                 )
-            return replace(self._generator.new_stream(), cache_frames=window, sink_frames=sink, rolling=True)
+            return replace(
+                self._generator.new_stream(),
+                cache_frames=window,
+                sink_frames=sink,
+                rolling=True,
+                single_use=single_use,
+            )
         if sink:
             raise ValueError(f"`sink_frames` is {sink}, but there is no `window_frames` that rolls")
         if self.num_frames is None:
