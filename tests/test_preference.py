@@ -55,6 +55,9 @@ def test_the_change_is_the_difference_of_squared_norms_without_its_rounding() ->
     expected = (flow - target).square().sum((1, 2)) - (reference - target).square().sum((1, 2))
     torch.testing.assert_close(squared_error_change(flow, reference, target), expected)
     assert squared_error_change(flow, flow, target).eq(0).all()
+    first = torch.tensor([2.0, 0.0, 0.0, 0.0])[:, None]
+    of_first = squared_error_change(flow[:, :1], reference[:, :1], target[:, :1])
+    torch.testing.assert_close(squared_error_change(flow, reference, target, first), 2 * of_first)
     # of a million numbers far from the target one moves a little: float32 sums would lose it
     reference, target = torch.zeros(1, 1_000_000), torch.full((1, 1_000_000), 30.0)
     flow = reference.clone()

@@ -65,6 +65,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def _add_preference_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("preference")
+    group.add_argument(
+        "--weigh_channels",
+        action="store_true",
+        help="errors of latents count as much as they show in pixels, through the autoencoder's linear shortcut",
+    )
     group.add_argument("--beta", type=positive(float), default=0.1, help="how near to the reference it stays")
     group.add_argument(
         "--preferred",
@@ -120,6 +125,9 @@ def load_pipeline(arguments: argparse.Namespace) -> UltraFlashStreamingPipeline:
             f"--prompts: the pipeline {arguments.pretrained_model_name_or_path!r} has no `generator_transformer` or "
             "no `text_encoder`: roll out from clips (--train_data_dir)"
         )
+    if arguments.weigh_channels and not pipe.autoencoder.config.linear_shortcut:
+        source = arguments.pretrained_model_name_or_path
+        raise ValueError(f"--weigh_channels: the autoencoder of {source!r} has no `linear_shortcut`")
     for crop in arguments.crops:
         whole_groups(pipe, crop.frames)
     whole_groups(pipe, arguments.validation_frames)
@@ -186,7 +194,9 @@ def main(arguments: argparse.Namespace) -> dict[str, float]:
     prompts = Prompts.embed(texts, pipe, cache_folder(arguments))
     # its work is done, and it may be the largest network of all
     pipe.register_modules(text_encoder=None, tokenizer=None)
-    stage = PreferenceStage(pipe, pairs, prompts, arguments.beta, arguments.num_inference_steps, reference)
+    stage = PreferenceStage(
+        pipe, pairs, prompts, arguments.beta, arguments.num_inference_steps, arguments.weigh_channels, reference
+    )
     return train(stage, dataset, validation, arguments, accelerator)
 
 

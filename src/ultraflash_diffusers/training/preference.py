@@ -27,7 +27,9 @@ import torch
 from torch.nn import functional as F
 
 
-def squared_error_change(flow: torch.Tensor, reference_flow: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+def squared_error_change(
+    flow: torch.Tensor, reference_flow: torch.Tensor, target: torch.Tensor, weights: torch.Tensor | None = None
+) -> torch.Tensor:
     """`|flow - target|^2 - |reference_flow - target|^2` of each sample, in float32; negative is better.
 
     It is computed as `<flow - reference_flow, flow + reference_flow - 2 target>`: a small difference of two large sums
@@ -37,12 +39,15 @@ def squared_error_change(flow: torch.Tensor, reference_flow: torch.Tensor, targe
         flow (`torch.Tensor`): `[batch, ...]`, of the trained network.
         reference_flow (`torch.Tensor`): the same shape.
         target (`torch.Tensor`): the same shape, `eps - x`.
+        weights (`torch.Tensor`, *optional*): of the squares, broadcast over a sample, for instance
+            [`~ultraflash_diffusers.training.linear_decoding.pixel_weights`].
 
     Returns:
         `torch.Tensor`: `[batch]`.
     """
     flow, reference_flow, target = flow.float(), reference_flow.float(), target.float()
-    return ((flow - reference_flow) * (flow + reference_flow - 2 * target)).flatten(1).sum(1)
+    change = (flow - reference_flow) * (flow + reference_flow - 2 * target)
+    return (change if weights is None else weights * change).flatten(1).sum(1)
 
 
 def preference_margin(winner_change: torch.Tensor, loser_change: torch.Tensor, beta: float = 0.1) -> torch.Tensor:

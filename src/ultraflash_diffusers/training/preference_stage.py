@@ -24,6 +24,7 @@ from ..pipelines.sources import Source
 from ..pipelines.streaming import UltraFlashStreamingPipeline
 from .cascade_rollout import SRStream, clip_source, rollout_groups, text_source
 from .data import Batch, Crop
+from .linear_decoding import pixel_weights
 from .losses import add_noise, randn_like
 from .preference import preference_loss, preference_margin, squared_error_change
 from .preference_pairs import Pair, PairMaker
@@ -103,12 +104,16 @@ class PreferenceStage(Stage):
         prompts (`Prompts`): embeddings of the texts, and of the empty one.
         beta (`float`, *optional*, defaults to 0.1): see [`preference_margin`].
         num_inference_steps (`int`, *optional*, defaults to 1): of the trained network.
+        weigh_channels (`bool`, *optional*, defaults to `False`): winner and loser differ by what shows in pixels, see
+            [`~ultraflash_diffusers.training.linear_decoding.pixel_weights`].
         reference (`UltraFlashSRTransformer`, *optional*): the Phase I checkpoint, for a whole network that is already
             beyond it; by default a copy of the network. LoRA layers are switched off instead.
 
     Raises:
         ValueError: a reference of another shape, or one beside LoRA layers.
     """
+
+    channel_weights: torch.Tensor | None
 
     def __init__(
         self,
@@ -117,9 +122,12 @@ class PreferenceStage(Stage):
         prompts: Prompts,
         beta: float = 0.1,
         num_inference_steps: int = 1,
+        weigh_channels: bool = False,
         reference: UltraFlashSRTransformer | None = None,
     ) -> None:
         super().__init__()
+        weights = pixel_weights(pipe.autoencoder) if weigh_channels else None
+        self.register_buffer("channel_weights", weights, persistent=False)
         self.transformer: UltraFlashSRTransformer = pipe.transformer
         self.reference = self._checked_reference(reference)
         self.pairs = pairs
@@ -214,11 +222,12 @@ class PreferenceStage(Stage):
         noise, levels = randn_like(winner, generator), self._noise_levels()
         sigmas = levels[torch.randint(len(levels), (len(winner),), generator=generator)].to(winner)
         flows = self._flows(comparison, add_noise(winner, noise, sigmas), sigmas)
-        winner_change = squared_error_change(*flows, noise - winner)
+        winner_change = squared_error_change(*flows, noise - winner, self.channel_weights)
         if not bool((sigmas == 1).all()):
             # at sigma 1 both inputs are the noise alone, and one pass is enough
             flows = self._flows(comparison, add_noise(loser, noise, sigmas), sigmas)
-        return preference_margin(winner_change, squared_error_change(*flows, noise - loser), self.beta)
+        loser_change = squared_error_change(*flows, noise - loser, self.channel_weights)
+        return preference_margin(winner_change, loser_change, self.beta)
 
     def _flows(
         self, comparison: _Comparison, noisy: torch.Tensor, sigmas: torch.Tensor
