@@ -14,6 +14,7 @@ import tiny
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ultraflash_diffusers.benchmarking.memory import LiveBytes
 from ultraflash_diffusers.models.triton_attention import AVAILABLE
 from ultraflash_diffusers.pipelines.optimization import (
     Recording,
@@ -117,6 +118,23 @@ def test_the_state_of_a_stream_does_not_grow() -> None:
     assert sizes[4:6] == sizes[6:8]
 
 
+def test_a_running_stream_takes_the_same_memory_group_after_group() -> None:
+    """Twelve latent frames are four generator chunks and three groups: then all is as it was, to the byte."""
+    pipe = text_pipeline().to("meta")
+    pipe.transformer.set_sparse_backend("sdpa")
+    stream = make_stream(pipe, output_type="uint8")
+    usage = []
+    with torch.no_grad(), LiveBytes() as live:
+        for _ in range(12):
+            live.peak = live.now
+            refined = stream._maker(stream._prompt_embeds)
+            frames = stream._decode(refined.segment, stream._maker.size, refined.timings)
+            del refined, frames
+            usage.append((live.now, live.peak))
+    assert usage[3:6] == usage[6:9] == usage[9:12]
+    assert len({now for now, _ in usage[3:6]}) > 1  # what waits for the next group is seen
+
+
 # compilation
 
 
@@ -142,6 +160,18 @@ def test_an_optimized_stream_compiles_nothing_once_it_runs() -> None:
     produced = torch.cat(frames, dim=1)
     optimized = Recording(plain.latents, produced[:, :61])
     assert produced.shape[1] >= 61 and compare(plain, optimized).frame_psnr > 100
+
+
+# devices
+
+
+def test_decoding_overlaps_on_another_device_unless_told_not_to() -> None:
+    pipe = text_pipeline()
+    assert not pipe.can_overlap_decoding
+    pipe.autoencoder.to("meta")
+    assert pipe.can_overlap_decoding
+    pipe.overlap_decoding = False
+    assert not pipe.can_overlap_decoding
 
 
 # optimize

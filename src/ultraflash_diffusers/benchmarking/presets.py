@@ -28,6 +28,8 @@ class Preset:
         scale (`int`): of the latent upsampler.
         window_frames (`int`): latent frames that the generator sees, sink and own chunk included.
         sink_frames (`int`): the sink.
+        kv_cache_blocks (`int`): temporal blocks of the SR transformer's window; the published inference starts with 3
+            and, with dynamic cache management, goes down to 1.
         decoder (`str`): the autoencoder's variant.
     """
 
@@ -37,6 +39,7 @@ class Preset:
     scale: int
     window_frames: int = 12
     sink_frames: int = 3
+    kv_cache_blocks: int = 3
     decoder: Literal["tiny", "ultra", "v3"] = "tiny"
 
     @property
@@ -91,6 +94,7 @@ def build_pipeline(
     pipe = UltraFlashStreamingPipeline(
         **networks,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=1.5),
+        kv_cache_blocks=preset.kv_cache_blocks,
         default_height=preset.height,
         default_width=preset.width,
     )

@@ -49,6 +49,9 @@ def add_benchmark(commands: SubParsers) -> argparse.ArgumentParser:
     command.add_argument("--warmup", type=positive, default=6, help="chunks before them (default: %(default)s)")
     command.add_argument("--generator-steps", type=positive, default=4, help="of the preset's generator (default: 4)")
     command.add_argument("--kv-cache-blocks", type=positive, help="of the SR transformer; the model's by default")
+    command.add_argument(
+        "--in-turns", action="store_true", help="decode a group before the next one is made: slower, less memory"
+    )
     command.add_argument("--layers", type=positive, default=30, help="of a preset's transformers (default: 30)")
     command.add_argument("--optimize", action="store_true", help="call pipe.optimize() first")
     command.add_argument("--fp8", action="store_true", help="with --optimize: FP8 linear layers inside the blocks")
@@ -125,6 +128,7 @@ def _pipeline(options: argparse.Namespace, preset: Preset | None) -> UltraFlashS
         pipe = build_pipeline(preset, chosen_device(options), dtype, options.layers)
     if options.kv_cache_blocks:
         pipe.register_to_config(kv_cache_blocks=options.kv_cache_blocks)
+    pipe.overlap_decoding = not options.in_turns
     return pipe
 
 
@@ -203,6 +207,7 @@ def _conditions(
         "scale": pipe.latent_upsampler.config.scale,
         "generator_steps": options.generator_steps if options.preset else 0,
         "kv_cache_blocks": pipe.config.kv_cache_blocks,
+        "overlapped": pipe.can_overlap_decoding,
         "device": _device_name(pipe.device),
         "dtype": str(pipe.transformer.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),

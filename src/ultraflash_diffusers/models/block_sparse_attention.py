@@ -384,7 +384,9 @@ def _attend_heads(
         keys.shape[2],
     )
     queries, keys, values = (blocks.flatten(2, 4) for blocks in (queries, keys, values))
-    return _unpartition(attend(queries, keys, values, kept, settings.volume), grid, settings)
+    output = attend(queries, keys, values, kept, settings.volume)
+    del queries, keys, values, kept  # before the result is copied once more
+    return _unpartition(output, grid, settings)
 
 
 @torch.no_grad()

@@ -74,6 +74,9 @@ class UltraFlashStreamingPipeline(DiffusionPipeline, UltraFlashLoraLoaderMixin):
             the rate at which to write what it makes.
     """
 
+    # whether a group may be decoded while the next one is denoised; in turns they take less memory
+    overlap_decoding: bool = True
+
     model_cpu_offload_seq = "text_encoder->generator_transformer->latent_upsampler->transformer->autoencoder"
     _optional_components = ["text_encoder", "tokenizer", "generator_transformer"]
     _callback_tensor_inputs = ["latents", "condition", "prompt_embeds", "negative_prompt_embeds"]
@@ -403,9 +406,12 @@ class UltraFlashStreamingPipeline(DiffusionPipeline, UltraFlashLoraLoaderMixin):
 
     @property
     def can_overlap_decoding(self) -> bool:
-        """Whether a group is decoded while the next one is being denoised: on GPUs, if nothing is offloaded."""
+        """Whether a group is decoded while the next one is being denoised: on GPUs, if nothing is offloaded.
+
+        `pipe.overlap_decoding = False` leaves it off.
+        """
         networks = (self.transformer, self.autoencoder)
-        if any(is_offloaded(network) for network in networks):
+        if not self.overlap_decoding or any(is_offloaded(network) for network in networks):
             return False
         devices = [execution_device(network) for network in networks]
         return devices[0].type == "cuda" or devices[0] != devices[1]
