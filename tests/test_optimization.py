@@ -174,6 +174,21 @@ def test_decoding_overlaps_on_another_device_unless_told_not_to() -> None:
     assert not pipe.can_overlap_decoding
 
 
+def test_the_generator_may_have_a_device_of_its_own() -> None:
+    """Here a CPU before the meta device: what it makes goes over by itself, what is carried stays where it is."""
+    pipe = text_pipeline().to("meta")
+    pipe.generator_transformer = text_pipeline().generator_transformer
+    pipe.transformer.set_sparse_backend("sdpa")
+    stream = make_stream(pipe, output_type="uint8")
+    with torch.no_grad():
+        for _ in range(2):
+            refined = stream._maker(stream._prompt_embeds)
+            frames = stream._decode(refined.segment, stream._maker.size, refined.timings)
+    assert frames.device.type == refined.segment.latents.device.type == "meta"
+    assert stream._source.state().network.cache.keys[0].device.type == "cpu"
+    assert stream._maker.refine.states[0].cache[0].keys.device.type == "meta"
+
+
 # optimize
 
 
@@ -283,6 +298,21 @@ def test_an_optimized_pipeline_on_a_gpu(fp8: bool) -> None:
     pipe.optimize(fp8=fp8)
     accuracy = compare(plain, record(pipe, prompt_embeds=embeds, num_frames=41))
     assert accuracy.latent_error < (0.2 if fp8 else 0.05) and accuracy.frame_psnr > (20 if fp8 else 30)
+
+
+@pytest.mark.gpu
+def test_the_generator_and_the_rest_on_two_gpus() -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two CUDA devices")
+    pipe = text_pipeline().to("cuda:0")
+    one = record(pipe, prompt_embeds=PROMPT, num_frames=61)
+    pipe.generator_transformer.to("cuda:1")
+    two = record(pipe, prompt_embeds=PROMPT, num_frames=61)
+    accuracy = compare(one, two)
+    assert accuracy.latent_error < 1e-3 and accuracy.frame_psnr > 60
+    with make_stream(pipe, output_type="pt") as stream:
+        next(stream)
+        assert stream.state().source.network.position.device == torch.device("cuda:1")
 
 
 @pytest.mark.gpu

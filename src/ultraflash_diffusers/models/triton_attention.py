@@ -166,25 +166,26 @@ def attend(
 
         tile = [settings.columns, channels]
         keys, values = (TensorDescriptor.from_tensor(tensor.view(-1, channels), tile) for tensor in (key, value))
-    _attend_kernel[(query_blocks * (volume // settings.rows), batch * heads)](
-        query,
-        keys,
-        values,
-        output,
-        counts,
-        indices,
-        query_blocks,
-        key_blocks,
-        math.log2(math.e) / math.sqrt(channels),
-        VOLUME=volume,
-        CHANNELS=channels,
-        ROWS=settings.rows,
-        COLUMNS=settings.columns,
-        TMA=settings.tma,
-        PRECISION="ieee" if query.dtype == torch.float32 else "tf32",
-        num_warps=settings.num_warps,
-        num_stages=settings.num_stages,
-    )
+    with torch.cuda.device_of(query):  # Triton launches on the current device, wherever the tensors are
+        _attend_kernel[(query_blocks * (volume // settings.rows), batch * heads)](
+            query,
+            keys,
+            values,
+            output,
+            counts,
+            indices,
+            query_blocks,
+            key_blocks,
+            math.log2(math.e) / math.sqrt(channels),
+            VOLUME=volume,
+            CHANNELS=channels,
+            ROWS=settings.rows,
+            COLUMNS=settings.columns,
+            TMA=settings.tma,
+            PRECISION="ieee" if query.dtype == torch.float32 else "tf32",
+            num_warps=settings.num_warps,
+            num_stages=settings.num_stages,
+        )
     return output
 
 

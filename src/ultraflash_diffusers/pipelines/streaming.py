@@ -340,6 +340,9 @@ class UltraFlashStreamingPipeline(DiffusionPipeline, UltraFlashLoraLoaderMixin):
         Compiled code takes one shape: the first chunks of a stream of another size are slow again. What the faster
         path costs in accuracy, [`~optimization.record`] and [`~optimization.compare`] tell.
 
+        Networks may be on several GPUs, to be moved before: with `pipe.generator_transformer.to("cuda:1")` the
+        generator makes the next group's latents while this group is refined and decoded.
+
         Args:
             cache_text (`bool`, *optional*, defaults to `True`): computes the keys and values of the prompt once a
                 prompt. Exact; adapters that change in mid-stream reach them with the next prompt only.

@@ -224,7 +224,8 @@ class VideoStream(Iterator[StreamChunk]):
         if self._ahead is not None:
             wait([self._ahead])
             # what the worker has queued on a GPU must be done before it is copied from another CUDA stream
-            for device in {self._maker.refine.device, self._decode.device}:
+            networks = [part for part in self._pipe.components.values() if isinstance(part, torch.nn.Module)]
+            for device in set(map(execution_device, networks)):
                 if device.type == "cuda":
                     torch.cuda.synchronize(device)
             # a failed group left the state as it was before it
