@@ -16,6 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ultraflash_diffusers.benchmarking.memory import LiveBytes
 from ultraflash_diffusers.models.triton_attention import AVAILABLE
+from ultraflash_diffusers.pipelines.cache_management import DynamicCacheManagement
+from ultraflash_diffusers.pipelines.cuda_graphs import copy_into, tensors_of
 from ultraflash_diffusers.pipelines.optimization import (
     Recording,
     block_linears,
@@ -53,6 +55,12 @@ def make_stream(pipe: Any, **arguments: Any) -> Any:
 
 def text_pipeline(**components: Any) -> Any:
     return tiny.make_tiny_pipeline(text=False, **components)
+
+
+def gpu_pipeline() -> Any:
+    """With blocks and heads that the Triton kernel takes."""
+    transformer = tiny.make_tiny_transformer(block_size=(2, 2, 4), attention_head_dim=16)
+    return text_pipeline(transformer=transformer).to("cuda")
 
 
 # host synchronisations
@@ -253,6 +261,8 @@ def test_what_cannot_be_done_is_refused_or_told() -> None:
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="`fp8` is True, but (torchao is not installed|cpu has no FP8)"):
             pipe.optimize(fp8=True)
+    with pytest.raises(ValueError, match="`cuda_graphs` is True, but the transformer is on cpu"):
+        pipe.optimize(cuda_graphs=True)
     pipe.transformer.enable_group_offload(torch.device("cpu"), offload_type="leaf_level")
     report = pipe.optimize(compile_backend="eager")
     assert report.applied("compile") == ["generator_transformer", "latent_upsampler", "autoencoder"]
@@ -300,6 +310,53 @@ def test_an_optimized_pipeline_on_a_gpu(fp8: bool) -> None:
     assert accuracy.latent_error < (0.2 if fp8 else 0.05) and accuracy.frame_psnr > (20 if fp8 else 30)
 
 
+@torch.no_grad()
+def test_a_state_that_moves_on_in_place_is_the_stream() -> None:
+    """What a CUDA graph does at each replay: the same tensors before and after every group."""
+    network = tiny.make_tiny_transformer()
+    groups = [torch.randn(1, 2 * tiny.LATENT_CHANNELS, 4, 8, 12) for _ in range(6)]
+    timestep = torch.full((1,), 1000.0)
+    sizes = {"batch_size": 1, "frames": 4, "height": 8, "width": 12, "single_use": True}
+    chain, fixed = network.new_stream(2, **sizes), network.new_stream(2, **sizes)
+    places = [tensor.data_ptr() for tensor in tensors_of(fixed)]
+    for index, group in enumerate(groups):
+        if index == 4:
+            chain = chain.with_kv_cache_blocks(1)
+            copy_into(fixed, fixed.with_kv_cache_blocks(1))
+        output = network(group, timestep, PROMPT, state=chain)
+        chain = output.state
+        fixed.used[0] = False  # under capture nothing is marked
+        replayed = network(group, timestep, PROMPT, state=fixed)
+        copy_into(fixed, replayed.state)
+        assert torch.equal(replayed.sample, output.sample)
+    assert [tensor.data_ptr() for tensor in tensors_of(fixed)] == places
+    assert int(fixed.position) == int(fixed.cache[0].position) * 2 == 24
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("compiled", [False, True])
+def test_replayed_groups_are_the_plain_ones(compiled: bool) -> None:
+    torch.compiler.reset()
+    pipe = gpu_pipeline()
+    backend = "triton" if AVAILABLE else "sdpa"
+    narrowing = DynamicCacheManagement(later_chunk_steps=None, sr_warmup_groups=3)
+    arguments = {"prompt_embeds": PROMPT, "num_frames": 150, "cache_management": narrowing}
+    pipe.optimize(compile=compiled, sparse_backend=backend)
+    plain = record(pipe, **arguments)
+    report = pipe.optimize(compile=False, sparse_backend=backend, cuda_graphs=True)
+    assert report.applied("cuda_graphs") == ["transformer"]
+    accuracy = compare(plain, record(pipe, **arguments))
+    assert accuracy.latent_error < 1e-4 and accuracy.frame_psnr > 80
+    with make_stream(pipe, output_type="pt") as stream:
+        for _ in range(4):
+            next(stream)
+        assert len(stream._maker.refine._graphs) == 1
+        state = stream.state()
+        stream.set_prompt(prompt_embeds=-PROMPT)  # captured anew
+        frames = [next(stream).frames for _ in range(3)]
+    assert int(state.sr[0].position) > 0 and all(torch.isfinite(each).all() for each in frames)
+
+
 @pytest.mark.gpu
 def test_the_generator_and_the_rest_on_two_gpus() -> None:
     if torch.cuda.device_count() < 2:
@@ -318,7 +375,7 @@ def test_the_generator_and_the_rest_on_two_gpus() -> None:
 @pytest.mark.gpu
 def test_a_stream_on_a_gpu_waits_only_when_frames_are_handed_over() -> None:
     """CUDA itself reports every synchronisation in the worker's chain; there are none after the warm-up."""
-    pipe = text_pipeline().to("cuda")
+    pipe = gpu_pipeline()
     pipe.transformer.set_sparse_backend("triton" if AVAILABLE else "sdpa")
     stream = make_stream(pipe, output_type="pt")
     with torch.no_grad():

@@ -78,12 +78,15 @@ def optimize(
     size: tuple[int, int] | None = None,
     compile: bool = True,
     compile_backend: str = "inductor",
+    cuda_graphs: bool = False,
 ) -> OptimizationReport:
     """Makes a pipeline's streams faster; see [`UltraFlashStreamingPipeline.optimize`] for the arguments."""
     if sparse_backend == "fastest" and size is None:
         raise ValueError("`size` is None, but `sparse_backend='fastest'` needs the height and width of the frames")
     if fp8:
         _check_fp8(execution_device(pipe.transformer))
+    if cuda_graphs and execution_device(pipe.transformer).type != "cuda":
+        raise ValueError(f"`cuda_graphs` is True, but the transformer is on {execution_device(pipe.transformer)}")
     report = OptimizationReport()
     transformers = {
         name: network
@@ -104,7 +107,21 @@ def optimize(
         _choose_sparse_backend(pipe, sparse_backend, size, report)
     if compile:
         _compile(pipe, transformers, compile_backend, report)
+    if cuda_graphs:
+        _capture(pipe.transformer, report)
     return report
+
+
+def _capture(network: UltraFlashSRTransformer, report: OptimizationReport) -> None:
+    reason = None
+    if is_offloaded(network):
+        reason = "offloaded: its weights move"
+    elif not network.config.use_sparse_attention:
+        reason = "its attention is dense"
+    elif network.sparse_backend == "gather":
+        reason = "gathering asks the device how much is kept"
+    network.cuda_graphs = reason is None
+    report.add("cuda_graphs", "transformer", reason is None, reason or "a graph from a clip's third group on")
 
 
 def _compile(

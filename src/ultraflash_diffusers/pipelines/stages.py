@@ -23,6 +23,7 @@ from ..models.ultraflash_sr_transformer import SRStreamState, UltraFlashSRTransf
 from ..models.wan_layers import TextKeyValues
 from .cache_management import DynamicCacheManagement
 from .color_correction import wavelet_color_correction
+from .cuda_graphs import CapturedStep
 from .devices import DeferredFlag, execution_device, send
 from .noise import SeededFrameNoise
 from .pipeline_output import to_levels
@@ -270,6 +271,9 @@ class SRStage:
                 "`state` is of a stream of one SR step without `callback_on_step_end` and can only go on so, got "
                 f"`num_inference_steps` {settings.num_inference_steps} and {'no' if on_step is None else 'a'} callback"
             )
+        # one for each state; what is compiled and tuned in a clip's first groups cannot be captured
+        self._graphs: dict[int, CapturedStep] = {}
+        self._groups_of_clip = 0
         # the prompts by identity, kept alive here, and what the network takes for them
         self._texts: dict[int, tuple[torch.Tensor, torch.Tensor | TextKeyValues]] = {}
 
@@ -317,6 +321,7 @@ class SRStage:
                 texts = self._texts_of(prompt_embeds, latents.shape[0])
         # only what the last step saw is carried on
         self.states = next_states
+        self._groups_of_clip += 1
         return latents[:, :, :frames]
 
     def _texts_of(self, prompt_embeds: list[torch.Tensor], batch_size: int) -> list[torch.Tensor | TextKeyValues]:
@@ -340,7 +345,8 @@ class SRStage:
             batch, _, frames, height, width = condition.shape
             blocks = self._settings.kv_cache_blocks
             sizes = (blocks, batch, frames, height, width, self.device)
-            self.states = None  # its memory serves the new clip
+            self.states, self._groups_of_clip = None, 0  # their memory serves the new clip
+            self._graphs.clear()
             states = [self._transformer.new_stream(*sizes, single_use=self._single_use) for _ in range(count)]
         else:
             states = self.states
@@ -359,13 +365,31 @@ class SRStage:
         inputs = torch.cat([latents, condition], dim=1).to(self._transformer.dtype)
         timesteps = torch.full((latents.shape[0],), float(timestep), device=latents.device)
         outputs = [
-            self._transformer(inputs, timesteps, text, state=state) for text, state in zip(texts, states, strict=True)
+            self._step(index, inputs, timesteps, text, state)
+            for index, (text, state) in enumerate(zip(texts, states, strict=True))
         ]
-        flow = outputs[0].sample.float()
+        flow = outputs[0][0].float()
         if len(outputs) > 1:
-            unguided = outputs[1].sample.float()
+            unguided = outputs[1][0].float()
             flow = unguided + self._settings.guidance_scale * (flow - unguided)
-        return flow, [output.state for output in outputs]
+        return flow, [state for _, state in outputs]
+
+    def _step(
+        self,
+        index: int,
+        inputs: torch.Tensor,
+        timesteps: torch.Tensor,
+        text: torch.Tensor | TextKeyValues,
+        state: SRStreamState,
+    ) -> tuple[torch.Tensor, SRStreamState]:
+        """Runs the network once from a state, number `index` of the stream's; as a CUDA graph where it is to."""
+        if not (self._transformer.cuda_graphs and self._single_use and self._groups_of_clip >= 2):
+            output = self._transformer(inputs, timesteps, text, state=state)
+            return output.sample, output.state
+        graph = self._graphs.get(index)
+        if graph is None or not graph.serves(inputs, text, state):
+            graph = self._graphs[index] = CapturedStep(self._transformer, inputs, timesteps, text, state)
+        return graph(inputs, timesteps, state), graph.state
 
 
 def _for_batch(text: torch.Tensor | TextKeyValues, batch_size: int) -> torch.Tensor | TextKeyValues:
