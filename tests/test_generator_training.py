@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from diffusers.utils import logging
 from safetensors.torch import load_file
 from test_training import AUTOENCODER, script
 from tiny import make_tiny_autoencoder, make_tiny_generator
@@ -192,6 +194,19 @@ def test_a_source_takes_the_predicted_samples() -> None:
     )
     latents = torch.cat([chunk.latents for chunk in source.chunks()], dim=2)
     torch.testing.assert_close(latents, torch.full_like(latents, 0.7))
+
+
+def test_a_size_that_was_never_trained_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    logging.enable_propagation()
+    autoencoder, network = make_tiny_autoencoder(), make_tiny_generator(sample_size=(8, 8))
+    side = 8 * autoencoder.spatial_compression_ratio
+    arguments = {"multiple_of": 8, "num_frames": 5, "width": side}
+    make = partial(TextGeneratorSource, network, autoencoder, torch.zeros(1, 6, 8), SeededFrameNoise([0], 1))
+    make(height=side, **arguments)
+    assert not caplog.text
+    make(height=2 * side, **arguments)
+    assert f"trained on {side}x{side} frames alone, not on {2 * side}x{side}" in caplog.text
+    logging.disable_propagation()
 
 
 def test_absolute_positions_break_the_symmetry_of_constant_frames() -> None:
@@ -461,7 +476,7 @@ def test_the_script_trains_resumes_and_distils(material: Path) -> None:
         one, other = (load_file(folder / f"{name}.safetensors") for folder in (whole, parts))
         assert all(one[key].equal(other[key]) for key in one)
     network = CausalWanTransformer.from_pretrained(whole, subfolder="generator_transformer")
-    assert tuple(network.config.patch_size) == (1, 4, 4)
+    assert tuple(network.config.patch_size) == (1, 4, 4) and tuple(network.config.sample_size) == (8, 12)
     assert json.loads((whole / "log.jsonl").read_text().splitlines()[-1])["validation/error"] > 0
     distilled = run_script(
         material,

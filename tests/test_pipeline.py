@@ -197,13 +197,15 @@ def test_padding_of_the_prompt_is_zero():
     assert PIPE.encode_prompt("a", max_sequence_length=2)[0].shape[1] == 2
 
 
-def test_a_long_prompt_is_cut_with_a_warning(caplog):
+def test_long_prompts_and_unknown_words_are_said(caplog):
     from diffusers.utils import logging
 
     logging.enable_propagation()
     embeds, _ = PIPE.encode_prompt("a red ball rolls over the table")
     assert embeds.shape[1] == TEXT_LENGTH
-    assert "7 tokens" in caplog.text
+    assert "7 tokens" in caplog.text and "does not know" not in caplog.text
+    PIPE.encode_prompt("a zebra rolls over cat mandu")
+    assert "does not know 'zebra', 'mandu'" in caplog.text
     logging.disable_propagation()
 
 

@@ -291,6 +291,10 @@ def main(arguments: argparse.Namespace) -> dict[str, float]:
     set_seed(arguments.seed)
     autoencoder = load_network(HRAutoencoder, arguments.autoencoder, "autoencoder").requires_grad_(False)
     network = load_generator(arguments)
+    if network.config.absolute_positions:
+        crop = arguments.crops[0]
+        sides = (crop.height, crop.width)
+        network.register_to_config(sample_size=[side // autoencoder.spatial_compression_ratio for side in sides])
     config = arguments_of(network)
     check_sizes(arguments, autoencoder, config)
     accelerator = make_accelerator(arguments, leaves_out_parameters=arguments.objective == "self_forcing")

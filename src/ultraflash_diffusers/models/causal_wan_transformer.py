@@ -87,6 +87,8 @@ class CausalWanTransformer(WanBackbone):
             latents, which are far from filling their space, do (arXiv 2511.13720).
         absolute_positions (`bool`, *optional*, defaults to `False`): tells tokens where in the frame they are. Rotary
             positions are relative, and a small network can hardly tell the middle from a border by them.
+        sample_size (`tuple[int, int]`, *optional*): height and width of the latents that it was trained on, where it
+            can make no others well; `None` where it can.
     """
 
     @register_to_config
@@ -110,6 +112,7 @@ class CausalWanTransformer(WanBackbone):
         sink_frames: int = 0,
         prediction_type: Literal["flow", "sample"] = "flow",
         absolute_positions: bool = False,
+        sample_size: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
         if prediction_type not in ("flow", "sample"):

@@ -458,6 +458,9 @@ class UltraFlashStreamingPipeline(DiffusionPipeline, UltraFlashLoraLoaderMixin):
         for text, ids in zip(texts, self.tokenizer(texts).input_ids, strict=True):
             if len(ids) > length:
                 logger.warning(f"a prompt of {len(ids)} tokens was cut off after {length} of them: {text[:60]!r}...")
+            if (unknown := self.tokenizer.unk_token_id) in ids:
+                words = [repr(word) for word in text.split() if unknown in self.tokenizer(word).input_ids]
+                logger.warning(f"the checkpoint's text encoder does not know {', '.join(words)}")
         tokens = self.tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
         device = execution_device(self.text_encoder)
         mask = tokens.attention_mask.to(device)

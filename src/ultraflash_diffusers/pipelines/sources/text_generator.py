@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from diffusers.utils import logging
 
 from ...models.causal_wan_transformer import CausalWanStreamState, CausalWanTransformer
 from ...models.hr_autoencoder import HRAutoencoder
@@ -18,6 +19,8 @@ from ..cache_management import DynamicCacheManagement
 from ..devices import execution_device, send
 from .base import FrameNoise, Source, SourceChunk, StageTimings, padded_size, stage_timer
 from .frames import frames_to_pixels
+
+logger = logging.get_logger(__name__)
 
 DENOISING_STEPS = (1000, 750, 500, 250)
 FLOW_SHIFT = 5.0
@@ -125,6 +128,10 @@ class TextGeneratorSource(Source):
         self.set_prompt_embeds(prompt_embeds)
         self.batch_size = prompt_embeds.shape[0]
         self._shape = (channels, *self._latent_size(height, width, multiple_of))
+        trained = generator.config.sample_size
+        if trained is not None and tuple(trained) != self._shape[1:]:
+            rows, columns = (autoencoder.spatial_compression_ratio * side for side in trained)
+            logger.warning(f"the text generator was trained on {rows}x{columns} frames alone, not on {height}x{width}")
         if state is None:
             given = self._given_latents(first_frames, first_latents, prompt_embeds.shape[0])
             # a scorer commits a chunk twice where it is not good enough
