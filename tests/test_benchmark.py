@@ -172,6 +172,7 @@ def test_the_command_runs_a_small_preset(tmp_path, capsys) -> None:
     words = ["benchmark", "--preset", "480p", "--height", "64", "--width", "64", "--layers", "1"]
     files = [tmp_path / "result.json", tmp_path / "plot.svg"]
     words += ["--device", "cpu", "--chunks", "1", "--warmup", "1", "--generator-steps", "1", "--kv-cache-blocks", "1"]
+    words += ["--generator-device", "cpu", "--in-turns"]
     assert main([*words, "--output", str(files[0]), "--plot", str(files[1])]) == 0
     printed, result = capsys.readouterr().out, json.loads(files[0].read_text())
     assert "Not the text encoder" in printed and "of the floor" in printed
@@ -181,6 +182,8 @@ def test_the_command_runs_a_small_preset(tmp_path, capsys) -> None:
     ElementTree.parse(files[1])
     for wrong, message in (
         (["--fp8"], "need --optimize"),
+        (["--cuda-graphs"], "need --optimize"),
+        (["--optimize", "--cuda-graphs"], "`cuda_graphs` is True, but the transformer is on cpu"),
         (["--checkpoint", "x"], "--preset and --checkpoint"),
         (["--height", "33"], "multiples of the scale"),
     ):

@@ -55,6 +55,10 @@ def add_benchmark(commands: SubParsers) -> argparse.ArgumentParser:
     command.add_argument("--layers", type=positive, default=30, help="of a preset's transformers (default: 30)")
     command.add_argument("--optimize", action="store_true", help="call pipe.optimize() first")
     command.add_argument("--fp8", action="store_true", help="with --optimize: FP8 linear layers inside the blocks")
+    command.add_argument(
+        "--cuda-graphs", action="store_true", help="with --optimize: the SR transformer's step as a CUDA graph"
+    )
+    command.add_argument("--generator-device", metavar="DEVICE", help="another one for a preset's generator: cuda:1")
     command.add_argument("--sparse-backend", metavar="NAME", help="of the sparse attention, or 'fastest'")
     command.add_argument(
         "--accuracy-latents",
@@ -74,8 +78,10 @@ def _run(options: argparse.Namespace) -> None:
     from ..benchmarking.presets import PRESETS
     from ..benchmarking.stages import measure, split_sparse_transformer
 
-    if (options.fp8 or options.accuracy_latents) and not options.optimize:
-        raise ValueError("--fp8 and --accuracy-latents need --optimize")
+    if (options.fp8 or options.cuda_graphs or options.accuracy_latents) and not options.optimize:
+        raise ValueError("--fp8, --cuda-graphs and --accuracy-latents need --optimize")
+    if options.generator_device and not options.preset:
+        raise ValueError(f"--generator-device {options.generator_device} needs --preset: there is no generator else")
     if options.preset and options.checkpoint:
         raise ValueError("--preset and --checkpoint were both given: a preset has networks of its own")
     preset = PRESETS[options.preset] if options.preset else None
@@ -126,6 +132,8 @@ def _pipeline(options: argparse.Namespace, preset: Preset | None) -> UltraFlashS
 
         dtype = getattr(torch, chosen_dtype(options))
         pipe = build_pipeline(preset, chosen_device(options), dtype, options.layers)
+        if options.generator_device:
+            pipe.generator_transformer.to(options.generator_device)
     if options.kv_cache_blocks:
         pipe.register_to_config(kv_cache_blocks=options.kv_cache_blocks)
     pipe.overlap_decoding = not options.in_turns
@@ -174,7 +182,9 @@ def _optimized(
 
     latents = None if options.accuracy_latents is None else _latents(options.accuracy_latents)
     plain = None if latents is None else record(pipe, source=latents)
-    report = pipe.optimize(fp8=options.fp8, sparse_backend=options.sparse_backend, size=size)
+    report = pipe.optimize(
+        fp8=options.fp8, sparse_backend=options.sparse_backend, size=size, cuda_graphs=options.cuda_graphs
+    )
     result: dict[str, Any] = {"optimizations": [vars(step) for step in report.steps]}
     if plain is not None:
         accuracy = compare(plain, record(pipe, source=latents))
@@ -209,6 +219,7 @@ def _conditions(
         "kv_cache_blocks": pipe.config.kv_cache_blocks,
         "overlapped": pipe.can_overlap_decoding,
         "device": _device_name(pipe.device),
+        "generator_device": options.generator_device,
         "dtype": str(pipe.transformer.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
