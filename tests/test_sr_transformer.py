@@ -15,7 +15,7 @@ from peft import LoraConfig
 from wan_cases import REFERENCE, TOLERANCE, Case, relative_error
 from wan_networks import CHANNELS, TEXT_DIM, TEXT_LENGTH, TINY, latents, make_generator, make_sr, no_recompile, prompt
 
-from ultraflash_diffusers.models import wan_layers
+from ultraflash_diffusers.models import block_sparse_attention, wan_layers
 from ultraflash_diffusers.models.ultraflash_sr_transformer import SRStreamState, UltraFlashSRTransformer
 
 SR_CASES = sorted(path.stem for path in (REFERENCE / "cases").glob("sr_*"))
@@ -537,6 +537,23 @@ def test_compiles_once_for_all_groups(kind: str, regional: bool, single_use: boo
         later, state = run_stream(network, groups[1:4], prompt(), state)
         assert_same(samples + later, expected[:4])
         run_stream(network, groups[4:], prompt(), state.with_kv_cache_blocks(2))
+
+
+@torch.no_grad()
+def test_parts_compile_as_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What large frames bring with them: tokens in parts, heads in parts, both inside a compiled block."""
+    torch.compiler.reset()
+    groups = [sr_input(4, seed=seed) for seed in range(4)]
+    network = make_sr(num_attention_heads=4, attention_head_dim=12)
+    expected, _ = run_stream(network, groups, prompt())
+    monkeypatch.setattr(wan_layers, "_PART_TOKENS", 37)
+    monkeypatch.setattr(block_sparse_attention, "_WHOLE_ELEMENTS", 0)
+    network.compile_repeated_blocks(fullgraph=True, dynamic=False, backend="aot_eager")
+    state = network.new_stream(3, batch_size=1, frames=4, height=8, width=12, single_use=True)
+    samples, state = run_stream(network, groups[:1], prompt(), state)
+    with no_recompile():
+        samples += run_stream(network, groups[1:], prompt(), state)[0]
+    assert_same(samples, expected)
 
 
 # bad input
