@@ -59,11 +59,10 @@ class CapturedStep:
         self.state = state.map_tensors(lambda tensor: tensor.clone() if tensor.ndim == 0 else tensor)
         self._hidden_states, self._timestep, self._text = hidden_states.clone(), timestep.clone(), text
         self._graph = torch.cuda.CUDAGraph()
+        device = hidden_states.device
         # thread_local: another thread may be decoding and allocating meanwhile
-        with (
-            torch.cuda.device(hidden_states.device),
-            torch.cuda.graph(self._graph, capture_error_mode="thread_local"),
-        ):
+        capture = torch.cuda.graph(self._graph, stream=torch.cuda.Stream(device), capture_error_mode="thread_local")
+        with torch.cuda.device(device), capture:
             output = transformer(self._hidden_states, self._timestep, text, state=self.state)
             copy_into(self.state, output.state)
         self._sample = output.sample

@@ -107,6 +107,7 @@ def optimize(
         _choose_sparse_backend(pipe, sparse_backend, size, report)
     if compile:
         _compile(pipe, transformers, compile_backend, report)
+    pipe.transformer.cuda_graphs = False
     if cuda_graphs:
         _capture(pipe.transformer, report)
     return report
