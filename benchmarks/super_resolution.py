@@ -71,7 +71,7 @@ def upscale(
 
 @torch.inference_mode()
 def describe(frames: np.ndarray, clip: ClipPair, motion: metrics.Motion, reward: Reward) -> dict[str, float]:
-    """The measures of one clip's output, relative to the truth where that is said."""
+    """The measures of one clip's output."""
     pixels, truth = (frames_to_tensor(each) for each in (frames, clip.truth))
     scores = [reward(part.transpose(0, 1) * 0.5 + 0.5) for part in pixels[0].split(4, dim=1)]
     return {
@@ -79,7 +79,7 @@ def describe(frames: np.ndarray, clip: ClipPair, motion: metrics.Motion, reward:
         "detail": detail_ratio(pixels, truth).item(),
         "sharpness": metrics.laplacian_variance(frames) / metrics.laplacian_variance(clip.truth),
         "quality": torch.cat(scores).mean().item(),
-        "warping": metrics.warping_error(frames, motion) / metrics.warping_error(clip.truth, motion),
+        "warping": metrics.warping_error(frames, motion),
     }
 
 
@@ -137,7 +137,7 @@ COLUMNS = {
     "detail": ("{detail:.3f}", "mean absolute Haar detail band, relative to the truth's"),
     "sharpness": ("{sharpness:.2f}", "variance of the luma's Laplacian, relative to the truth's"),
     "quality": ("{quality:.3f}", "by the packaged no-reference scorer"),
-    "warping error": ("{warping:.2f}", "relative to the truth's own"),
+    "warping error": ("{warping:.2f}", "along the truth's optical flow, 8-bit units; come near to the truth's own"),
     "ms a group": ("{milliseconds:.0f}", "median time in the transformer alone, all of its steps"),
 }
 

@@ -527,7 +527,7 @@ def test_bad_command_lines_are_refused(capsys: pytest.CaptureFixture) -> None:
         assert message in capsys.readouterr().err
     levels = ["--matching_levels", "0.1", "0.5"]
     parsed = script("distill_sr").parse_arguments([*base, "--guidance_scale", "1", "--reward", "packaged", *levels])
-    assert parsed.ema_interval == 6 and parsed.reward_weight == 0.1
+    assert parsed.ema_interval == 6 and parsed.reward_weight == 1e-3
     assert script("distill_sr").distillation_objective(parsed).matching.sigma_range == (0.1, 0.5)
 
 

@@ -40,6 +40,11 @@ from ultraflash_diffusers.training.prompts import Prompts, text_pipeline
 from ultraflash_diffusers.training.sr_stage import SRObjective
 from ultraflash_diffusers.training.stage import choose_trained, load_network
 
+# the packaged scorer answers to the slightest change: in latents its gradients are some thousand times those of the
+# wavelet loss, and at larger weights the student learns nothing else
+PERCEPTUAL_WEIGHTS = dict.fromkeys(PERCEPTUAL_LOSSES, 0.5) | {"quality_scorer": 2e-4}
+REWARD_WEIGHT = 1e-3
+
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = training_parser("Distils the super-resolution transformer.", crops="9x192x256", learning_rate=2e-6)
@@ -130,7 +135,9 @@ def _add_judging_arguments(parser: argparse.ArgumentParser) -> None:
         help="losses through the autoencoder's linear shortcut alone, which is cheap",
     )
     group.add_argument("--perceptual_loss", choices=PERCEPTUAL_LOSSES, help="none without it")
-    group.add_argument("--perceptual_weight", type=non_negative(float), help="0.5 with a loss by default")
+    group.add_argument(
+        "--perceptual_weight", type=non_negative(float), help="by default 0.0002 of quality_scorer, 0.5 of others"
+    )
     group.add_argument(
         "--reward",
         nargs="+",
@@ -139,7 +146,7 @@ def _add_judging_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--reward_shares", type=non_negative(float), nargs="+", help="of several; equal by default")
     group.add_argument(
-        "--reward_weight", type=non_negative(float), help="0.1 with a reward by default; 0 measures it only"
+        "--reward_weight", type=non_negative(float), help="0.001 with a reward by default; 0 measures it only"
     )
     group.add_argument(
         "--judged_frames", type=positive(int), default=1, help="frames of a clip that perceptual loss and reward see"
@@ -177,8 +184,8 @@ def _fill_in_defaults(parsed: argparse.Namespace) -> None:
     defaults = {
         # the student changes once a cycle
         "ema_interval": parsed.fake_updates + 1,
-        "perceptual_weight": 0.5 if parsed.perceptual_loss is not None else 0.0,
-        "reward_weight": 0.1 if parsed.reward is not None else 0.0,
+        "perceptual_weight": PERCEPTUAL_WEIGHTS.get(parsed.perceptual_loss, 0.0),
+        "reward_weight": REWARD_WEIGHT if parsed.reward is not None else 0.0,
     }
     for name, default in defaults.items():
         if vars(parsed)[name] is None:
