@@ -191,6 +191,18 @@ def test_the_command_runs_a_small_preset(tmp_path, capsys) -> None:
         assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("network", [["--preset", "480p", "--layers", "2"], []], ids=["preset", "packaged"])
+def test_on_the_meta_device_the_command_plans(network, tmp_path, capsys) -> None:
+    words = ["benchmark", *network, "--device", "meta", "--height", "64", "--width", "128"]
+    assert main([*words, "--output", str(tmp_path / "plan.json")]) == 0
+    printed, result = capsys.readouterr().out, json.loads((tmp_path / "plan.json").read_text())
+    peak = result["planned_peak_gb"]
+    assert f"{peak['in turns']:.3f} with one stage after the other, {peak['overlapped']:.3f} overlapped" in printed
+    assert sum(result["planned_gb"]["weights"].values()) < peak["in turns"] < peak["overlapped"]
+    assert main([*words, "--kv-cache-blocks", "9", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["planned_peak_gb"]["in turns"] > peak["in turns"]
+
+
 def test_the_linearity_benchmark_runs(tmp_path) -> None:
     words = ["--height", "64", "--width", "64", "--shares", "1", "2", "--chunks", "1", "--warmup", "1"]
     linearity.main([*words, "--stream-chunks", "5", "--json", str(tmp_path / "a.json"), "--plot", str(tmp_path / "a")])

@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ..models import triton_attention
 from ..models.stream_state import StreamState
 from ..pipelines.noise import SeededFrameNoise
 from ..pipelines.sources.base import StageTimings
@@ -96,7 +97,7 @@ def plan_memory(pipe: UltraFlashStreamingPipeline, height: int, width: int) -> d
     """Bytes of weights, of what a stream of one SR step carries, and of what each stage takes on top while it runs.
 
     The stages run as they do in a stream, uncompiled, with attention as fused kernels do it; the sparse one counts as
-    the Triton kernel.
+    the Triton kernel where it takes the network's blocks, else as masked attention.
 
     Args:
         pipe ([`UltraFlashStreamingPipeline`]): on the meta device.
@@ -137,7 +138,10 @@ def plan_memory(pipe: UltraFlashStreamingPipeline, height: int, width: int) -> d
         run("generator_transformer", lambda: generator(chunk, timestep, prompt, state=stream), lambda: [stream])
     upsample, group = UpsampleStage(pipe.latent_upsampler, None), segment(frames, low)
     run("latent_upsampler", lambda: upsample(group), lambda: [upsample.state])
-    pipe.transformer.set_sparse_backend("triton")
+    fits = triton_attention.supports(
+        torch.device("meta"), pipe.transformer.sparse_settings.volume, text.attention_head_dim
+    )
+    pipe.transformer.set_sparse_backend("triton" if fits else "sdpa")
     blocks, condition = pipe.config.kv_cache_blocks, segment(frames, high).latents.to(dtype)
     settings = SRSettings(frames, 1, 1.0, pipe.config.condition_noise, blocks)
     refine, noise = SRStage(pipe.transformer, pipe.scheduler, settings, None, None), SeededFrameNoise([0], 1)

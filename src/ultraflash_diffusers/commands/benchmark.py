@@ -38,7 +38,8 @@ def add_benchmark(commands: SubParsers) -> argparse.ArgumentParser:
         "benchmark",
         help="how fast the cascade runs here",
         description="Runs a stream from memory to memory and prints medians over its chunks after a warm-up: a "
-        "checkpoint (the packaged one by default), or the published full-size networks with random weights.",
+        "checkpoint (the packaged one by default), or the published full-size networks with random weights. With "
+        "--device meta nothing runs: it prints the memory that a GPU would need.",
     )
     command.add_argument(
         "--preset", choices=_PRESETS, help="full-size networks with random weights, text to frames, at this size"
@@ -91,6 +92,9 @@ def _run(options: argparse.Namespace) -> None:
     if height % scale or width % scale:
         raise ValueError(f"--height {height} and --width {width} must be multiples of the scale, {scale}")
     result: dict[str, Any] = _conditions(options, pipe, height, width)
+    if pipe.device.type == "meta":
+        _print_plan(options, result | _planned(pipe, height, width))
+        return
     if options.optimize:
         result |= _optimized(options, pipe, (height, width))
     elif options.sparse_backend:
@@ -120,6 +124,35 @@ def _run(options: argparse.Namespace) -> None:
     if options.output is not None:
         options.output.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result) if options.json else _table(result))
+
+
+def _planned(pipe: UltraFlashStreamingPipeline, height: int, width: int) -> dict[str, Any]:
+    from ..benchmarking.memory import peak_bytes, plan_memory
+
+    plan = plan_memory(pipe, height, width)
+    planned = {kind: {name: size / 1e9 for name, size in sizes.items()} for kind, sizes in plan.items()}
+    return {
+        "planned_gb": planned,
+        "planned_peak_gb": {"in turns": peak_bytes(plan) / 1e9, "overlapped": peak_bytes(plan, True) / 1e9},
+    }
+
+
+def _print_plan(options: argparse.Namespace, result: dict[str, Any]) -> None:
+    if options.output is not None:
+        options.output.write_text(json.dumps(result, indent=2) + "\n")
+    if options.json:
+        print(json.dumps(result))
+        return
+    print(
+        f"{result['height']}x{result['width']} ({result['scale']}x), {result['dtype']}, `kv_cache_blocks` "
+        f"{result['kv_cache_blocks']}, planned in GB (1e9 bytes), one step a group, nothing compiled, without "
+        "the text encoder, kernels' workspace and the allocator's slack"
+    )
+    for kind, sizes in result["planned_gb"].items():
+        parts = ", ".join(f"{name} {size:.3f}" for name, size in sizes.items())
+        print(f"{kind:>10}  {parts}")
+    in_turns, overlapped = result["planned_peak_gb"].values()
+    print(f"{'peak':>10}  {in_turns:.3f} with one stage after the other, {overlapped:.3f} overlapped")
 
 
 def _pipeline(options: argparse.Namespace, preset: Preset | None) -> UltraFlashStreamingPipeline:
