@@ -247,7 +247,7 @@ def test_save_and_load(make, name, tmp_path):
 
 @pytest.mark.parametrize("name", AUTOENCODERS)
 @torch.no_grad()
-def test_layers_run_in_another_order_and_frame_by_frame_give_the_same(name, monkeypatch):
+def test_layers_run_in_another_order_and_in_bands_give_the_same(name, monkeypatch):
     """Against the layers as they are listed, all frames at a time."""
     autoencoder = make_autoencoder(name)
     latents = torch.randn(2, autoencoder.config.latent_channels, 3, 4, 5)
@@ -258,8 +258,9 @@ def test_layers_run_in_another_order_and_frame_by_frame_give_the_same(name, monk
             states.append(state)
         else:
             frames = layer(frames.flatten(0, 1)).unflatten(0, (2, -1))
-    for large in (causal_memory._LARGE_FRAME, 1):
+    for large, bands in ((causal_memory._LARGE_FRAME, 1), (1, 1), (1, 3), (1, 99)):
         monkeypatch.setattr(causal_memory, "_LARGE_FRAME", large)
+        monkeypatch.setattr(causal_memory, "_BANDS", bands)
         output, state = autoencoder.decoder(latents.transpose(1, 2))
         torch.testing.assert_close(output, frames, atol=1e-6, rtol=1e-5)
         for memory, expected in zip(state.memories, states, strict=True):

@@ -9,7 +9,8 @@ the state holds the memory of frame 0.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,8 +21,9 @@ from torch.nn import functional as F
 from .stream_state import StreamState
 
 MemoryInit = Literal["zero", "replicate"]
-# what sees single frames runs frame by frame from so many numbers a frame on: in a decoder's last layers they are most
+# frames of so many numbers run one by one, and through the last layers, a decoder's widest by far, in so many bands
 _LARGE_FRAME = 2**22
+_BANDS = 8
 _ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU, "gelu": nn.GELU}
 
 
@@ -90,11 +92,18 @@ class CausalMemoryBlock(nn.Module):
         first = features[:, 0]
         if memory is None:
             memory = first if self.memory_init == "replicate" else torch.zeros_like(first)
-        past = torch.cat([memory.unsqueeze(1), features[:, :-1]], dim=1)
-        joined = torch.cat([features, past], dim=2).flatten(0, 1)
-        output = self.act(self.conv(joined) + features.flatten(0, 1))
+        frames = features.split(1, dim=1)
+        pasts = [memory.unsqueeze(1), *frames[:-1]]
+        if first[0].numel() < _LARGE_FRAME or torch.is_grad_enabled():
+            output = self._refine(features, torch.cat(pasts, dim=1))
+        else:
+            output = torch.cat([self._refine(*pair) for pair in zip(frames, pasts, strict=True)], dim=1)
         # a copy, since a view would keep all frames of the chunk in memory
-        return output.unflatten(0, features.shape[:2]), features[:, -1].clone()
+        return output, features[:, -1].clone()
+
+    def _refine(self, features: torch.Tensor, past: torch.Tensor) -> torch.Tensor:
+        joined = torch.cat([features, past], dim=2).flatten(0, 1)
+        return self.act(self.conv(joined) + features.flatten(0, 1)).unflatten(0, features.shape[:2])
 
 
 class TemporalPool(nn.Module):
@@ -187,7 +196,7 @@ class CausalMemoryStack(nn.Sequential):
                 next_memories.append(memory)
             else:
                 frames = layer(frames.flatten(0, 1)).unflatten(0, (batch, -1))
-        frames = _frame_by_frame(framewise, frames.flatten(0, 1)).unflatten(0, (batch, -1))
+        frames = _run_framewise(framewise, frames.flatten(0, 1)).unflatten(0, (batch, -1))
         return frames, CausalMemoryState(next_memories, input_size)
 
     def _ordered(self) -> tuple[list[nn.Module], list[nn.Module]]:
@@ -222,18 +231,50 @@ class CausalMemoryStack(nn.Sequential):
         return state.memories
 
 
-def _frame_by_frame(layers: list[nn.Module], frames: torch.Tensor) -> torch.Tensor:
-    """Runs layers that see single frames; large ones each to its end before the next, which takes their memory once.
+def reach(layers: Iterable[nn.Module], cell: float = 1.0) -> tuple[float, float]:
+    """How far, in cells of the input, a value gets through the convolutions, and the side of an output's cell.
 
     Args:
-        layers (`list[nn.Module]`): some of which may make several frames of one.
-        frames (`torch.Tensor`): `[frames, channels, height, width]`.
+        layers (`Iterable[nn.Module]`): in the order in which they run.
+        cell (`float`, *optional*, defaults to 1.0): the side of an input's cell.
     """
-    for index, layer in enumerate(layers):
-        if len(frames) > 1 and frames[0].numel() >= _LARGE_FRAME and not torch.is_grad_enabled():
-            return torch.cat([_frame_by_frame(layers[index:], frame) for frame in frames.split(1)])
-        frames = layer(frames)
-    return frames
+    radius = 0.0
+    for layer in layers:
+        for module in layer.modules():
+            if isinstance(module, nn.Conv2d):
+                radius += cell * (module.kernel_size[0] // 2)
+                cell *= module.stride[0]
+            elif isinstance(module, NearestUpsample):
+                cell /= module.factor
+            elif isinstance(module, nn.PixelShuffle):
+                cell /= module.upscale_factor
+    return radius, cell
+
+
+def _run_framewise(layers: list[nn.Module], frames: torch.Tensor) -> torch.Tensor:
+    """Runs layers that see single frames, `[frames, channels, height, width]`: large ones in bands of rows.
+
+    The bands overlap by as much as the convolutions reach, so that the result is the same; they take the memory of a
+    band once instead of that of all frames.
+    """
+    radius, cell = reach(layers)
+    if frames[0].numel() < _LARGE_FRAME or cell > 1 or torch.is_grad_enabled():
+        for layer in layers:
+            frames = layer(frames)
+        return frames
+    height, halo, scale = frames.shape[2], math.ceil(radius), round(1 / cell)
+    rows = -(-height // _BANDS)
+    outputs = []
+    for frame in frames.split(1):
+        bands = []
+        for start in range(0, height, rows):
+            first, end = max(start - halo, 0), min(start + rows, height)
+            band = frame[:, :, first : end + halo]
+            for layer in layers:
+                band = layer(band)
+            bands.append(band[:, :, scale * (start - first) : scale * (end - first)])
+        outputs.append(torch.cat(bands, dim=2))
+    return torch.cat(outputs)
 
 
 def stage_factors(name: str, scale: int, num_stages: int, first: Literal["left", "right"]) -> tuple[int, ...]:

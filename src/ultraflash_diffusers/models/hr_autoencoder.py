@@ -21,10 +21,10 @@ from .causal_memory import (
     CausalMemoryBlock,
     CausalMemoryStack,
     CausalMemoryState,
-    NearestUpsample,
     TemporalPool,
     conv3x3,
     make_activation,
+    reach,
     staged_layers,
 )
 from .checks import check_divisible, check_video_tensor
@@ -392,16 +392,7 @@ class HRAutoencoder(ModelMixin, AutoencoderMixin, ConfigMixin):
         """How many latents away, at most, a value can reach through the 3x3 convolutions of `stack`."""
         # size of a feature's cell in latents: the encoder starts at the pixel patches, the decoder at the latents
         cell = self.config.patch_size / self.spatial_compression_ratio if shrinks else 1.0
-        radius = 0.0
-        for layer in stack.modules():
-            if isinstance(layer, nn.Conv2d):
-                radius += cell * (layer.kernel_size[0] // 2)
-                cell *= layer.stride[0]
-            elif isinstance(layer, NearestUpsample):
-                cell /= layer.factor
-            elif isinstance(layer, nn.PixelShuffle):
-                cell /= layer.upscale_factor
-        return math.ceil(radius) + 1
+        return math.ceil(reach(stack, cell)[0]) + 1
 
 
 class _Span(NamedTuple):
