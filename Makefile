@@ -9,7 +9,7 @@ export HF_HUB_OFFLINE ?= 1
 .PHONY: help generate demo test lint benchmark clean
 
 help:
-	@echo "make generate   stream a short video with the packaged checkpoint"
+	@echo "make generate   stream a short video from a text with the packaged checkpoint"
 	@echo "make demo       the same in a browser"
 	@echo "make test       all tests"
 	@echo "make lint       ruff and mypy"

@@ -20,8 +20,9 @@ from small_disk import small_disk
 from test_video_io import make_clip
 from tiny import make_tiny_pipeline
 
-from ultraflash_diffusers import default_checkpoint
+from benchmarks.prompt_following import Reading, read_frames
 from ultraflash_diffusers.cli import main
+from ultraflash_diffusers.training.scenes import Scene
 from ultraflash_diffusers.video_io import VideoReader
 
 ROOT = Path(__file__).parent.parent
@@ -342,11 +343,25 @@ def test_benchmark(checkpoint, capsys):
     assert "multiples of the scale" in failure(capsys, [*arguments, "--height", "33"])
 
 
-def test_the_example_streams_with_the_packaged_checkpoint(tmp_path):
-    assert (default_checkpoint() / "model_index.json").is_file()
+def run_example(name: str, *arguments: object) -> str:
+    command = [sys.executable, str(ROOT / "examples" / name), *map(str, arguments)]
+    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=True).stdout
+
+
+def test_the_packaged_checkpoint_upscales_a_clip(tmp_path):
     clip = make_clip(tmp_path / "clip.mp4", 9, size=SIZE)
-    command = [sys.executable, str(ROOT / "examples" / "generate.py"), str(clip), "--output", str(tmp_path / "made")]
-    result = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=True)
-    assert "9 frames of 64x32" in result.stdout
+    assert "9 frames of 64x32" in run_example("upscale.py", clip, "--output", tmp_path / "made")
     assert len(list(VideoReader(tmp_path / "made" / "clip_2x.mp4"))) == 9
     assert (tmp_path / "made" / "clip_side_by_side.png").stat().st_size > 0
+
+
+def test_the_packaged_checkpoint_makes_what_a_text_says(tmp_path):
+    """Also a combination that no network was trained on."""
+    assert Scene("red", "ball", "left", "sand").is_held_out
+    printed = run_example("generate.py", "a red ball glides to the left over sand", "--output", tmp_path)
+    assert "69 frames of 640x384" in printed
+    reader = VideoReader(tmp_path / "generated.mp4")
+    frames = np.stack([frame.pixels for frame in reader])
+    assert len(frames) == 69 and reader.info.fps == 24
+    assert read_frames(frames[::4, ::2, ::2]) == Reading("red", "ball", "left")
+    assert (tmp_path / "generated.png").stat().st_size > 0

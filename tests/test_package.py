@@ -95,3 +95,13 @@ def test_versions_are_pinned_for_everything_that_is_required():
     required = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
     required += project["optional-dependencies"]["demo"]
     assert {name.split(">=")[0].replace("_", "-") for name in required} <= pinned
+
+
+def test_the_packaged_checkpoint_is_small_and_whole():
+    folder = ultraflash_diffusers.default_checkpoint()
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 40e6
+    index = json.loads((folder / "model_index.json").read_text())
+    for name, entry in index.items():
+        if isinstance(entry, list):
+            assert (folder / name).is_dir() and any(path.suffix == ".json" for path in (folder / name).iterdir())

@@ -37,6 +37,13 @@ _TITLE = """
 # Ultra Flash
 High-resolution video **while it is being generated**: frames show up as they are made.
 """
+# the packaged generator knows no other kind of scene
+_PROMPTS = (
+    "A purple star floats upwards in the night sky",
+    "A red ball glides to the left over sand",
+    "A blue triangle rises in front of a wooden wall",
+    "A green box falls over the sea",
+)
 _NO_GENERATOR = """
 ### This checkpoint has no text generator
 It sharpens videos that you bring: see **Upscale**. To type prompts, load a pipeline that also holds a
@@ -322,6 +329,8 @@ def _add_text_tab(demo: Demo) -> None:
             prompt = gr.Textbox(
                 label="Prompt", lines=3, placeholder="A red ball glides to the left over grass", interactive=active
             )
+            if active:
+                gr.Examples([[text] for text in _PROMPTS], [prompt], label="Examples")
             size = gr.Dropdown(list(demo.sizes), label="Size", interactive=active)
             frames = gr.Slider(
                 1,
