@@ -280,6 +280,13 @@ def test_tabs_that_the_checkpoint_cannot_serve_say_so(clip):
     page.close()
 
 
+def test_sizes_are_those_that_the_generator_can_make():
+    pipe = make_tiny_pipeline()
+    assert list(demo_module.Demo(pipe).sizes) == ["48 × 32", "32 × 48", "32 × 32", "24 × 16"]
+    pipe.generator_transformer.register_to_config(sample_size=(4, 6))
+    assert demo_module.Demo(pipe).sizes == {"48 × 32": (48, 32)}
+
+
 def test_the_page_asks_no_other_host(url):
     import httpx
 

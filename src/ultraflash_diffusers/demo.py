@@ -200,7 +200,9 @@ class Demo:
         self.pipe = pipe
         self.runner = StreamRunner(pipe)
         self.scale: int = pipe.latent_upsampler.config.scale
-        self.sizes = _sizes(pipe.config.default_width, pipe.config.default_height)
+        generator = pipe.generator_transformer
+        any_size = generator is None or generator.config.sample_size is None
+        self.sizes = _sizes(pipe.config.default_width, pipe.config.default_height, any_size)
         self.can_generate = pipe.generator_transformer is not None and pipe.text_encoder is not None
         self.can_upscale = pipe.autoencoder.has_encoder
 
@@ -424,13 +426,16 @@ def _connect(
     stop.click(interrupt, queue=False, api_name=f"stop_{tab}")
 
 
-def _sizes(width: int, height: int) -> dict[str, tuple[int, int]]:
-    """Returns the sizes to choose from by their names, the checkpoint's own first: upright, square, and half as large.
+def _sizes(width: int, height: int, any_size: bool) -> dict[str, tuple[int, int]]:
+    """Returns the sizes to choose from by their names: the checkpoint's own, upright, square, and half as large.
 
-    All are even, as most browsers play nothing else.
+    All but the first are left out where the generator can only make that. All are even, as most browsers play nothing
+    else.
     """
     side = min(width, height)
-    sizes = [(width, height), (height, width), (side, side), (width // 4 * 2, height // 4 * 2)]
+    sizes = [(width, height)]
+    if any_size:
+        sizes += [(height, width), (side, side), (width // 4 * 2, height // 4 * 2)]
     return {f"{width} × {height}": (width, height) for width, height in sizes}
 
 
