@@ -2,7 +2,10 @@
 """Settings for all tests. They are made before torch is imported, which reads some of them only once."""
 
 import os
+import signal
 
+# Ctrl-C interrupts, also where a shell has started pytest in its background, with Ctrl-C ignored
+signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"
 if not os.path.exists("/dev/nvidiactl"):

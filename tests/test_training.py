@@ -778,7 +778,7 @@ def test_the_commands_that_are_described_are_understood() -> None:
     for name, arguments in commands:
         while "$" in arguments:  # a variable may name another one
             arguments = re.sub(r"\$(\w+)", lambda found: variables[found[1]], arguments)
-        script(name).parse_arguments(shlex.split(arguments))
+        script(name).parse_arguments(shlex.split(arguments, comments=True))
 
 
 def test_bad_command_lines_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
