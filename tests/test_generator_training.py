@@ -35,6 +35,7 @@ from ultraflash_diffusers.training.scenes import (
     COLORS,
     Scene,
     all_scenes,
+    drawing_fingerprint,
     nameless_colors,
     recolorings,
     vocabulary,
@@ -113,6 +114,13 @@ def test_scenes_are_the_same_every_time_and_vary_where_asked() -> None:
     assert (frames != Scene("red", "ball", "left", "sky", seed=4, variety=1.0).render(5, 48, 80)).any()
     plain = [Scene("red", "ball", "left", "sky", seed=seed).render(5, 48, 80) for seed in (3, 4)]
     assert (plain[0] == plain[1]).all()
+
+
+def test_scenes_drawn_otherwise_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = drawing_fingerprint()
+    assert before == drawing_fingerprint()
+    monkeypatch.setitem(COLORS, "red", (0.8, 0.1, 0.1))
+    assert before != drawing_fingerprint()
 
 
 def test_held_out_combinations_are_disjoint_but_every_pair_is_trained() -> None:

@@ -42,7 +42,13 @@ from ultraflash_diffusers.training.generator_stage import DiffusionForcingStage,
 from ultraflash_diffusers.training.inputs import load_data
 from ultraflash_diffusers.training.linear_decoding import encode_linearly
 from ultraflash_diffusers.training.loop import make_accelerator, train
-from ultraflash_diffusers.training.scenes import all_scenes, captioned_clips, nameless_colors, recolorings
+from ultraflash_diffusers.training.scenes import (
+    all_scenes,
+    captioned_clips,
+    drawing_fingerprint,
+    nameless_colors,
+    recolorings,
+)
 from ultraflash_diffusers.training.stage import load_network, new_network
 from ultraflash_diffusers.training.text_encoding import TextEncoding, make_text_encoder, make_tokenizer
 from ultraflash_diffusers.training.token_subspace import TokenSubspace, arguments_of, cut_patches, scale_ends
@@ -186,7 +192,7 @@ def load_latents(
     """The clips' latents, or their coordinates in the subspace that the arguments ask for; both from the cache."""
     folder = (arguments.cache_dir or arguments.output_dir / "cache") / "generator_latents"
     settings = {
-        "clips": str(arguments.train_data_dir or arguments.dataset_name or "synthetic scenes"),
+        "clips": str(arguments.train_data_dir or arguments.dataset_name or f"scenes {drawing_fingerprint()}"),
         "crop": str(arguments.crops[0]),
         "autoencoder": weights_fingerprint(autoencoder),
         "encode_linearly": arguments.encode_linearly,
