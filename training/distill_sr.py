@@ -17,6 +17,7 @@ from accelerate.utils import set_seed
 from ultraflash_diffusers import CausalLatentUpsampler, HRAutoencoder, UltraFlashSRTransformer
 from ultraflash_diffusers.rewards import load_reward
 from ultraflash_diffusers.training.arguments import (
+    add_channel_weights_argument,
     add_color_correction_argument,
     add_pixel_loss_arguments,
     non_negative,
@@ -34,6 +35,7 @@ from ultraflash_diffusers.training.distill_stage import (
 )
 from ultraflash_diffusers.training.distribution_matching import DistributionMatching
 from ultraflash_diffusers.training.inputs import cache_folder, load_data
+from ultraflash_diffusers.training.linear_decoding import check_linear_shortcut
 from ultraflash_diffusers.training.loop import make_accelerator, train
 from ultraflash_diffusers.training.perceptual import PERCEPTUAL_LOSSES, PerceptualLoss
 from ultraflash_diffusers.training.prompts import Prompts, text_pipeline
@@ -117,11 +119,7 @@ def _add_distillation_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--degraded_versions", type=positive(int), default=4, help="low-resolution versions of each training clip"
     )
-    group.add_argument(
-        "--weigh_channels",
-        action="store_true",
-        help="errors of latents count as much as they show in pixels, through the autoencoder's linear shortcut",
-    )
+    add_channel_weights_argument(group)
 
 
 def _add_judging_arguments(parser: argparse.ArgumentParser) -> None:
@@ -236,9 +234,7 @@ def distillation_objective(arguments: argparse.Namespace) -> DistillationObjecti
 def main(arguments: argparse.Namespace) -> dict[str, float]:
     set_seed(arguments.seed)
     autoencoder = load_network(HRAutoencoder, arguments.autoencoder, "autoencoder")
-    for name in ("decode_linearly", "weigh_channels"):
-        if vars(arguments)[name] and not autoencoder.config.linear_shortcut:
-            raise ValueError(f"--{name}: the autoencoder {arguments.autoencoder!r} has no `linear_shortcut`")
+    check_linear_shortcut(arguments, arguments.autoencoder, autoencoder)
     upsampler = load_network(CausalLatentUpsampler, arguments.latent_upsampler, "latent_upsampler")
     student, teacher, fake_score = load_transformers(arguments)
     reward = None if arguments.reward is None else load_reward(arguments.reward, arguments.reward_shares)

@@ -19,9 +19,16 @@ from torch.utils.data import Dataset
 
 from ultraflash_diffusers import UltraFlashSRTransformer, UltraFlashStreamingPipeline
 from ultraflash_diffusers.rewards import load_reward
-from ultraflash_diffusers.training.arguments import non_negative, positive, share, training_parser
+from ultraflash_diffusers.training.arguments import (
+    add_channel_weights_argument,
+    non_negative,
+    positive,
+    share,
+    training_parser,
+)
 from ultraflash_diffusers.training.data import Batch
 from ultraflash_diffusers.training.inputs import cache_folder, load_data
+from ultraflash_diffusers.training.linear_decoding import check_linear_shortcut
 from ultraflash_diffusers.training.loop import make_accelerator, train
 from ultraflash_diffusers.training.preference_pairs import BestOfPairs, PairMaker, TeacherPairs
 from ultraflash_diffusers.training.preference_stage import (
@@ -65,11 +72,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def _add_preference_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("preference")
-    group.add_argument(
-        "--weigh_channels",
-        action="store_true",
-        help="errors of latents count as much as they show in pixels, through the autoencoder's linear shortcut",
-    )
+    add_channel_weights_argument(group)
     group.add_argument("--beta", type=positive(float), default=0.1, help="how near to the reference it stays")
     group.add_argument(
         "--preferred",
@@ -125,9 +128,7 @@ def load_pipeline(arguments: argparse.Namespace) -> UltraFlashStreamingPipeline:
             f"--prompts: the pipeline {arguments.pretrained_model_name_or_path!r} has no `generator_transformer` or "
             "no `text_encoder`: roll out from clips (--train_data_dir)"
         )
-    if arguments.weigh_channels and not pipe.autoencoder.config.linear_shortcut:
-        source = arguments.pretrained_model_name_or_path
-        raise ValueError(f"--weigh_channels: the autoencoder of {source!r} has no `linear_shortcut`")
+    check_linear_shortcut(arguments, arguments.pretrained_model_name_or_path, pipe.autoencoder)
     for crop in arguments.crops:
         whole_groups(pipe, crop.frames)
     whole_groups(pipe, arguments.validation_frames)

@@ -40,7 +40,7 @@ from ultraflash_diffusers.training.generator_data import (
 )
 from ultraflash_diffusers.training.generator_stage import DiffusionForcingStage, ForcingObjective, SelfForcingStage
 from ultraflash_diffusers.training.inputs import load_data
-from ultraflash_diffusers.training.linear_decoding import encode_linearly
+from ultraflash_diffusers.training.linear_decoding import check_linear_shortcut, encode_linearly
 from ultraflash_diffusers.training.loop import make_accelerator, train
 from ultraflash_diffusers.training.scenes import (
     all_scenes,
@@ -134,8 +134,7 @@ def check_sizes(arguments: argparse.Namespace, autoencoder: HRAutoencoder, confi
             f"the generator's `in_channels` are {config['in_channels']}, the autoencoder has "
             f"{autoencoder.config.latent_channels} latent channels"
         )
-    if arguments.encode_linearly and not autoencoder.config.linear_shortcut:
-        raise ValueError(f"--encode_linearly: the autoencoder {arguments.autoencoder!r} has no `linear_shortcut`")
+    check_linear_shortcut(arguments, arguments.autoencoder, autoencoder)
     crop, (time, *patch) = arguments.crops[0], config["patch_size"]
     for side, pixels in zip(patch, crop[1:], strict=True):
         if pixels % (side * autoencoder.spatial_compression_ratio):

@@ -18,6 +18,7 @@ from accelerate.utils import set_seed
 
 from ultraflash_diffusers import CausalLatentUpsampler, HRAutoencoder, UltraFlashSRTransformer
 from ultraflash_diffusers.training.arguments import (
+    add_channel_weights_argument,
     add_color_correction_argument,
     add_pixel_loss_arguments,
     non_negative,
@@ -27,6 +28,7 @@ from ultraflash_diffusers.training.arguments import (
     training_parser,
 )
 from ultraflash_diffusers.training.inputs import cache_folder, load_data, load_latents
+from ultraflash_diffusers.training.linear_decoding import check_linear_shortcut
 from ultraflash_diffusers.training.loop import make_accelerator, train
 from ultraflash_diffusers.training.prompts import Prompts, text_pipeline
 from ultraflash_diffusers.training.sr_stage import SRObjective, SRStage
@@ -103,11 +105,7 @@ def _add_objective_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="pixel losses through the autoencoder's linear shortcut alone, which is cheap (one_step only)",
     )
-    objective.add_argument(
-        "--weigh_channels",
-        action="store_true",
-        help="errors of latents count as much as they show in pixels, through the autoencoder's linear shortcut",
-    )
+    add_channel_weights_argument(objective)
     objective.add_argument(
         "--num_inference_steps",
         type=positive(int),
@@ -206,9 +204,7 @@ def sr_objective(arguments: argparse.Namespace) -> SRObjective:
 def main(arguments: argparse.Namespace) -> dict[str, float]:
     set_seed(arguments.seed)
     autoencoder = load_network(HRAutoencoder, arguments.autoencoder, "autoencoder")
-    for name in ("decode_linearly", "weigh_channels"):
-        if vars(arguments)[name] and not autoencoder.config.linear_shortcut:
-            raise ValueError(f"--{name}: the autoencoder {arguments.autoencoder!r} has no `linear_shortcut`")
+    check_linear_shortcut(arguments, arguments.autoencoder, autoencoder)
     upsampler = load_network(CausalLatentUpsampler, arguments.latent_upsampler, "latent_upsampler")
     transformer = load_transformer(arguments)
     if arguments.gradient_checkpointing:

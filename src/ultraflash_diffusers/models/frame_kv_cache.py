@@ -186,7 +186,7 @@ class FrameKVCache(StreamState):
                 f"{int(self.written.max())}: go on from the newest state, or branch with `state.clone()`"
             )
 
-    def attention(self, layer: int, window: FrameWindow, commit: bool) -> CachedAttention | PastAttention:
+    def attention(self, layer: int, window: FrameWindow, commit: bool) -> CachedAttention:
         """Returns the attention of one layer over the cache and the frames of the call."""
         return CachedAttention(self.keys[layer], self.values[layer], window.slots, window.length, window.mask, commit)
 
@@ -261,7 +261,7 @@ class PastKVCache(FrameKVCache):
         mask = (both >= 0).repeat_interleave(self.height * self.width)[None, None, None]
         return FrameWindow(source, frames, self.slots, mask, number)
 
-    def attention(self, layer: int, window: FrameWindow, commit: bool) -> PastAttention:
+    def attention(self, layer: int, window: FrameWindow, commit: bool) -> CachedAttention:
         """Returns the attention of one layer over the cache and the frames of the call."""
         return PastAttention(self.keys[layer], self.values[layer], window.slots, window.length, window.mask, commit)
 
@@ -273,7 +273,13 @@ class PastKVCache(FrameKVCache):
 
 @dataclasses.dataclass(frozen=True)
 class CachedAttention:
-    """Attention of one layer to the cached frames and its own; see [`FrameWindow`] for the fields."""
+    """Attention of one layer to the cached frames and its own.
+
+    Args:
+        keys, values (`torch.Tensor`): the layer's buffers.
+        slots (`torch.Tensor`, int64), length, mask: as in [`FrameWindow`].
+        commit (`bool`): whether the call's frames stay.
+    """
 
     keys: torch.Tensor
     values: torch.Tensor
@@ -300,30 +306,11 @@ class CachedAttention:
         return filled.flatten(1, 2)
 
 
-@dataclasses.dataclass(frozen=True)
-class PastAttention:
+class PastAttention(CachedAttention):
     """Attention of one layer to a [`PastKVCache`] and its own frames.
 
-    Args:
-        keys, values (`torch.Tensor`): the layer's buffers.
-        source (`torch.Tensor` of shape `[slots]`, int64): for each slot, which of the buffer's frames and then the
-            call's own it holds after a commit.
-        length, mask: as in [`FrameWindow`], of the buffer and of all that is attended to.
-        commit (`bool`): whether the call's frames stay.
+    `slots` say for each slot of the buffers which of their frames and then the call's own it holds after a commit.
     """
-
-    keys: torch.Tensor
-    values: torch.Tensor
-    source: torch.Tensor
-    length: int
-    mask: torch.Tensor | None
-    commit: bool
-
-    def __call__(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, backend: AttentionBackendName
-    ) -> tuple[torch.Tensor, None]:
-        keys, values = self._with_own(self.keys, key), self._with_own(self.values, value)
-        return dispatch_attention_fn(query, keys, values, attn_mask=self.mask, backend=backend), None
 
     def _with_own(self, buffer: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
         """The filled slots and the call's own frames, as `[batch, tokens, heads, head_dim]`."""
@@ -331,7 +318,7 @@ class PastAttention:
         joined = torch.cat([buffer[:, : self.length], own], dim=1)
         if self.commit:
             both = joined if self.length == buffer.shape[1] else torch.cat([buffer, own], dim=1)
-            buffer.copy_(both.detach().index_select(1, self.source))
+            buffer.copy_(both.detach().index_select(1, self.slots))
         return joined.flatten(1, 2)
 
 

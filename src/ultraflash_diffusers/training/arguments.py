@@ -74,6 +74,15 @@ def add_color_correction_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_channel_weights_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds what makes errors of latents count by [`pixel_weights`], for stages that compare latents."""
+    parser.add_argument(
+        "--weigh_channels",
+        action="store_true",
+        help="errors of latents count as much as they show in pixels, through the autoencoder's linear shortcut",
+    )
+
+
 def pixel_loss(arguments: argparse.Namespace) -> PixelLoss:
     """Makes the loss that [`add_pixel_loss_arguments`]'s arguments describe."""
     weights = {name: getattr(arguments, name) for name in PIXEL_LOSS_WEIGHTS}

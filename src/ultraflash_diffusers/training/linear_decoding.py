@@ -3,10 +3,23 @@
 
 from __future__ import annotations
 
+import argparse
+
 import torch
 from torch.nn import functional as F
 
 from ..models.hr_autoencoder import HRAutoencoder
+
+
+def check_linear_shortcut(arguments: argparse.Namespace, source: str, autoencoder: HRAutoencoder) -> None:
+    """Refuses arguments that need the linear shortcut with an autoencoder, read from `source`, that has none.
+
+    Raises:
+        ValueError: `decode_linearly`, `encode_linearly` or `weigh_channels` is true.
+    """
+    for name in ("decode_linearly", "encode_linearly", "weigh_channels"):
+        if vars(arguments).get(name) and not autoencoder.config.linear_shortcut:
+            raise ValueError(f"--{name}: the autoencoder {source!r} has no `linear_shortcut`")
 
 
 def decode_linearly(autoencoder: HRAutoencoder, latents: torch.Tensor) -> torch.Tensor:
