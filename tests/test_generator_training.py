@@ -13,7 +13,7 @@ import pytest
 import torch
 from diffusers.utils import logging
 from safetensors.torch import load_file
-from test_training import AUTOENCODER, script
+from test_training import AUTOENCODER, script, texture, write_video
 from tiny import make_tiny_autoencoder, make_tiny_generator
 
 from benchmarks.prompt_following import read_frames, score
@@ -25,6 +25,7 @@ from ultraflash_diffusers.training.generator_data import (
     ChunkBatch,
     ChunkDataset,
     MixedLatents,
+    Pool,
     channel_scale,
     encode_clips,
 )
@@ -40,7 +41,7 @@ from ultraflash_diffusers.training.scenes import (
     recolorings,
     vocabulary,
 )
-from ultraflash_diffusers.training.text_encoding import TextEncoding, make_text_encoder, make_tokenizer
+from ultraflash_diffusers.training.text_encoding import TextEncoding, make_text_encoder, make_tokenizer, words_of
 from ultraflash_diffusers.training.token_subspace import TokenSubspace, cut_patches, plain_state_dict, scale_ends
 
 GENERATOR: dict[str, Any] = {
@@ -303,7 +304,7 @@ def make_clips(folder: Path, count: int = 12) -> list:
 def test_chunks_depend_on_their_number_alone(tmp_path: Path) -> None:
     clips = make_clips(tmp_path / "latents")
     again = make_clips(tmp_path / "latents")  # from the cache
-    datasets = [ChunkDataset(each, 2, 1, 4, seed=1) for each in (clips, again)]
+    datasets = [ChunkDataset([Pool(each)], 2, 1, 4, seed=1) for each in (clips, again)]
     batches = [dataset[5] for dataset in datasets]
     assert batches[0].high.equal(batches[1].high) and batches[0].texts == batches[1].texts
     assert batches[0].high.shape == (4, 8, 2, 8, 8)
@@ -312,7 +313,7 @@ def test_chunks_depend_on_their_number_alone(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="latents of other settings"):
         make_settings_clash(tmp_path / "latents")
     with pytest.raises(ValueError, match="fewer than 5 latents"):
-        ChunkDataset(clips, 5, 1, 4)
+        ChunkDataset([Pool(clips)], 5, 1, 4)
     with pytest.raises(ValueError, match="there are no clips"):
         encode_clips([], lambda pixels: pixels, tmp_path / "none", {})
 
@@ -322,9 +323,18 @@ def test_mixtures_are_sums_and_come_as_often_as_asked(tmp_path: Path) -> None:
     mixture = MixedLatents(clips[:2], [1.5, -0.5], ["a mixture"])
     expected = 1.5 * clips[0].read(1, 3) - 0.5 * clips[1].read(1, 3)
     np.testing.assert_allclose(mixture.read(1, 3), expected, rtol=1e-6)
-    dataset = ChunkDataset(clips, 2, 1, 20, mixtures=[mixture], mixture_share=0.75)
+    dataset = ChunkDataset([Pool(clips, 0.5), Pool([mixture], 1.5)], 2, 1, 20)
     texts = [text for number in range(10) for text in dataset[number].texts]
     assert 0.65 < texts.count("a mixture") / len(texts) < 0.85
+
+
+def test_pools_count_by_their_shares(tmp_path: Path) -> None:
+    clips = make_clips(tmp_path / "latents")
+    energies = [channel_scale([Pool(each)]).square() for each in (clips[:4], clips[4:])]
+    together = channel_scale([Pool(clips[:4], 1.0), Pool(clips[4:], 3.0)])
+    torch.testing.assert_close(together.square(), 0.25 * energies[0] + 0.75 * energies[1])
+    with pytest.raises(ValueError, match="one without clips"):
+        ChunkDataset([Pool(clips), Pool([])], 2, 1, 4)
 
 
 def make_settings_clash(folder: Path) -> None:
@@ -344,8 +354,9 @@ def test_levels_of_given_chunks_and_of_the_sampler() -> None:
 def test_a_few_steps_lower_the_loss(tmp_path: Path, prediction_type: str) -> None:
     clips = make_clips(tmp_path)
     network = make_network(prediction_type=prediction_type)
-    stage = DiffusionForcingStage(network, make_text(), ForcingObjective(text_dropout=0.0), channel_scale(clips))
-    dataset, optimizer = ChunkDataset(clips, 2, 1, 8), torch.optim.Adam(stage.trained_parameters(), 3e-3)
+    pools, objective = [Pool(clips)], ForcingObjective(text_dropout=0.0)
+    stage = DiffusionForcingStage(network, make_text(), objective, channel_scale(pools))
+    dataset, optimizer = ChunkDataset(pools, 2, 1, 8), torch.optim.Adam(stage.trained_parameters(), 3e-3)
     losses = []
     for number in range(60):
         loss, _ = stage(dataset[number], seeded(number))
@@ -428,6 +439,16 @@ def test_the_tokenizer_knows_words_whatever_their_case_and_punctuation(tmp_path:
     torch.testing.assert_close(TextEncoding.load(str(tmp_path), 12)(["a red ball moves left"]), plain)
 
 
+def test_a_tokenizer_made_for_texts_knows_their_words() -> None:
+    texts = ["A close-up of Ann's cat, sleeping.", "a red ball"]
+    words = words_of(texts, 20)
+    assert words == ["a", "ann", "ball", "cat", "close", "of", "red", "s", "sleeping", "up"]
+    tokenizer = make_tokenizer(words)
+    assert all(tokenizer.unk_token_id not in tokenizer(text).input_ids for text in texts)
+    # the end of a text counts
+    assert words_of(texts[:1], 4) == ["a", "close", "up"]
+
+
 def test_words_that_only_training_uses_are_not_saved(tmp_path: Path) -> None:
     tokenizer = make_tokenizer([*vocabulary(), "nameless0", "nameless1"])
     text = TextEncoding(make_text_encoder(len(tokenizer), 8, 1), tokenizer, 12, ["nameless0", "nameless1"])
@@ -446,7 +467,7 @@ def test_words_that_only_training_uses_are_not_saved(tmp_path: Path) -> None:
 def run_script(folder: Path, name: str, **arguments: Any) -> Path:
     module = script("train_generator")
     output = folder / name
-    words = ["--synthetic_scenes", "--output_dir", str(output), "--cache_dir", str(folder / "cache")]
+    words = ["--output_dir", str(output)]
     defaults = {
         "crops": "9x32x48",
         "train_batch_size": 4,
@@ -456,9 +477,11 @@ def run_script(folder: Path, name: str, **arguments: Any) -> Path:
         "lr_warmup_steps": 1,
         "sample_chunks": 2,
         "autoencoder": folder / "autoencoder",
+        "cache_dir": folder / "cache",
+        "synthetic_scenes": True,
     }
     for key, value in (defaults | arguments).items():
-        words += [f"--{key}"] if value is True else [f"--{key}", str(value)]
+        words += ([f"--{key}"] if value else []) if isinstance(value, bool) else [f"--{key}", str(value)]
     module.main(module.parse_arguments(words))
     return output
 
@@ -499,6 +522,28 @@ def test_the_script_trains_resumes_and_distils(material: Path) -> None:
     assert one.shape == other.shape and not one.equal(other)
 
 
+def test_the_script_trains_on_captioned_clips_beside_scenes(material: Path) -> None:
+    clips = material / "clips"
+    clips.mkdir()
+    write_video(clips / "a.mp4", texture(9, 32, 48))
+    (clips / "metadata.jsonl").write_text(json.dumps({"file_name": "a.mp4", "text": "a close-up of cloth"}) + "\n")
+    output = run_script(
+        material,
+        "both",
+        config=material / "generator.json",
+        token_rank=10,
+        encode_linearly=True,
+        train_data_dir=clips,
+        clip_share=0.5,
+        cache_dir=material / "cache_of_both",
+        max_train_steps=2,
+    )
+    tokenizer = TextEncoding.load(str(output), 12).tokenizer
+    assert tokenizer.unk_token_id not in tokenizer("a close-up of cloth and a red ball moves left").input_ids[:4]
+    index = json.loads((material / "cache_of_both" / "generator_latents" / "index.json").read_text())
+    assert len(index["settings"]["clips"]) == 2 and index["clips"][-1]["texts"] == ["a close-up of cloth"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -519,3 +564,6 @@ def test_the_script_refuses_self_forcing_from_nothing(material: Path, capsys: py
     with pytest.raises(SystemExit):
         run_script(material, "nothing", nameless_colors=3, config=material / "generator.json")
     assert "--nameless_colors needs" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run_script(material, "nothing", synthetic_scenes=False, config=material / "generator.json")
+    assert "--dataset_name and --synthetic_scenes is needed" in capsys.readouterr().err

@@ -19,7 +19,9 @@ from ultraflash_diffusers.rewards import load_reward
 from ultraflash_diffusers.training.arguments import (
     add_channel_weights_argument,
     add_color_correction_argument,
+    add_decoder_arguments,
     add_pixel_loss_arguments,
+    complete_decoder_arguments,
     non_negative,
     pixel_loss,
     positive,
@@ -75,6 +77,7 @@ def _add_network_arguments(parser: argparse.ArgumentParser) -> None:
     networks.add_argument(
         "--rank", type=positive(int), help="trains LoRA layers of this rank, of the student and of the fake score"
     )
+    add_decoder_arguments(networks)
 
 
 def _add_distillation_arguments(parser: argparse.ArgumentParser) -> None:
@@ -153,6 +156,7 @@ def _add_judging_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _check(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> None:
     """Refuses arguments that contradict each other."""
+    complete_decoder_arguments(parser, parsed)
     if parsed.condition_noise[0] > parsed.condition_noise[1]:
         parser.error(f"--condition_noise: LOW must not be above HIGH, got {parsed.condition_noise}")
     low, high = parsed.matching_levels
@@ -168,6 +172,8 @@ def _check(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> None:
     for crop in parsed.crops:
         if crop.height % 2**parsed.wavelet_levels or crop.width % 2**parsed.wavelet_levels:
             parser.error(f"--wavelet_levels {parsed.wavelet_levels}: crop {crop} cannot be halved so often")
+    if parsed.reconstruction_every is not None and pixel_loss(parsed).is_empty:
+        parser.error("--reconstruction_every needs a pixel loss, and all their weights are 0")
     for name, judge in (
         ("reward_weight", "reward"),
         ("reward_shares", "reward"),
@@ -210,6 +216,7 @@ def sr_objective(arguments: argparse.Namespace) -> SRObjective:
     return SRObjective(
         pixel_loss=replace(pixel_loss(arguments), **levels),
         decode_linearly=arguments.decode_linearly,
+        reconstruction_every=arguments.reconstruction_every,
         weigh_channels=arguments.weigh_channels,
         flow_shift=arguments.flow_shift,
         condition_noise=tuple(arguments.condition_noise),
@@ -269,6 +276,7 @@ def main(arguments: argparse.Namespace) -> dict[str, float]:
         reward,
         perceptual,
         arguments.fake_learning_rate,
+        arguments.decoder_learning_rate,
     )
     del pipe  # the text encoder would take more memory than the training
     return train(stage, dataset, validation, arguments, accelerator)

@@ -12,10 +12,9 @@
 from __future__ import annotations
 
 import argparse
-import string
 from collections.abc import Callable, Iterable, Iterator
 from inspect import signature
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +32,9 @@ from ultraflash_diffusers.training.generator_data import (
     CaptionedClip,
     ChunkBatch,
     ChunkDataset,
+    Material,
     MixedLatents,
+    Pool,
     channel_scale,
     encode_clips,
     pixels_of,
@@ -50,13 +51,15 @@ from ultraflash_diffusers.training.scenes import (
     recolorings,
 )
 from ultraflash_diffusers.training.stage import load_network, new_network
-from ultraflash_diffusers.training.text_encoding import TextEncoding, make_text_encoder, make_tokenizer
+from ultraflash_diffusers.training.text_encoding import TextEncoding, make_text_encoder, make_tokenizer, words_of
 from ultraflash_diffusers.training.token_subspace import TokenSubspace, arguments_of, cut_patches, scale_ends
 
 Encode = Callable[[torch.Tensor], torch.Tensor]
-Clips = Callable[[], Iterator[CaptionedClip]]
 
-TOKENS_OF_CLIP = 40
+# real clips have more to tell than scenes, and are fewer
+TOKENS_OF_SCENE, TOKENS_OF_CLIP = 40, 400
+# of the samples of scenes, where some are repainted
+RECOLORED_SHARE = 0.6
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -66,6 +69,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     _add_network_arguments(parser)
     _add_objective_arguments(parser)
     parsed = parser.parse_args(arguments)
+    if not (parsed.synthetic_scenes or parsed.train_data_dir or parsed.dataset_name):
+        parser.error("one of --train_data_dir, --dataset_name and --synthetic_scenes is needed")
     if len(parsed.crops) > 1 or len(parsed.train_batch_size) > 1:
         parser.error("--crops and --train_batch_size: the generator trains at one size")
     if parsed.nameless_colors and not (parsed.synthetic_scenes and parsed.encode_linearly and not parsed.text_encoder):
@@ -116,6 +121,9 @@ def _add_objective_arguments(parser: argparse.ArgumentParser) -> None:
         default=0,
         help="repaints synthetic scenes in so many colours, so that combinations that were never shown can be made",
     )
+    objective.add_argument(
+        "--clip_share", type=share, default=0.35, help="samples of clips, where there are synthetic scenes too"
+    )
     objective.add_argument("--text_dropout", type=share, default=0.1, help=" ")
     objective.add_argument("--detail_emphasis", type=share, default=0.0, help="0: layout first; 1: textures as well")
     objective.add_argument("--guidance_scale", type=positive(float), default=3.5, help="of the teacher (self_forcing)")
@@ -148,36 +156,58 @@ def check_sizes(arguments: argparse.Namespace, autoencoder: HRAutoencoder, confi
         )
 
 
-def load_clips(arguments: argparse.Namespace, accelerator: Accelerator) -> tuple[Clips, list[CaptionedClip]]:
-    """The training clips, which can be read again and again, and the held-out ones."""
+def load_scenes(arguments: argparse.Namespace) -> Material:
+    """The synthetic scenes."""
+    crop, scenes = arguments.crops[0], all_scenes(held_out=False)
+    every, held_out = arguments.validation_scenes, all_scenes(held_out=True)
+    chosen = held_out[:: len(held_out) // every][:every] if every else []
+    return Material(
+        f"scenes {drawing_fingerprint()}",
+        lambda: captioned_clips(scenes, *crop),
+        len(scenes),
+        list(captioned_clips(chosen, *crop)),
+        TOKENS_OF_SCENE,
+        arguments.subspace_every,
+    )
+
+
+def load_clips(arguments: argparse.Namespace, accelerator: Accelerator) -> Material:
+    """The clips of a folder or dataset."""
     crop = arguments.crops[0]
-    if arguments.synthetic_scenes:
-        every, held_out = arguments.validation_scenes, all_scenes(held_out=True)
-        chosen = held_out[:: len(held_out) // every][:every] if every else []
-        return lambda: captioned_clips(all_scenes(held_out=False), *crop), list(captioned_clips(chosen, *crop))
     dataset, batches = load_data(arguments, accelerator, spatial=1, temporal=1, with_flow=False)
 
-    def clips() -> Iterator[CaptionedClip]:
+    def read() -> Iterator[CaptionedClip]:
         for clip in dataset.clips:
             top, left = (clip.height - crop.height) // 2, (clip.width - crop.width) // 2
             frames = np.load(clip.high, mmap_mode="r")[: crop.frames]
             yield np.array(frames[:, top : top + crop.height, left : left + crop.width]), [clip.text]
 
-    return clips, [(batch.high[0].permute(1, 2, 3, 0).numpy(), batch.texts) for batch in batches]
+    held_out = [(batch.high[0].permute(1, 2, 3, 0).numpy(), batch.texts) for batch in batches]
+    name = str(arguments.train_data_dir or arguments.dataset_name)
+    return Material(name, read, len(dataset.clips), held_out, TOKENS_OF_CLIP, every=1)
+
+
+def load_materials(arguments: argparse.Namespace, accelerator: Accelerator) -> list[Material]:
+    """All that the arguments name; scenes are the first."""
+    materials = [load_scenes(arguments)] if arguments.synthetic_scenes else []
+    if arguments.train_data_dir or arguments.dataset_name:
+        materials.append(load_clips(arguments, accelerator))
+    return materials
 
 
 def fit_subspace(
-    clips: Iterable[CaptionedClip], encode: Encode, autoencoder: HRAutoencoder, config: dict, rank: int
+    materials: list[Material], encode: Encode, autoencoder: HRAutoencoder, config: dict, rank: int
 ) -> TokenSubspace:
     """Fits the subspace to tokens of clips, drawn the more often the more they change over the clip."""
     generator, samples = torch.Generator().manual_seed(0), []
-    for frames, _ in clips:
-        latents = encode(pixels_of(frames))
-        patches = cut_patches(latents, config["patch_size"])
-        over_time = patches.unflatten(0, (latents.shape[2] // config["patch_size"][0], -1))
-        change = (over_time - over_time.median(dim=0).values).square().sum(2).flatten()
-        drawn = torch.multinomial(change + change.mean() + 1e-6, min(TOKENS_OF_CLIP, len(change)), generator=generator)
-        samples.append(patches[drawn])
+    for material in materials:
+        for frames, _ in islice(material.read(), 0, None, material.every):
+            latents = encode(pixels_of(frames))
+            patches = cut_patches(latents, config["patch_size"])
+            over_time = patches.unflatten(0, (latents.shape[2] // config["patch_size"][0], -1))
+            change = (over_time - over_time.median(dim=0).values).square().sum(2).flatten()
+            number = min(material.tokens, len(change))
+            samples.append(patches[torch.multinomial(change + change.mean() + 1e-6, number, generator=generator)])
     weights = None
     if autoencoder.config.linear_shortcut:
         # how far each channel moves the pixels
@@ -186,26 +216,26 @@ def fit_subspace(
 
 
 def load_latents(
-    arguments: argparse.Namespace, clips: Clips, encode: Encode, autoencoder: HRAutoencoder, config: dict
+    arguments: argparse.Namespace, materials: list[Material], encode: Encode, autoencoder: HRAutoencoder, config: dict
 ) -> tuple[list[CachedLatents], TokenSubspace | None]:
     """The clips' latents, or their coordinates in the subspace that the arguments ask for; both from the cache."""
     folder = (arguments.cache_dir or arguments.output_dir / "cache") / "generator_latents"
     settings = {
-        "clips": str(arguments.train_data_dir or arguments.dataset_name or f"scenes {drawing_fingerprint()}"),
+        "clips": [material.name for material in materials],
         "crop": str(arguments.crops[0]),
         "autoencoder": weights_fingerprint(autoencoder),
         "encode_linearly": arguments.encode_linearly,
         "token_rank": arguments.token_rank,
     }
+    clips = chain.from_iterable(material.read() for material in materials)
     if arguments.token_rank is None:
-        return encode_clips(clips(), encode, folder, settings), None
+        return encode_clips(clips, encode, folder, settings), None
     file = folder / "subspace.safetensors"
     if not file.is_file():
-        some = islice(clips(), 0, None, arguments.subspace_every)
         file.parent.mkdir(parents=True, exist_ok=True)
-        fit_subspace(some, encode, autoencoder, config, arguments.token_rank).save(file)
+        fit_subspace(materials, encode, autoencoder, config, arguments.token_rank).save(file)
     subspace = TokenSubspace.load(file)
-    return encode_clips(clips(), lambda pixels: subspace.project(encode(pixels)), folder, settings), subspace
+    return encode_clips(clips, lambda pixels: subspace.project(encode(pixels)), folder, settings), subspace
 
 
 def load_generator(arguments: argparse.Namespace) -> CausalWanTransformer:
@@ -221,22 +251,36 @@ def load_generator(arguments: argparse.Namespace) -> CausalWanTransformer:
     return network
 
 
-def recolored_clips(clips: list[CachedLatents], number: int) -> list[MixedLatents]:
-    """The training scenes' clips in nameless colours."""
+def make_pools(arguments: argparse.Namespace, materials: list[Material], cached: list[CachedLatents]) -> list[Pool]:
+    """What samples are drawn from: the scenes, the clips, or both."""
+    if len(materials) == 1:
+        return [Pool(cached)]
+    number = materials[0].number
+    return [Pool(cached[:number], 1 - arguments.clip_share), Pool(cached[number:], arguments.clip_share)]
+
+
+def with_nameless_colors(pools: list[Pool], number: int) -> list[Pool]:
+    """The pools, the first of which are the training scenes, with the same in nameless colours as another one."""
     scenes = all_scenes(held_out=False)
-    clip_of = dict(zip(scenes, clips, strict=True))
-    return [
+    clip_of = dict(zip(scenes, pools[0].clips, strict=True))
+    recolored = [
         MixedLatents([clip_of[scene] for scene in each.scenes], each.weights, each.prompts())
         for each in recolorings(scenes, number)
     ]
+    share = pools[0].share
+    return [
+        Pool(pools[0].clips, (1 - RECOLORED_SHARE) * share),
+        Pool(recolored, RECOLORED_SHARE * share),
+        *pools[1:],
+    ]
 
 
-def load_text(arguments: argparse.Namespace, config: dict, clips: Iterable[CachedLatents]) -> TextEncoding:
+def load_text(arguments: argparse.Namespace, config: dict, pools: list[Pool]) -> TextEncoding:
     """The text encoder that the arguments name, or a new one that knows the words of the clips' texts."""
     if arguments.text_encoder is not None:
         return TextEncoding.load(arguments.text_encoder, config["text_length"])
-    texts = (text for clip in clips for text in clip.texts)
-    words = {word.strip(string.punctuation).lower() for text in texts for word in text.split()}
+    texts = (text for pool in pools for clip in pool.clips for text in clip.texts)
+    words = words_of(texts, config["text_length"])
     nameless = list(nameless_colors(arguments.nameless_colors))
     tokenizer = make_tokenizer([*words, *nameless])
     text_encoder = make_text_encoder(len(tokenizer), config["text_dim"])
@@ -246,14 +290,14 @@ def load_text(arguments: argparse.Namespace, config: dict, clips: Iterable[Cache
 def make_stage(
     arguments: argparse.Namespace,
     network: CausalWanTransformer,
-    clips: list[CachedLatents],
+    pools: list[Pool],
     subspace: TokenSubspace | None,
     autoencoder: HRAutoencoder,
 ) -> DiffusionForcingStage:
     """What the arguments ask to train."""
     config = arguments_of(network)
-    text = load_text(arguments, config, clips)
-    scale = channel_scale(clips)
+    text = load_text(arguments, config, pools)
+    scale = channel_scale(pools)
     if subspace is not None:
         new = arguments.config is not None
         network = CausalWanTransformer(**subspace.compact_config(config)) if new else subspace.compacted(network)
@@ -303,7 +347,7 @@ def main(arguments: argparse.Namespace) -> dict[str, float]:
     config = arguments_of(network)
     check_sizes(arguments, autoencoder, config)
     accelerator = make_accelerator(arguments, leaves_out_parameters=arguments.objective == "self_forcing")
-    clips, held_out = load_clips(arguments, accelerator)
+    materials = load_materials(arguments, accelerator)
 
     @torch.no_grad()
     def encode(pixels: torch.Tensor) -> torch.Tensor:
@@ -312,13 +356,16 @@ def main(arguments: argparse.Namespace) -> dict[str, float]:
         return autoencoder.encode(pixels).latents
 
     with accelerator.local_main_process_first():
-        cached, subspace = load_latents(arguments, clips, encode, autoencoder, config)
-    stage = make_stage(arguments, network, cached, subspace, autoencoder)
+        cached, subspace = load_latents(arguments, materials, encode, autoencoder, config)
+    pools = make_pools(arguments, materials, cached)
+    stage = make_stage(arguments, network, pools, subspace, autoencoder)
+    if arguments.nameless_colors:
+        pools = with_nameless_colors(pools, arguments.nameless_colors)
     chunk, batch_size = stage.chunk_frames, arguments.train_batch_size[0]
-    mixtures = recolored_clips(cached, arguments.nameless_colors) if arguments.nameless_colors else []
     dataset = ChunkDataset(
-        cached, arguments.sample_chunks * chunk, chunk, batch_size, arguments.start_share, arguments.seed, mixtures
+        pools, arguments.sample_chunks * chunk, chunk, batch_size, arguments.start_share, arguments.seed
     )
+    held_out = chain.from_iterable(material.held_out for material in materials)
     return train(stage, dataset, validation_batches(held_out, encode, subspace), arguments, accelerator)
 
 

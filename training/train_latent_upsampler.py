@@ -20,7 +20,9 @@ from torch.nn import functional as F
 from ultraflash_diffusers import CausalLatentUpsampler, HRAutoencoder
 from ultraflash_diffusers.training.arguments import (
     add_color_correction_argument,
+    add_decoder_arguments,
     add_pixel_loss_arguments,
+    complete_decoder_arguments,
     non_negative,
     pixel_loss,
     positive,
@@ -131,29 +133,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--degraded_versions", type=positive(int), default=4, help="low-resolution versions of each training clip"
     )
     networks.add_argument("--latent_weight", type=non_negative(float), default=0.01, help=" ")
-    networks.add_argument("--train_decoder", action="store_true", help="tunes the decoder along with it")
-    networks.add_argument("--decoder_learning_rate", type=positive(float), help="0.3 times the other one by default")
-    networks.add_argument(
-        "--reconstruction_every",
-        type=positive(int),
-        help="with --train_decoder: one batch in so many is the autoencoder's plain reconstruction; none without it",
-    )
+    add_decoder_arguments(networks)
     add_pixel_loss_arguments(parser)
     add_color_correction_argument(parser)
     parsed = parser.parse_args(arguments)
-    _check(parser, parsed)
-    if parsed.decoder_learning_rate is None:
-        parsed.decoder_learning_rate = 0.3 * parsed.learning_rate
+    complete_decoder_arguments(parser, parsed)
     return parsed
-
-
-def _check(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> None:
-    """Refuses arguments that contradict each other."""
-    for name in ("decoder_learning_rate", "reconstruction_every"):
-        if vars(parsed)[name] is not None and not parsed.train_decoder:
-            parser.error(f"--{name} needs --train_decoder")
-    if parsed.reconstruction_every == 1:
-        parser.error("--reconstruction_every 1 leaves no batch to the upsampler: it must be 2 or more")
 
 
 def main(arguments: argparse.Namespace) -> dict[str, float]:
@@ -181,7 +166,7 @@ def main(arguments: argparse.Namespace) -> dict[str, float]:
         autoencoder,
         loss,
         arguments.latent_weight,
-        arguments.decoder_learning_rate if arguments.train_decoder else None,
+        arguments.decoder_learning_rate,
         arguments.reconstruction_every,
     )
     return train(stage, dataset, validation, arguments, accelerator)

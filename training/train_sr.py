@@ -20,7 +20,9 @@ from ultraflash_diffusers import CausalLatentUpsampler, HRAutoencoder, UltraFlas
 from ultraflash_diffusers.training.arguments import (
     add_channel_weights_argument,
     add_color_correction_argument,
+    add_decoder_arguments,
     add_pixel_loss_arguments,
+    complete_decoder_arguments,
     non_negative,
     pixel_loss,
     positive,
@@ -64,10 +66,7 @@ def _add_network_arguments(parser: argparse.ArgumentParser) -> None:
         "--text_encoder", help="pipeline folder or repository with `text_encoder` and `tokenizer`; no text without it"
     )
     networks.add_argument("--rank", type=positive(int), help="trains LoRA layers of this rank instead of the network")
-    networks.add_argument(
-        "--train_decoder", action="store_true", help="tunes the decoder along with it (one_step only)"
-    )
-    networks.add_argument("--decoder_learning_rate", type=positive(float), help="0.3 times the other one by default")
+    add_decoder_arguments(networks, " (one_step only)")
     networks.add_argument(
         "--train_latent_upsampler", action="store_true", help="tunes the upsampler along with it (one_step only)"
     )
@@ -94,11 +93,6 @@ def _add_objective_arguments(parser: argparse.ArgumentParser) -> None:
         "--condition_every",
         type=positive(int),
         help="one batch in so many compares a trained upsampler's own result; 5 by default",
-    )
-    objective.add_argument(
-        "--reconstruction_every",
-        type=positive(int),
-        help="with --train_decoder: one batch in so many is the autoencoder's plain reconstruction; none without it",
     )
     objective.add_argument(
         "--decode_linearly",
@@ -135,19 +129,12 @@ def _check(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> None:
             "--rank with --pretrained_wan: LoRA layers would leave the condition's input weights at zero, where they "
             "begin; train the whole network first"
         )
-    if parsed.decode_linearly and parsed.train_decoder:
-        parser.error("--decode_linearly leaves out the decoder that --train_decoder would train")
-    for name, switch in (
-        ("decoder_learning_rate", "train_decoder"),
-        ("latent_upsampler_learning_rate", "train_latent_upsampler"),
-        ("condition_every", "train_latent_upsampler"),
-        ("reconstruction_every", "train_decoder"),
-    ):
-        if vars(parsed)[name] is not None and not vars(parsed)[switch]:
-            parser.error(f"--{name} needs --{switch}")
-    for name in ("condition_every", "reconstruction_every"):
-        if vars(parsed)[name] == 1:
-            parser.error(f"--{name} 1 leaves no batch to the transformer: it must be 2 or more")
+    complete_decoder_arguments(parser, parsed)
+    for name in ("latent_upsampler_learning_rate", "condition_every"):
+        if vars(parsed)[name] is not None and not parsed.train_latent_upsampler:
+            parser.error(f"--{name} needs --train_latent_upsampler")
+    if parsed.condition_every == 1:
+        parser.error("--condition_every 1 leaves no batch to the transformer: it must be 2 or more")
     if parsed.condition_noise is not None and parsed.condition_noise[0] > parsed.condition_noise[1]:
         parser.error(f"--condition_noise: LOW must not be above HIGH, got {parsed.condition_noise}")
 
@@ -160,7 +147,6 @@ def _fill_in_defaults(parsed: argparse.Namespace) -> None:
         "condition_dropout": condition_dropout,
         "text_dropout": text_dropout,
         "condition_every": 5 if parsed.train_latent_upsampler else None,
-        "decoder_learning_rate": 0.3 * parsed.learning_rate,
         "latent_upsampler_learning_rate": 0.7 * parsed.learning_rate,
         "num_inference_steps": 1 if parsed.objective == "one_step" else 8,
     }
@@ -235,7 +221,7 @@ def main(arguments: argparse.Namespace) -> dict[str, float]:
         Prompts.embed(texts, pipe, cache_folder(arguments)),
         objective,
         arguments.num_inference_steps,
-        decoder_learning_rate=arguments.decoder_learning_rate if arguments.train_decoder else None,
+        decoder_learning_rate=arguments.decoder_learning_rate,
         upsampler_learning_rate=(
             arguments.latent_upsampler_learning_rate if arguments.train_latent_upsampler else None
         ),

@@ -39,7 +39,7 @@ def training_parser(
         crops (`str`, *optional*, defaults to `"9x128x128"`): the default crop.
         learning_rate (`float`, *optional*, defaults to 2e-4): the default learning rate.
         takes_prompts (`bool`, *optional*, defaults to `False`): whether prompts may take the place of clips.
-        takes_scenes (`bool`, *optional*, defaults to `False`): whether synthetic scenes may.
+        takes_scenes (`bool`, *optional*, defaults to `False`): whether synthetic scenes may, or come beside clips.
     """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
@@ -72,6 +72,33 @@ def add_color_correction_argument(parser: argparse.ArgumentParser) -> None:
         help="pixel losses after wavelet color correction with this many levels, plus 0.3 times those before it; "
         "no correction without it",
     )
+
+
+def add_decoder_arguments(parser: argparse.ArgumentParser, note: str = "") -> None:
+    """Adds what trains the decoder along with the transformer; `note` ends the switch's help."""
+    parser.add_argument("--train_decoder", action="store_true", help=f"tunes the decoder along with it{note}")
+    parser.add_argument("--decoder_learning_rate", type=positive(float), help="0.3 times the other one by default")
+    parser.add_argument(
+        "--reconstruction_every",
+        type=positive(int),
+        help="with --train_decoder: one batch in so many is the autoencoder's plain reconstruction; none without it",
+    )
+
+
+def complete_decoder_arguments(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> None:
+    """Refuses arguments of [`add_decoder_arguments`] that contradict each other, and sets the learning rate.
+
+    It is `None` where the decoder is not trained.
+    """
+    if parsed.train_decoder and vars(parsed).get("decode_linearly"):
+        parser.error("--decode_linearly leaves out the decoder that --train_decoder would train")
+    for name in ("decoder_learning_rate", "reconstruction_every"):
+        if vars(parsed)[name] is not None and not parsed.train_decoder:
+            parser.error(f"--{name} needs --train_decoder")
+    if parsed.reconstruction_every == 1:
+        parser.error("--reconstruction_every 1 leaves no batch to what is trained beside: it must be 2 or more")
+    if parsed.train_decoder and parsed.decoder_learning_rate is None:
+        parsed.decoder_learning_rate = 0.3 * parsed.learning_rate
 
 
 def add_channel_weights_argument(parser: argparse.ArgumentParser) -> None:
@@ -126,7 +153,7 @@ def _add_data_arguments(
     parser: argparse.ArgumentParser, crops: str, takes_prompts: bool, takes_scenes: bool
 ) -> None:
     group = parser.add_argument_group("data")
-    source = group.add_mutually_exclusive_group(required=True)
+    source = group.add_mutually_exclusive_group(required=not takes_scenes)
     source.add_argument(
         "--train_data_dir",
         type=Path,
@@ -136,8 +163,10 @@ def _add_data_arguments(
     if takes_prompts:
         source.add_argument("--prompts", type=Path, help="text file, one prompt a line, for the pipeline's generator")
     if takes_scenes:
-        source.add_argument(
-            "--synthetic_scenes", action="store_true", help="objects of a colour that move over a background"
+        group.add_argument(
+            "--synthetic_scenes",
+            action="store_true",
+            help="objects of a colour that move over a background, alone or beside the clips",
         )
     group.add_argument("--dataset_config_name", help="which of the dataset's configurations")
     group.add_argument("--video_column", default="video", help="the dataset's column of videos")

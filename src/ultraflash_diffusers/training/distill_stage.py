@@ -21,7 +21,7 @@ from .losses import detail_ratio, psnr, weighted_mse
 from .perceptual import PerceptualLoss
 from .prompts import Prompts
 from .sr_stage import SRObjective, SRStage
-from .stage import choose_trained
+from .stage import choose_trained, decoder_parameters, one_in
 
 # what student and teacher must have in common: the latents, the texts and what the last layer says of them
 _SHARED_SETTINGS = ("out_channels", "text_dim", "patch_size", "prediction_type")
@@ -93,7 +93,7 @@ class DistillationStage(SRStage):
         fake_score (`UltraFlashSRTransformer`): the teacher's copy that tracks the student, trained as the student is;
             see [`fake_score_of`].
         upsampler (`CausalLatentUpsampler`): frozen.
-        autoencoder (`HRAutoencoder`): frozen, with an encoder.
+        autoencoder (`HRAutoencoder`): frozen, but perhaps for the decoder; with an encoder.
         prompts (`Prompts`): embeddings of the clips' texts.
         objective (`SRObjective`): the one-step one: of it count the pixel losses of the decoded result against the
             clip, the linear decoding, the flow shift of the teacher's steps, and noise in the condition and dropouts,
@@ -102,6 +102,8 @@ class DistillationStage(SRStage):
         reward (`Reward`, *optional*): frozen; with a weight of 0 it is measured in validation only.
         perceptual (`PerceptualLoss`, *optional*): frozen.
         fake_learning_rate (`float`, *optional*): of the fake score; the student's by default.
+        decoder_learning_rate (`float`, *optional*): trains the decoder too, in the student's steps, with this
+            learning rate.
 
     Raises:
         ValueError: a student that is not sparse, networks that do not belong together, a weight for a reward or a
@@ -121,13 +123,16 @@ class DistillationStage(SRStage):
         reward: Reward | None = None,
         perceptual: PerceptualLoss | None = None,
         fake_learning_rate: float | None = None,
+        decoder_learning_rate: float | None = None,
     ) -> None:
         check_networks(student, teacher)
         for name, judge in (("reward", reward), ("perceptual", perceptual)):
             weight = getattr(distillation, f"{name}_weight")
             if weight > 0 and judge is None:
                 raise ValueError(f"`{name}_weight` is {weight}, but `{name}` is None")
-        super().__init__(student, upsampler, autoencoder, prompts, objective)
+        super().__init__(
+            student, upsampler, autoencoder, prompts, objective, decoder_learning_rate=decoder_learning_rate
+        )
         self.teacher = teacher.requires_grad_(False)
         self.fake_score = fake_score
         self.distillation, self.fake_learning_rate = distillation, fake_learning_rate
@@ -143,8 +148,9 @@ class DistillationStage(SRStage):
         return [*super().parameter_groups(learning_rate), {"params": tracking, "lr": rate}]
 
     def averaged_parameters(self) -> list[nn.Parameter]:
-        """The student's alone."""
-        return [parameter for parameter in self.transformer.parameters() if parameter.requires_grad]
+        """The student's, and the decoder's where it is trained."""
+        student = [parameter for parameter in self.transformer.parameters() if parameter.requires_grad]
+        return student if self.decoder_learning_rate is None else student + decoder_parameters(self.autoencoder)
 
     def begin_step(self, step: int) -> None:
         self._step = step
@@ -157,8 +163,10 @@ class DistillationStage(SRStage):
         return self
 
     def forward(self, batch: Batch, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        inputs = self._inputs(self.condition(batch), batch.texts, generator)
         phase = self.distillation.phase(self._step)
+        if phase == "student" and one_in(self.objective.reconstruction_every, generator):
+            return self._without_transformer("reconstruction", batch.encode_high(self.autoencoder), batch)
+        inputs = self._inputs(self.condition(batch), batch.texts, generator)
         if phase == "fake_score":
             return self._track(*inputs, generator)
         if phase == "regression":

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,6 +67,27 @@ class MixedLatents:
         return np.sum([np.float32(weight) * clip.read(start, end) for clip, weight in parts], axis=0)
 
 
+@dataclass(frozen=True)
+class Material:
+    """Captioned clips of one kind.
+
+    Args:
+        name (`str`): by which the cache knows them.
+        read (`Callable`): reads the training clips, again and again, at the size of the crops.
+        number (`int`): of training clips.
+        held_out (list of `CaptionedClip`): for validation.
+        tokens (`int`): of a clip, to which the subspace of tokens is fitted.
+        every (`int`): it is fitted to every so manieth clip.
+    """
+
+    name: str
+    read: Callable[[], Iterator[CaptionedClip]]
+    number: int
+    held_out: list[CaptionedClip]
+    tokens: int
+    every: int
+
+
 def encode_clips(
     clips: Iterable[CaptionedClip],
     encode: Callable[[torch.Tensor], torch.Tensor],
@@ -110,41 +131,48 @@ def pixels_of(frames: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(frames).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
 
 
+@dataclass(frozen=True)
+class Pool:
+    """Clips, each as often as the others of them, and how often one of them comes, relative to other pools."""
+
+    clips: Sequence[CachedLatents | MixedLatents]
+    share: float = 1.0
+
+
 class ChunkDataset(Dataset):
     """Random chunks of cached clips, a whole batch an item: item `n` is the same in every process and run.
 
     Args:
-        clips (list of `CachedLatents`): each comes as often as the others.
+        pools (sequence of `Pool`): what samples are of.
         frames (`int`): latent frames of a sample.
         chunk_frames (`int`): samples start at whole chunks.
         batch_size (`int`): samples of a batch.
         start_share (`float`, *optional*, defaults to 0.5): share of samples that start where their clip does, beside
             those that do so by chance.
         seed (`int`, *optional*, defaults to 0): of all choices.
-        mixtures (list of `MixedLatents`, *optional*): further clips, each as often as the other ones of them.
-        mixture_share (`float`, *optional*, defaults to 0.6): share of samples that are of these, where there are any.
 
     Raises:
-        ValueError: clips that are shorter than `frames`.
+        ValueError: a pool without clips, or clips that are shorter than `frames`.
     """
 
     def __init__(
         self,
-        clips: list[CachedLatents],
+        pools: Sequence[Pool],
         frames: int,
         chunk_frames: int,
         batch_size: int,
         start_share: float = 0.5,
         seed: int = 0,
-        mixtures: Sequence[MixedLatents] = (),
-        mixture_share: float = 0.6,
     ) -> None:
-        short = [str(clip.path) for clip in clips if clip.frames < frames]
+        if not all(pool.clips for pool in pools):
+            raise ValueError("`pools` has one without clips")
+        clips = [clip for pool in pools for clip in pool.clips]
+        short = [clip.texts[0] for clip in clips if clip.frames < frames]
         if short:
             raise ValueError(f"{len(short)} of {len(clips)} clips have fewer than {frames} latents: {short[:3]}")
-        self.clips, self.frames, self.chunk_frames = clips, frames, chunk_frames
+        self.pools, self.frames, self.chunk_frames = pools, frames, chunk_frames
         self.batch_size, self.start_share, self.seed = batch_size, start_share, seed
-        self.mixtures, self.mixture_share = mixtures, mixture_share
+        self._shares = np.array([pool.share for pool in pools]) / sum(pool.share for pool in pools)
 
     def __getitem__(self, number: int) -> ChunkBatch:
         rng = np.random.default_rng((self.seed, number))
@@ -153,8 +181,7 @@ class ChunkDataset(Dataset):
         return ChunkBatch(torch.stack(latents), None, None, list(texts), torch.tensor(starts))
 
     def _sample(self, rng: np.random.Generator) -> tuple[torch.Tensor, bool, str]:
-        mixed = bool(self.mixtures) and rng.random() < self.mixture_share
-        clips: Sequence[CachedLatents | MixedLatents] = self.mixtures if mixed else self.clips
+        clips = self.pools[rng.choice(len(self.pools), p=self._shares)].clips
         clip = clips[int(rng.integers(len(clips)))]
         places = (clip.frames - self.frames) // self.chunk_frames + 1
         first = 0 if rng.random() < self.start_share else int(rng.integers(places))
@@ -163,7 +190,10 @@ class ChunkDataset(Dataset):
         return torch.from_numpy(clip.read(start, start + self.frames)), first == 0, text
 
 
-def channel_scale(clips: list[CachedLatents]) -> torch.Tensor:
-    """Returns the root mean square of each channel over all clips, `[channels]`."""
-    energies = [np.square(np.load(clip.path).astype(np.float64)).mean((1, 2, 3)) for clip in clips]
-    return torch.from_numpy(np.sqrt(np.mean(energies, axis=0))).float()
+def channel_scale(pools: Sequence[Pool]) -> torch.Tensor:
+    """Returns the root mean square of each channel over the clips of pools, `[channels]`."""
+    energies = [
+        pool.share * np.mean([np.square(clip.read(0, clip.frames)).mean((1, 2, 3)) for clip in pool.clips], axis=0)
+        for pool in pools
+    ]
+    return torch.from_numpy(np.sqrt(np.sum(energies, axis=0) / sum(pool.share for pool in pools))).float()

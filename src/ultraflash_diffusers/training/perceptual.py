@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import nn
@@ -12,7 +15,7 @@ from torch.nn import functional as F
 
 from ..rewards import QualityScorer, packaged_quality_scorer
 
-PERCEPTUAL_LOSSES = ("quality_scorer", "st_lpips_alex", "lpips_alex", "lpips_vgg")
+PERCEPTUAL_LOSSES = ("quality_scorer", "st_lpips_alex", "st_lpips_vgg", "lpips_alex", "lpips_vgg")
 
 
 class PerceptualLoss(nn.Module):
@@ -24,8 +27,8 @@ class PerceptualLoss(nn.Module):
               It has seen degraded pictures and no people's judgements: over our degradations it orders pictures less
               like shift-tolerant LPIPS does (rank correlation 0.51) than the mean squared error (0.90). It is there
               for what the squared error forgives, blur; use it beside pixel losses.
-            - `"st_lpips_alex"`: shift-tolerant LPIPS (Ghildyal and Liu, 2022), with the weights that the package
-              `stlpips-pytorch` brings (extra `perceptual`).
+            - `"st_lpips_alex"`, `"st_lpips_vgg"`: shift-tolerant LPIPS (Ghildyal and Liu, 2022), with the weights that
+              the package `stlpips-pytorch` brings (extra `perceptual`). VGG costs some twenty times as much.
             - `"lpips_alex"`, `"lpips_vgg"`: the package `lpips`, which downloads the networks through torchvision.
         scorer (`QualityScorer`, *optional*): for `"quality_scorer"`: another one than the packaged one.
 
@@ -81,24 +84,54 @@ class _ScorerDistance(nn.Module):
         return torch.stack(distances).mean(0)
 
 
-class _ShiftTolerantAlex(nn.Module):
-    """Shift-tolerant LPIPS on an AlexNet that blurs before it subsamples.
+@dataclass(frozen=True)
+class _Slice:
+    """A trunk's layers up to the next features that are compared.
+
+    Args:
+        convolutions (`tuple` of `str`): their names in the weights.
+        pooling (`int`, *optional*): side of the maximum that is taken before them, and the picture halved.
+        halves (`bool`, *optional*, defaults to `False`): whether the convolution takes steps of two: the picture is
+            halved after it.
+    """
+
+    convolutions: tuple[str, ...]
+    pooling: int | None = None
+    halves: bool = False
+
+
+_ALEX = (
+    _Slice(("slice1.0",), halves=True),
+    _Slice(("slice2.5",), 3),
+    _Slice(("slice3.9",), 3),
+    _Slice(("slice4.11",)),
+    _Slice(("slice5.13",)),
+)
+_VGG = (
+    _Slice(("slice1.0", "slice1.2")),
+    _Slice(("slice2.6", "slice2.8"), 2),
+    _Slice(("slice3.12", "slice3.14", "slice3.16"), 2),
+    _Slice(("slice4.20", "slice4.22", "slice4.24"), 2),
+    _Slice(("slice5.28", "slice5.30", "slice5.32"), 2),
+)
+
+
+class _ShiftTolerant(nn.Module):
+    """Shift-tolerant LPIPS on a network that blurs before it subsamples.
 
     Written here, and only fed with the package's weights, because importing the package needs torchvision.
     """
 
-    # name of the stage's convolution in the weights, and whether the picture is halved before it
-    _STAGES = (("slice2.5", True), ("slice3.9", True), ("slice4.11", False), ("slice5.13", False))
-
     shift: torch.Tensor
     scale: torch.Tensor
 
-    def __init__(self, weights: dict[str, torch.Tensor]) -> None:
+    def __init__(self, weights: dict[str, torch.Tensor], slices: Sequence[_Slice]) -> None:
         super().__init__()
+        self.slices = slices
         self.convolutions = nn.ModuleList(
-            _convolution(weights, f"net.{name}") for name in ("slice1.0", *(name for name, _ in self._STAGES))
+            nn.ModuleList(_convolution(weights, f"net.{name}") for name in part.convolutions) for part in slices
         )
-        for index in range(len(self.convolutions)):
+        for index in range(len(slices)):
             self.register_buffer(f"importance_{index}", weights[f"lin{index}.model.1.weight"])
         self.register_buffer("shift", weights["scaling_layer.shift"])
         self.register_buffer("scale", weights["scaling_layer.scale"])
@@ -112,21 +145,26 @@ class _ShiftTolerantAlex(nn.Module):
         return torch.stack(distances).sum(0)
 
     def _features(self, pixels: torch.Tensor) -> list[torch.Tensor]:
-        first, *others = self.convolutions
-        stages = [F.relu(_blurred_half(first((pixels - self.shift) / self.scale)))]
-        for convolution, (_, halves) in zip(others, self._STAGES, strict=True):
-            features = stages[-1]
-            if halves:
-                features = _blurred_half(F.max_pool2d(features, kernel_size=3, stride=1))
-            stages.append(F.relu(convolution(features)))
-        return stages
+        features, compared = (pixels - self.shift) / self.scale, []
+        for part, convolutions in zip(self.slices, self.convolutions, strict=True):
+            if part.pooling is not None:
+                features = _blurred_half(F.max_pool2d(features, kernel_size=part.pooling, stride=1))
+            for convolution in cast(nn.ModuleList, convolutions):
+                features = convolution(features)
+                features = F.relu(_blurred_half(features) if part.halves else features)
+            compared.append(features)
+        return compared
+
+
+_SHIFT_TOLERANT = {"st_lpips_alex": ("alex", _ALEX), "st_lpips_vgg": ("vgg", _VGG)}
 
 
 def _distance(name: str, scorer: QualityScorer | None) -> nn.Module:
     if name == "quality_scorer":
         return _ScorerDistance(packaged_quality_scorer() if scorer is None else scorer)
-    if name == "st_lpips_alex":
-        return _ShiftTolerantAlex(_shift_tolerant_weights())
+    if name in _SHIFT_TOLERANT:
+        trunk, slices = _SHIFT_TOLERANT[name]
+        return _ShiftTolerant(_shift_tolerant_weights(name, trunk), slices)
     return _lpips(name.removeprefix("lpips_"))
 
 
@@ -146,14 +184,14 @@ def _lpips(trunk: str) -> nn.Module:
         ) from error
 
 
-def _shift_tolerant_weights() -> dict[str, torch.Tensor]:
+def _shift_tolerant_weights(name: str, trunk: str) -> dict[str, torch.Tensor]:
     package = importlib.util.find_spec("stlpips_pytorch")
     if package is None or package.origin is None:
         raise ImportError(
-            "the loss 'st_lpips_alex' needs `stlpips-pytorch`, which is not installed: "
+            f"the loss {name!r} needs `stlpips-pytorch`, which is not installed: "
             'pip install "ultraflash_diffusers[perceptual]"'
         )
-    file = Path(package.origin).parent / "weights" / "vST0.0" / "alex_shift_tolerant.pth"
+    file = Path(package.origin).parent / "weights" / "vST0.0" / f"{trunk}_shift_tolerant.pth"
     if not file.is_file():
         raise RuntimeError(f"this version of `stlpips-pytorch` has no weights {str(file)!r}")
     return torch.load(file, map_location="cpu", weights_only=True)

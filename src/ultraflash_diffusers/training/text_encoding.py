@@ -16,18 +16,32 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 SPECIAL_WORDS = ("<pad>", "</s>", "<unk>")
 
 
+_NORMALIZER = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+_SPLIT = pre_tokenizers.Sequence(
+    [pre_tokenizers.Punctuation(behavior="removed"), pre_tokenizers.WhitespaceSplit()]
+)
+
+
+def words_of(texts: Iterable[str], length: int) -> list[str]:
+    """The words, in alphabetical order, that a tokenizer of [`make_tokenizer`] must know to read texts.
+
+    Args:
+        texts (iterable of `str`): captions.
+        length (`int`): tokens at which texts are cut off, the one that ends them included.
+    """
+    split = (_SPLIT.pre_tokenize_str(_NORMALIZER.normalize_str(text))[: length - 1] for text in texts)
+    return sorted({word for words in split for word, _ in words})
+
+
 def make_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
     """Makes a tokenizer that knows whole words, whatever their case and the punctuation between them.
 
     Args:
-        words (iterable of `str`): in lower case; all others become `<unk>`.
+        words (iterable of `str`): as [`words_of`] gives them; all others become `<unk>`.
     """
     vocabulary = {word: number for number, word in enumerate((*SPECIAL_WORDS, *sorted(set(words))))}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Punctuation(behavior="removed"), pre_tokenizers.WhitespaceSplit()]
-    )
+    tokenizer.normalizer, tokenizer.pre_tokenizer = _NORMALIZER, _SPLIT
     tokenizer.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", vocabulary["</s>"])])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
 
