@@ -480,6 +480,25 @@ def test_a_reward_and_a_wavelet_loss_move_their_numbers(cascade: Path, tmp_path:
         assert ("reward" in line) == (line["step"] % 2 == 0) and ("fake_score" in line) != ("reward" in line)
 
 
+def test_the_decoder_is_tuned_in_the_students_steps(cascade: Path, tmp_path: Path) -> None:
+    options = {"fake_updates": 1, "max_train_steps": 12, "reconstruction_every": 2, "checkpointing_steps": 1}
+    distil(cascade, tmp_path, "--train_decoder", "--use_ema", **options)
+    file = "diffusion_pytorch_model.safetensors"
+    before, after = (load_file(folder / "autoencoder" / file) for folder in (cascade, tmp_path))
+    assert {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])} == {"decoder"}
+    lines = log(tmp_path)[1:-1]
+    assert ["fake_score" in line for line in lines] == [True, False] * 6
+    # some of the student's batches are decoded as they are, in which the student has no part
+    own = [line for line in lines if "fake_score" not in line]
+    assert {"reconstruction" in line for line in own} == {True, False}
+    assert all(("matching" in line) != ("reconstruction" in line) for line in own)
+    states = {step: load_file(tmp_path / f"checkpoint-{step}" / "trained.safetensors") for step in range(1, 13)}
+    for line in own[1:]:
+        one, other = states[line["step"] - 1], states[line["step"]]
+        changed = {name.split(".")[0] for name in one if not torch.equal(one[name], other[name])}
+        assert changed == ({"autoencoder"} if "reconstruction" in line else {"autoencoder", "transformer"})
+
+
 def test_resumed_in_the_middle_of_a_cycle_equals_uninterrupted(cascade: Path, tmp_path: Path) -> None:
     options = {"fake_updates": 3, "regression_steps": 1, "max_train_steps": 10, "checkpointing_steps": 1}
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
@@ -521,6 +540,12 @@ def test_bad_command_lines_are_refused(capsys: pytest.CaptureFixture) -> None:
         ([*without_text, "--condition_noise", "0.6", "0.4"], "LOW"),
         ([*without_text, "--matching_levels", "0", "0.5"], "--matching_levels: two rising numbers above 0"),
         ([*without_text, "--wavelet_levels", "5", "--crops", "9x48x64"], "9x48x64"),
+        ([*without_text, "--reconstruction_every", "5"], "--reconstruction_every needs --train_decoder"),
+        ([*without_text, "--train_decoder", "--decode_linearly"], "leaves out the decoder"),
+        (
+            [*without_text, "--train_decoder", "--reconstruction_every", "5", "--wavelet_weight", "0"],
+            "--reconstruction_every needs a pixel loss",
+        ),
     ):
         with pytest.raises(SystemExit):
             script("distill_sr").parse_arguments([*base, *flags])

@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 
@@ -307,6 +308,46 @@ class TestPerceptualLoss:
         blurred = torch.nn.functional.avg_pool3d(self.VIDEO, (1, 3, 3), 1, (0, 1, 1), count_include_pad=False)
         shifted = self.VIDEO + (blurred - self.VIDEO).square().mean().sqrt()
         assert loss(blurred, self.VIDEO) > 2 * loss(shifted, self.VIDEO)
+
+    @pytest.mark.parametrize(
+        ("trunk", "widths"),
+        [
+            ("alex", {"slice1.0": (3, 64, 11), "slice2.5": (64, 192, 5), "slice3.9": (192, 384, 3)}
+             | {"slice4.11": (384, 256, 3), "slice5.13": (256, 256, 3)}),
+            ("vgg", {"slice1.0": (3, 64, 3), "slice1.2": (64, 64, 3), "slice2.6": (64, 128, 3)}
+             | {"slice2.8": (128, 128, 3), "slice3.12": (128, 256, 3), "slice3.14": (256, 256, 3)}
+             | {"slice3.16": (256, 256, 3), "slice4.20": (256, 512, 3), "slice4.22": (512, 512, 3)}
+             | {"slice4.24": (512, 512, 3), "slice5.28": (512, 512, 3), "slice5.30": (512, 512, 3)}
+             | {"slice5.32": (512, 512, 3)}),
+        ],
+    )  # fmt: skip
+    def test_shift_tolerant_lpips_with_weights_of_the_packages_layout(
+        self, trunk: str, widths: dict[str, tuple[int, int, int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        generator = torch.Generator().manual_seed(0)
+        weights = {"scaling_layer.shift": torch.zeros(1, 3, 1, 1), "scaling_layer.scale": torch.ones(1, 3, 1, 1)}
+        for name, (ins, outs, side) in widths.items():
+            scale = (2 / (ins * side**2)) ** 0.5
+            weights[f"net.{name}.weight"] = scale * torch.randn(outs, ins, side, side, generator=generator)
+            weights[f"net.{name}.bias"] = torch.zeros(outs)
+        last = {name.split(".")[0]: outs for name, (_, outs, _) in widths.items()}
+        for index, channels in enumerate(last.values()):
+            weights[f"lin{index}.model.1.weight"] = torch.rand(1, channels, 1, 1, generator=generator)
+        file = tmp_path / "weights" / "vST0.0" / f"{trunk}_shift_tolerant.pth"
+        file.parent.mkdir(parents=True)
+        torch.save(weights, file)
+        found = ModuleSpec("stlpips_pytorch", None, origin=str(tmp_path / "__init__.py"))
+        monkeypatch.setattr(perceptual.importlib.util, "find_spec", lambda name: found)
+        loss = PerceptualLoss(f"st_lpips_{trunk}")
+        noise = torch.randn(self.VIDEO.shape, generator=generator)
+        prediction = (self.VIDEO + 0.1 * noise).requires_grad_(True)
+        near, far = loss(prediction, self.VIDEO), loss(self.VIDEO + 0.4 * noise, self.VIDEO)
+        assert loss(self.VIDEO, self.VIDEO) == 0 and 0 < near < far
+        near.backward()
+        assert prediction.grad is not None and prediction.grad.isfinite().all() and prediction.grad.any()
+        # all convolutions are used, and compared at five depths
+        assert len(list(loss.parameters())) == 2 * len(widths)
+        assert len(loss.distance._features(self.VIDEO[:, :, 0])) == 5
 
     def test_packages_that_are_missing(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "lpips", None)
