@@ -1,10 +1,11 @@
 # Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
 """Does the text generator follow prompts? Colour, object and motion are read off the frames by classical means.
 
-    python benchmarks/prompt_following.py --generator outputs/generator --autoencoder outputs/autoencoder
-    python benchmarks/prompt_following.py --pipeline FOLDER --json result.json
+    python -m benchmarks.prompt_following --generator outputs/generator --autoencoder outputs/autoencoder
+    python -m benchmarks.prompt_following --pipeline FOLDER --clips FOLDER --json result.json
 
 The prompts are of combinations that training has held out. First, the measurement is checked on rendered scenes.
+Clips with captions that it was trained on are compared with what it makes of the captions.
 """
 
 from __future__ import annotations
@@ -13,17 +14,22 @@ import argparse
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
 import torch
 from tqdm import tqdm
 
+from benchmarks.clips import area_resize, centre_crop
+from benchmarks.metrics import psnr
 from ultraflash_diffusers import CausalWanTransformer, HRAutoencoder, UltraFlashStreamingPipeline
 from ultraflash_diffusers.pipelines.noise import SeededFrameNoise
 from ultraflash_diffusers.pipelines.sources.text_generator import TextGeneratorSource
 from ultraflash_diffusers.training.scenes import COLORS, MOTIONS, OBJECTS, Scene, all_scenes
+from ultraflash_diffusers.training.stage import load_network
 from ultraflash_diffusers.training.text_encoding import TextEncoding
 
 # frames, uint8 [frames, height, width, 3], of a prompt and a seed
@@ -155,40 +161,101 @@ def score(scenes: Iterable[Scene], readings: Iterable[Reading]) -> Result:
     return Result(len(hits), *hits.mean(0).tolist(), float(hits.all(1).mean()))
 
 
-def load_generate(arguments: argparse.Namespace) -> Generate:
-    """Makes the function that is measured: the low-resolution generator alone, or a whole pipeline."""
-    if arguments.pipeline is not None:
-        pipe = UltraFlashStreamingPipeline.from_pretrained(arguments.pipeline)
-        pipe.set_progress_bar_config(disable=True)
+def whole_pipeline(folder: str, num_frames: int) -> Generate:
+    """High-resolution videos of a pipeline, at its default size."""
+    pipe = UltraFlashStreamingPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
 
-        def whole(prompt: str, seed: int) -> np.ndarray:
-            generator = torch.Generator().manual_seed(seed)
-            frames = pipe(prompt, num_frames=arguments.num_frames, generator=generator, output_type="np").frames[0]
-            return np.rint(frames * 255).astype(np.uint8)
+    def generate(prompt: str, seed: int) -> np.ndarray:
+        generator = torch.Generator().manual_seed(seed)
+        frames = pipe(prompt, num_frames=num_frames, generator=generator, output_type="np").frames[0]
+        return np.rint(frames * 255).astype(np.uint8)
 
-        return whole
-    generator = CausalWanTransformer.from_pretrained(arguments.generator, subfolder="generator_transformer")
-    autoencoder = HRAutoencoder.from_pretrained(arguments.autoencoder)
-    text = TextEncoding.load(arguments.generator, generator.config.text_length)
+    return generate
+
+
+def generator_alone(folder: str, autoencoder_folder: str, height: int, width: int, num_frames: int) -> Generate:
+    """Low-resolution videos of a generator."""
+    generator = CausalWanTransformer.from_pretrained(folder, subfolder="generator_transformer")
+    autoencoder = load_network(HRAutoencoder, autoencoder_folder, "autoencoder")
+    text = TextEncoding.load(folder, generator.config.text_length)
 
     @torch.no_grad()
-    def low_resolution(prompt: str, seed: int) -> np.ndarray:
+    def generate(prompt: str, seed: int) -> np.ndarray:
         source = TextGeneratorSource(
             generator,
             autoencoder,
             text([prompt]),
             SeededFrameNoise([seed], 1),
-            height=arguments.height,
-            width=arguments.width,
+            height=height,
+            width=width,
             multiple_of=autoencoder.spatial_compression_ratio,
-            num_frames=arguments.num_frames,
+            num_frames=num_frames,
         )
         latents = torch.cat([chunk.latents for chunk in source.chunks()], dim=2)
         pixels = autoencoder.decode(latents).sample[0].clamp(-1, 1).add(1).mul(127.5).round().byte()
-        frames = pixels.permute(1, 2, 3, 0).numpy()
-        return frames[: arguments.num_frames, : arguments.height, : arguments.width]
+        return pixels.permute(1, 2, 3, 0).numpy()[:num_frames, :height, :width]
 
-    return low_resolution
+    return generate
+
+
+def load_generate(arguments: argparse.Namespace) -> Generate:
+    """What is measured."""
+    if arguments.pipeline is not None:
+        return whole_pipeline(arguments.pipeline, arguments.num_frames)
+    size = (arguments.height, arguments.width, arguments.num_frames)
+    return generator_alone(arguments.generator, arguments.autoencoder, *size)
+
+
+@dataclass(frozen=True)
+class Recital:
+    """Clips that a generator was trained on, generated from their captions.
+
+    Args:
+        clips (`int`): how many.
+        right (`float`): share of those that come nearer to their own clip than to any other.
+        psnr (`float`): mean of the videos' PSNR to their clips, dB.
+    """
+
+    clips: int
+    right: float
+    psnr: float
+
+
+def recite(
+    generate: Generate, folder: Path, num_frames: int, seed: int, sheet: list[np.ndarray] | None = None
+) -> Recital:
+    """Generates from the captions of a folder's clips, and compares the videos with all of them."""
+    captions = read_captions(folder)
+    generated = [generate(text, seed) for text in tqdm(captions.values(), desc="Reciting", unit="video", disable=None)]
+    height, width = generated[0].shape[1:3]
+    clips = [read_clip(folder / name, height, width, num_frames) for name in captions]
+    likeness = np.array([[psnr(video[: len(clip)], clip) for clip in clips] for video in generated])
+    if sheet is not None:
+        sheet += [
+            np.concatenate([video[0], video[-1], clip[len(video) - 1]], axis=1)
+            for video, clip in zip(generated, clips, strict=True)
+        ]
+    own = likeness.argmax(axis=1) == np.arange(len(clips))
+    return Recital(len(clips), float(own.mean()), float(likeness.diagonal().mean()))
+
+
+def read_captions(folder: Path) -> dict[str, str]:
+    """The captions in a folder's `metadata.jsonl`, by file; the first one of a file that is named several times."""
+    captions: dict[str, str] = {}
+    for line in (folder / "metadata.jsonl").read_text().splitlines():
+        entry = json.loads(line)
+        if entry.get("text"):
+            captions.setdefault(entry["file_name"], entry["text"])
+    return captions
+
+
+def read_clip(path: Path, height: int, width: int, num_frames: int) -> np.ndarray:
+    """The first frames of a video file, centre-cropped and brought to a size, uint8 `[frames, height, width, 3]`."""
+    with av.open(str(path)) as container:
+        frames = islice(container.decode(video=0), num_frames)
+        cropped = (centre_crop(frame.to_ndarray(format="rgb24"), height / width) for frame in frames)
+        return np.stack([area_resize(frame, height, width) for frame in cropped])
 
 
 def print_table(rows: dict[str, Result]) -> None:
@@ -216,6 +283,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--num_frames", type=int, default=45, help="of each video (default: %(default)s)")
     parser.add_argument("--count", type=int, default=120, help="held-out scenes (default: %(default)s)")
     parser.add_argument("--trained_count", type=int, default=0, help="scenes of the training split, to compare")
+    parser.add_argument("--clips", type=Path, help="folder of trained clips with a metadata.jsonl of captions")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of prompts and of the videos")
     parser.add_argument("--sheet", type=Path, help="PNG with the first, middle and last frame of each video")
     parser.add_argument("--json", type=Path, help="also writes the results to this file")
@@ -251,6 +319,11 @@ def main(arguments: argparse.Namespace) -> dict[str, Result]:
         trained = choose(all_scenes(held_out=False), arguments.trained_count, arguments.seed)
         rows["trained combinations"] = score(trained, measure(generate, trained, arguments.seed))
     print_table(rows)
+    recital = None
+    if arguments.clips is not None:
+        recital = recite(generate, arguments.clips, arguments.num_frames, arguments.seed, recited := [])
+        pictures = pictures[:12] + recited[:12]
+        print(f"{recital.clips} captioned clips: {100 * recital.right:.0f} % recognised, PSNR {recital.psnr:.2f} dB")
     if arguments.sheet is not None:
         cv2.imwrite(str(arguments.sheet), np.concatenate(pictures[:24])[..., ::-1])
     if arguments.json is not None:
@@ -260,6 +333,8 @@ def main(arguments: argparse.Namespace) -> dict[str, Result]:
             if any(getattr(scene, name) != getattr(reading, name) for name in ATTRIBUTES)
         ]
         results = {name: asdict(row) for name, row in rows.items()}
+        if recital is not None:
+            results["captioned clips"] = asdict(recital)
         arguments.json.write_text(json.dumps({"results": results, "wrong": wrong}, indent=2) + "\n")
     return rows
 

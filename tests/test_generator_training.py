@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from test_training import AUTOENCODER, script, texture, write_video
 from tiny import make_tiny_autoencoder, make_tiny_generator
 
-from benchmarks.prompt_following import read_frames, score
+from benchmarks.prompt_following import read_captions, read_frames, recite, score
 from ultraflash_diffusers import CausalWanTransformer, HRAutoencoder
 from ultraflash_diffusers.pipelines.noise import SeededFrameNoise
 from ultraflash_diffusers.pipelines.sources.text_generator import TextGeneratorSource
@@ -104,6 +104,20 @@ def test_measurement_tells_scenes_apart() -> None:
     assert (result.color, result.object, result.motion, result.all) == (0.75, 0.75, 0.5, 0.0)
     empty = np.full((9, 48, 80, 3), 90, np.uint8)
     assert read_frames(empty).object is None
+
+
+def test_recited_clips_are_told_apart(tmp_path: Path) -> None:
+    entries = {"one.mp4": "a", "other.mp4": "b", "silent.mp4": "", "one.mp4 ": None}
+    lines = [{"file_name": name.strip(), "text": text} for name, text in entries.items()]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    clips = {text: texture(seed, 5, 48, 80) for seed, text in enumerate("ab")}
+    for name, text in list(entries.items())[:2]:
+        write_video(tmp_path / name, clips[text])
+    assert read_captions(tmp_path) == {"one.mp4": "a", "other.mp4": "b"}
+    good = recite(lambda text, seed: clips[text], tmp_path, num_frames=5, seed=0)
+    assert (good.clips, good.right) == (2, 1.0) and good.psnr > 30
+    swapped = recite(lambda text, seed: clips["ab"["ba".index(text)]], tmp_path, num_frames=5, seed=0)
+    assert swapped.right == 0 and swapped.psnr < 20
 
 
 def test_scenes_are_the_same_every_time_and_vary_where_asked() -> None:
