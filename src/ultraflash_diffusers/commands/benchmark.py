@@ -82,7 +82,7 @@ def _run(options: argparse.Namespace) -> None:
     if (options.fp8 or options.cuda_graphs or options.accuracy_latents) and not options.optimize:
         raise ValueError("--fp8, --cuda-graphs and --accuracy-latents need --optimize")
     if options.generator_device and not options.preset:
-        raise ValueError(f"--generator-device {options.generator_device} needs --preset, whose generator alone is measured")
+        raise ValueError(f"--generator-device {options.generator_device} needs --preset: no generator else")
     if options.preset and options.checkpoint:
         raise ValueError("--preset and --checkpoint were both given: a preset has networks of its own")
     preset = PRESETS[options.preset] if options.preset else None
