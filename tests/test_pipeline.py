@@ -203,6 +203,7 @@ def test_long_prompts_and_unknown_words_are_said(caplog):
     logging.enable_propagation()
     embeds, _ = PIPE.encode_prompt("a red ball rolls over the table")
     assert embeds.shape[1] == TEXT_LENGTH
+    PIPE.encode_prompt("a red ball rolls over the zebra")  # which is cut off
     assert "7 tokens" in caplog.text and "does not know" not in caplog.text
     PIPE.encode_prompt("a zebra rolls over cat mandu")
     assert "does not know 'zebra', 'mandu'" in caplog.text

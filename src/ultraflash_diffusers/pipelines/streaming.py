@@ -458,14 +458,23 @@ class UltraFlashStreamingPipeline(DiffusionPipeline, UltraFlashLoraLoaderMixin):
         for text, ids in zip(texts, self.tokenizer(texts).input_ids, strict=True):
             if len(ids) > length:
                 logger.warning(f"a prompt of {len(ids)} tokens was cut off after {length} of them: {text[:60]!r}...")
-            if (unknown := self.tokenizer.unk_token_id) in ids:
-                words = [repr(word) for word in text.split() if unknown in self.tokenizer(word).input_ids]
-                logger.warning(f"the checkpoint's text encoder does not know {', '.join(words)}")
+            if unknown := self._unknown_words(text, length):
+                logger.warning(f"the checkpoint's text encoder does not know {', '.join(map(repr, unknown))}")
         tokens = self.tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
         device = execution_device(self.text_encoder)
         mask = tokens.attention_mask.to(device)
         embeds = self.text_encoder(tokens.input_ids.to(device), attention_mask=mask).last_hidden_state
         return embeds * mask.unsqueeze(-1).to(embeds.dtype)
+
+    def _unknown_words(self, text: str, length: int) -> list[str]:
+        """The words that the tokenizer does not know, of those that are not cut off."""
+        found, room = [], length - self.tokenizer.num_special_tokens_to_add()
+        for word in text.split():
+            ids = self.tokenizer(word, add_special_tokens=False).input_ids[: max(room, 0)]
+            room -= len(ids)
+            if self.tokenizer.unk_token_id in ids:
+                found.append(word)
+        return found
 
     def _stream_prompt_embeds(
         self,
