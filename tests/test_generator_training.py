@@ -388,6 +388,35 @@ def test_only_what_is_not_given_is_learnt(tmp_path: Path) -> None:
     assert not given[:, -1].any()
 
 
+def test_own_context_is_what_the_network_makes_of_noise() -> None:
+    stage = DiffusionForcingStage(make_network(), make_text(), ForcingObjective(), torch.ones(8))
+    noisy, embeds = torch.randn(3, 8, 4, 8, 8, generator=seeded()), stage.text(["a red ball"] * 3)
+    # the second chunk after the first; none, as what came before it is unknown; the first, with which a video starts
+    given = torch.tensor([[True, True, False, False], [True, False, False, False], [True, False, False, False]])
+    starts = torch.tensor([False, False, True])
+    found = stage._with_own_context(noisy, given, starts, embeds, seeded(1))
+    changed = (found != noisy).flatten(3).any(3).any(1)
+    assert changed.tolist() == [[False, True, False, False], [False] * 4, [True, False, False, False]]
+    noise = torch.randn(3, 8, 4, 8, 8, generator=seeded(1))
+    pure = noisy[:1, :, :2].clone()
+    pure[:, :, 1] = noise[:1, :, 1]
+    sigmas = torch.tensor([[0.0, 1.0]])
+    predicted = pure - stage.flow(pure, sigmas, embeds[:1])
+    torch.testing.assert_close(found[:1, :, 1], predicted[:, :, 1], atol=1e-5, rtol=1e-4)
+    assert not found.requires_grad
+
+
+def test_own_context_is_used_as_often_as_asked(tmp_path: Path) -> None:
+    clips = make_clips(tmp_path)
+    losses = []
+    for share in (0.0, 1.0):
+        objective = ForcingObjective(text_dropout=0.0, context_noise=0.0, own_context=share)
+        stage = DiffusionForcingStage(make_network(), make_text(), objective, torch.ones(8))
+        dataset = ChunkDataset([Pool(clips)], 3, 1, 8)
+        losses.append(np.mean([stage(dataset[number], seeded(number))[0].item() for number in range(5)]))
+    assert losses[0] != losses[1]
+
+
 def test_self_forcing_moves_the_student_and_the_fake_score_in_turns() -> None:
     network = make_network()
     stage = SelfForcingStage(

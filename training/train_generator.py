@@ -116,6 +116,12 @@ def _add_objective_arguments(parser: argparse.ArgumentParser) -> None:
     objective.add_argument("--flow_shift", type=positive(float), default=5.0, help="of noise levels")
     objective.add_argument("--context_noise", type=share, default=0.1, help="most noise in chunks that pass for clean")
     objective.add_argument(
+        "--own_context",
+        type=share,
+        default=0.0,
+        help="batches whose newest clean chunk is the network's own prediction, against errors that add up",
+    )
+    objective.add_argument(
         "--nameless_colors",
         type=non_negative(int),
         default=0,
@@ -309,6 +315,7 @@ def make_stage(
         noise_levels=arguments.noise_levels,
         first_step_share=arguments.first_step_share,
         context_noise=arguments.context_noise,
+        own_context=arguments.own_context,
         text_dropout=arguments.text_dropout,
         detail_emphasis=arguments.detail_emphasis,
     )

@@ -44,6 +44,8 @@ class ForcingObjective:
         first_step_share (`float`, *optional*, defaults to 0.5): share of pure noise among `"steps"`.
         context_noise (`float`, *optional*, defaults to 0.1): most noise in given chunks, which pass for clean: at
             inference they hold the network's own errors.
+        own_context (`float`, *optional*, defaults to 0.0): share of batches in which the newest given chunk is the
+            network's own prediction from pure noise: what it is given at inference, where errors add up.
         text_dropout (`float`, *optional*, defaults to 0.1): share of samples with the empty text.
         detail_emphasis (`float`, *optional*, defaults to 0.0): for networks that predict clean latents: 0 counts
             errors by what they change in the picture, which teaches layout first; 1 raises those of faint channels,
@@ -55,6 +57,7 @@ class ForcingObjective:
     noise_levels: Literal["continuous", "steps"] = "continuous"
     first_step_share: float = 0.5
     context_noise: float = 0.1
+    own_context: float = 0.0
     text_dropout: float = 0.1
     detail_emphasis: float = 0.0
 
@@ -125,6 +128,8 @@ class DiffusionForcingStage(Stage):
         noise = randn_like(clean, generator)
         sigmas = self._for_frames(actual)
         noisy = (1 - sigmas) * clean + sigmas * noise
+        if self.objective.own_context > torch.rand((), generator=generator):
+            noisy = self._with_own_context(noisy, given, batch.starts, prompt_embeds, generator)
         flow = self.flow(noisy, told, prompt_embeds)
         errors = self._errors(noisy, flow, clean, noise, told)
         learnt = (~given).to(errors)
@@ -143,6 +148,27 @@ class DiffusionForcingStage(Stage):
         least = torch.where(starts.cpu(), 0, 1)
         counts = least + (torch.rand(len(starts), generator=generator) * (chunks - least)).long()
         return torch.arange(chunks) < counts[:, None]
+
+    @torch.no_grad()
+    def _with_own_context(
+        self,
+        noisy: torch.Tensor,
+        given: torch.Tensor,
+        starts: torch.Tensor,
+        prompt_embeds: torch.Tensor,
+        generator: torch.Generator,
+    ) -> torch.Tensor:
+        """Puts the network's prediction in the place of each sample's newest given chunk.
+
+        It is made of pure noise in one step, after the chunks before it; a chunk stays where one before it is unknown.
+        """
+        newest = given.sum(1) - 1
+        newest = torch.where(newest >= torch.where(starts.cpu(), 0, 1), newest, -1)
+        own = torch.arange(given.shape[1]) == newest[:, None]
+        replaced = self._for_frames(own.to(noisy.device))
+        noise = torch.where(replaced, randn_like(noisy, generator), noisy)
+        predicted = noise - self.flow(noise, own.to(noisy), prompt_embeds)
+        return torch.where(replaced, predicted, noisy)
 
     def _for_frames(self, per_chunk: torch.Tensor) -> torch.Tensor:
         """`[batch, chunks]` as `[batch, 1, frames, 1, 1]`."""
