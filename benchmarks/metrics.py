@@ -11,6 +11,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ultraflash_diffusers.training.perceptual import PerceptualLoss
+
 LUMA = (0.299, 0.587, 0.114)
 MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 WINDOW_SIZE, WINDOW_SIGMA = 11, 1.5
@@ -97,6 +99,16 @@ def _check_pair(frames: np.ndarray, truth: np.ndarray) -> None:
         raise ValueError(f"frames and truth must be equal [F, H, W, 3] shapes, got {frames.shape} and {truth.shape}.")
     if frames.dtype != np.uint8 or truth.dtype != np.uint8:
         raise ValueError(f"frames and truth must be uint8, got {frames.dtype} and {truth.dtype}.")
+
+
+def perceptual_distance(frames: np.ndarray, truth: np.ndarray, distance: PerceptualLoss, every: int = 5) -> float:
+    """Mean of a perceptual distance over every so manieth frame."""
+    _check_pair(frames, truth)
+
+    def video(array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(array[::every]).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+
+    return float(distance(video(frames), video(truth)))
 
 
 def laplacian_variance(frames: np.ndarray) -> float:

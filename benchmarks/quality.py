@@ -28,6 +28,7 @@ from benchmarks.clips import CRF, ClipPair, prepare_clip
 from benchmarks.ours import ours
 from benchmarks.peers import Method, peers
 from ultraflash_diffusers import default_checkpoint
+from ultraflash_diffusers.training.perceptual import PerceptualLoss
 
 CLIPS = ("clip_10", "clip_12", "clip_16")
 HEIGHT, WIDTH = 384, 640
@@ -35,18 +36,23 @@ WARM_UP_FRAMES = 5
 CROP, ZOOM = 96, 3
 
 
-def measure(method: Method, clip: ClipPair, motion: metrics.Motion) -> tuple[dict[str, float], np.ndarray]:
+def measure(
+    method: Method, clip: ClipPair, motion: metrics.Motion, lpips: PerceptualLoss | None = None
+) -> tuple[dict[str, float], np.ndarray]:
     """Runs one method on one clip: its figures, and the output's frames."""
     source = clip.truth if method.source == "truth" else clip.low
     start = time.perf_counter()
     frames = method.upscale(source)
     seconds = time.perf_counter() - start
-    return {"frames": len(frames), "seconds": seconds, **compare(frames, clip.truth, motion)}, frames
+    return {"frames": len(frames), "seconds": seconds, **compare(frames, clip.truth, motion, lpips)}, frames
 
 
-def compare(frames: np.ndarray, truth: np.ndarray, motion: metrics.Motion) -> dict[str, float]:
+def compare(
+    frames: np.ndarray, truth: np.ndarray, motion: metrics.Motion, lpips: PerceptualLoss | None = None
+) -> dict[str, float]:
     """All measures of one clip's output."""
     return {
+        **({} if lpips is None else {"lpips": metrics.perceptual_distance(frames, truth, lpips)}),
         "psnr": metrics.psnr(frames, truth),
         "ssim": metrics.ssim(frames, truth),
         "ms_ssim": metrics.ms_ssim(frames, truth),
@@ -62,10 +68,17 @@ def describe(frames: np.ndarray, motion: metrics.Motion) -> dict[str, float]:
     }
 
 
-def run(methods: list[Method], clips: list[ClipPair]) -> tuple[dict[str, dict[str, dict[str, float]]], Image.Image]:
+def run(
+    methods: list[Method], clips: list[ClipPair], lpips: PerceptualLoss | None = None
+) -> tuple[dict[str, dict[str, dict[str, float]]], Image.Image]:
     """Measures every method on every clip.
 
     The clips are the outer loop, so that a machine that slows down does so for all methods alike.
+
+    Args:
+        methods (list of `Method`): what is compared.
+        clips (list of `ClipPair`): on what.
+        lpips (`PerceptualLoss`, *optional*): adds the perceptual distance.
 
     Returns:
         Figures as `[method][clip][measure]`, the truth being a method of its own, and the comparison strip.
@@ -79,7 +92,7 @@ def run(methods: list[Method], clips: list[ClipPair]) -> tuple[dict[str, dict[st
         crop = most_detailed_crop(clip.truth[len(clip.truth) // 2])
         crops = {}
         for method in methods:
-            results[method.name][clip.name], frames = measure(method, clip, motion)
+            results[method.name][clip.name], frames = measure(method, clip, motion, lpips)
             crops[method.name] = frames[len(frames) // 2][crop]
             print(f"{clip.name} {method.name}", file=sys.stderr)
         results["truth"][clip.name] = describe(clip.truth, motion)
@@ -108,6 +121,7 @@ COLUMNS = {
     "PSNR dB ↑": ("over R, G, B, mean of the frames' values", "{psnr:.2f}"),
     "SSIM ↑": ("luma", "{ssim:.4f}"),
     "MS-SSIM ↑": ("luma, five scales", "{ms_ssim:.4f}"),
+    "LPIPS ↓": ("shift-tolerant LPIPS on AlexNet's features, mean of every fifth frame", "{lpips:.4f}"),
     "warping error ↓ (× truth)": (
         "mean difference to the previous frame moved along the truth's optical flow, occlusions masked, 8-bit units; "
         "in brackets relative to the truth's own",
@@ -184,6 +198,15 @@ def draw_strip(rows: list[tuple[str, dict[str, np.ndarray]]]) -> Image.Image:
     return strip
 
 
+def load_lpips() -> PerceptualLoss | None:
+    """The perceptual distance, where its weights are installed."""
+    try:
+        return PerceptualLoss("st_lpips_alex")
+    except ImportError as error:
+        print(f"without LPIPS: {error}", file=sys.stderr)
+        return None
+
+
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=Path, required=True, help="folder with the validation clips")
@@ -223,7 +246,7 @@ def main() -> None:
     facts["clips"] = ", ".join(f"{clip.name} ({len(clip.truth)} frames)" for clip in clips)
     facts["input"] = f"{HEIGHT // 2}x{WIDTH // 2}, H.264 at CRF {CRF}, to {HEIGHT}x{WIDTH}"
     with torch.inference_mode():
-        results, strip = run(methods, clips)
+        results, strip = run(methods, clips, load_lpips())
     summary = summarise(results)
     print(markdown(summary, methods, facts))
     if options.json:

@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks import clips, metrics, quality
 from benchmarks.peers import Method, bicubic
+from ultraflash_diffusers.training.perceptual import PerceptualLoss
 
 
 def pattern(height: int = 193, width: int = 210) -> np.ndarray:
@@ -155,7 +156,13 @@ def test_one_run_one_table(clip_file):
     assert summary["bicubic"]["psnr"] == pytest.approx(metrics.psnr(bicubic(pair.low), pair.truth))
     table = quality.markdown(summary, methods, quality.machine_facts(1)).splitlines()
     assert [line.split(" | ")[0] for line in table[2:5]] == ["| bicubic", "| copy", "| truth"]
-    assert f"{summary['bicubic']['psnr']:.2f}" in table[2] and table[4].count(" - ") == 4
+    assert f"{summary['bicubic']['psnr']:.2f}" in table[2] and table[4].count(" - ") == 5
+    # the distance is a column where there is one: here that of the packaged scorer's features
+    lpips, blurred = PerceptualLoss("quality_scorer"), bicubic(pair.low)
+    row = quality.compare(blurred, pair.truth, metrics.estimate_motion(pair.truth), lpips)
+    every_fifth = [metrics.perceptual_distance(blurred[i : i + 1], pair.truth[i : i + 1], lpips) for i in (0, 5)]
+    assert row["lpips"] == pytest.approx(np.mean(every_fifth), rel=1e-4) and row["lpips"] > 0
+    assert quality.show(row, quality.COLUMNS["LPIPS ↓"][1]) == f"{row['lpips']:.4f}"
     assert strip.size[0] == 3 * (quality.CROP * quality.ZOOM + 6)
     json.dumps({"bicubic": results["bicubic"], "truth": results["truth"]}, allow_nan=False)
 
