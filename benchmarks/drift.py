@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from benchmarks import metrics
+from benchmarks import metrics, tables
 from benchmarks.clips import CRF, SCALE, prepare_clip
 from ultraflash_diffusers import UltraFlashSRTransformer, UltraFlashStreamingPipeline, default_checkpoint
 from ultraflash_diffusers.pipelines.color_correction import COLOR_CORRECTIONS
@@ -139,16 +139,6 @@ def summarise(results: dict[str, dict[str, dict[str, float]]]) -> dict[str, dict
         name: {key: float(np.mean([clip[key] for clip in clips.values()])) for key in next(iter(clips.values()))}
         for name, clips in results.items()
     }
-
-
-def markdown(summary: dict[str, dict[str, float]], facts: dict[str, object]) -> str:
-    """The table, with what a reader needs to judge and repeat it."""
-    lines = ["| stream | " + " | ".join(COLUMNS) + " |", "|---|" + "---:|" * len(COLUMNS)]
-    for name, row in summary.items():
-        lines.append(f"| {name} | " + " | ".join(form.format(**row) for _, form in COLUMNS.values()) + " |")
-    lines += ["", "Columns:", *(f"- {title}: {meaning}." for title, (meaning, _) in COLUMNS.items())]
-    lines += ["", *(f"- {key}: {value}" for key, value in facts.items())]
-    return "\n".join(lines)
 
 
 def load_pipeline(checkpoint: str, tuned: Path | None = None) -> UltraFlashStreamingPipeline:
@@ -272,7 +262,7 @@ def main(arguments: list[str] | None = None) -> dict[str, dict[str, float]]:
         size = f"{options.height // SCALE}x{options.width // SCALE}"
         facts["input"] = f"{size}, H.264 at CRF {CRF}, to {options.height}x{options.width}"
     summary = summarise(results)
-    print(markdown(summary, facts))
+    print(tables.markdown("stream", summary, COLUMNS, (), facts))
     if options.json is not None:
         options.json.write_text(json.dumps({"facts": facts, "summary": summary, "clips": results}, indent=2) + "\n")
     return summary

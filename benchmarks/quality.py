@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from benchmarks import metrics
+from benchmarks import metrics, tables
 from benchmarks.clips import CRF, ClipPair, prepare_clip
 from benchmarks.ours import ours
 from benchmarks.peers import Method, peers
@@ -139,25 +139,11 @@ COLUMNS = {
 }
 
 
-def show(row: dict[str, float], form: str) -> str:
-    """A cell's text; the truth has no error against itself and no speed."""
-    try:
-        return form.format(**row)
-    except KeyError:
-        return "-"
-
-
 def markdown(summary: dict[str, dict[str, float]], methods: list[Method], facts: dict[str, object]) -> str:
-    """The table, with what a reader needs to judge and repeat it."""
-    lines = ["| method | " + " | ".join(COLUMNS) + " |", "|---|" + "---:|" * len(COLUMNS)]
-    for name, row in summary.items():
-        lines.append(f"| {name} | " + " | ".join(show(row, form) for _, form in COLUMNS.values()) + " |")
-    lines += ["", "Means over the clips. Columns:"]
-    lines += [f"- {title}: {meaning}." for title, (meaning, _) in COLUMNS.items()]
-    lines += ["", "Time of each method holds:"]
-    lines += [f"- {method.name}: {method.includes}." for method in methods]
-    lines += ["", *(f"- {key}: {value}" for key, value in facts.items())]
-    return "\n".join(lines)
+    """The table, and what each method's time holds."""
+    notes = ["", "Means over the clips. Time of each method holds:"]
+    notes += [f"- {method.name}: {method.includes}." for method in methods]
+    return tables.markdown("method", summary, COLUMNS, notes, facts)
 
 
 def machine_facts(threads: int) -> dict[str, object]:

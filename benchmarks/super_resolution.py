@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks import metrics, prompt_following
+from benchmarks import metrics, prompt_following, tables
 from benchmarks.clips import SCALE, ClipPair, prepare_clip
 from benchmarks.quality import CLIPS, HEIGHT, WIDTH
 from ultraflash_diffusers import UltraFlashSRTransformer, UltraFlashStreamingPipeline, default_checkpoint
@@ -129,34 +129,16 @@ def run(
     return {name: {key: float(np.mean([row[key] for row in each])) for key in each[0]} for name, each in rows.items()}
 
 
-# Title: how a row shows it, what it means.
+# Title: what it means, how a row shows it.
 COLUMNS = {
-    "PSNR dB": ("{psnr:.2f}", "to the truth, over R, G, B"),
-    "PSNR to reference": ("{distance:.2f}", "to the output of --reference"),
-    "detail": ("{detail:.3f}", "mean absolute Haar detail band, relative to the truth's"),
-    "sharpness": ("{sharpness:.2f}", "variance of the luma's Laplacian, relative to the truth's"),
-    "quality": ("{quality:.3f}", "by the packaged no-reference scorer"),
-    "warping error": ("{warping:.2f}", "along the truth's optical flow, 8-bit units; come near to the truth's own"),
-    "ms a group": ("{milliseconds:.0f}", "median time in the transformer alone, all of its steps"),
+    "PSNR dB": ("to the truth, over R, G, B", "{psnr:.2f}"),
+    "PSNR to reference": ("to the output of --reference", "{distance:.2f}"),
+    "detail": ("mean absolute Haar detail band, relative to the truth's", "{detail:.3f}"),
+    "sharpness": ("variance of the luma's Laplacian, relative to the truth's", "{sharpness:.2f}"),
+    "quality": ("by the packaged no-reference scorer", "{quality:.3f}"),
+    "warping error": ("along the truth's optical flow, 8-bit units; come near to the truth's own", "{warping:.2f}"),
+    "ms a group": ("median time in the transformer alone, all of its steps", "{milliseconds:.0f}"),
 }
-
-
-def show(row: dict[str, float], form: str) -> str:
-    """A cell's text; the truth has no error, the reference no distance."""
-    try:
-        text = form.format(**row)
-    except KeyError:
-        return "-"
-    return "-" if text == "inf" else text
-
-
-def markdown(rows: dict[str, dict[str, float]], facts: dict[str, object]) -> str:
-    """The table, with what a reader needs to judge and repeat it."""
-    lines = ["| method | " + " | ".join(COLUMNS) + " |", "|---|" + "---:|" * len(COLUMNS)]
-    for name, row in rows.items():
-        lines.append(f"| {name} | " + " | ".join(show(row, form) for form, _ in COLUMNS.values()) + " |")
-    lines += ["", *(f"- {title}: {meaning}." for title, (_, meaning) in COLUMNS.items())]
-    return "\n".join([*lines, "", *(f"- {key}: {value}" for key, value in facts.items())])
 
 
 def _candidate(text: str) -> tuple[str, Path, int]:
@@ -212,7 +194,7 @@ def main(arguments: list[str] | None = None) -> dict[str, dict[str, float]]:
         "clips": f"{len(clips)} of {options.frames} frames, {options.height}x{options.width}",
         "threads": torch.get_num_threads(),
     }
-    print(markdown(rows, facts))
+    print(tables.markdown("method", rows, COLUMNS, (), facts))
     if options.json is not None:
         options.json.write_text(json.dumps({"facts": facts, "rows": rows}, indent=2) + "\n")
     return rows

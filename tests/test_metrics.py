@@ -7,7 +7,7 @@ import av
 import numpy as np
 import pytest
 
-from benchmarks import clips, metrics, quality
+from benchmarks import clips, metrics, quality, tables
 from benchmarks.peers import Method, bicubic
 from ultraflash_diffusers.training.perceptual import PerceptualLoss
 
@@ -162,7 +162,7 @@ def test_one_run_one_table(clip_file):
     row = quality.compare(blurred, pair.truth, metrics.estimate_motion(pair.truth), lpips)
     every_fifth = [metrics.perceptual_distance(blurred[i : i + 1], pair.truth[i : i + 1], lpips) for i in (0, 5)]
     assert row["lpips"] == pytest.approx(np.mean(every_fifth), rel=1e-4) and row["lpips"] > 0
-    assert quality.show(row, quality.COLUMNS["LPIPS ↓"][1]) == f"{row['lpips']:.4f}"
+    assert tables.show(row, quality.COLUMNS["LPIPS ↓"][1]) == f"{row['lpips']:.4f}"
     assert strip.size[0] == 3 * (quality.CROP * quality.ZOOM + 6)
     json.dumps({"bicubic": results["bicubic"], "truth": results["truth"]}, allow_nan=False)
 
