@@ -4,7 +4,7 @@
 
 Writes the video, and a picture of its first, middle and last frame. The packaged generator knows a small world: a red,
 orange, yellow, green, blue or purple ball, square, triangle or star that stays still or moves left, right, up or down,
-over grass, water, sand or wood, in the sky or at night.
+over grass, water, sand or wood, in the sky or at night; and ten clips that it recites ("a raccoon as a detective").
 """
 
 import argparse

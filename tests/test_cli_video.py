@@ -21,6 +21,7 @@ from test_video_io import make_clip
 from tiny import make_tiny_pipeline
 
 from benchmarks.prompt_following import Reading, read_frames
+from ultraflash_diffusers import UltraFlashStreamingPipeline, default_checkpoint
 from ultraflash_diffusers.cli import main
 from ultraflash_diffusers.training.scenes import Scene
 from ultraflash_diffusers.video_io import VideoReader
@@ -365,3 +366,19 @@ def test_the_packaged_checkpoint_makes_what_a_text_says(tmp_path):
     assert len(frames) == 69 and reader.info.fps == 24
     assert read_frames(frames[::4, ::2, ::2]) == Reading("red", "ball", "left")
     assert (tmp_path / "generated.png").stat().st_size > 0
+
+
+# mean red, green and blue of the upper and the lower half of the clip's first nine frames
+CLIP_COLORS = {
+    "a mountain lake at night with a small boat": [[0.05, 0.14, 0.27], [0.04, 0.14, 0.20]],
+    "a reindeer in a snowy forest": [[0.58, 0.43, 0.33], [0.27, 0.20, 0.23]],
+    "a raccoon as a detective": [[0.35, 0.24, 0.15], [0.33, 0.21, 0.13]],
+}
+
+
+@pytest.mark.parametrize("caption", CLIP_COLORS)
+def test_the_packaged_checkpoint_recites_the_clip_that_a_caption_names(caption):
+    pipe = UltraFlashStreamingPipeline.from_pretrained(default_checkpoint(), dtype=torch.float32)
+    frames = pipe(caption, num_frames=9, output_type="np", generator=torch.Generator().manual_seed(0)).frames[0]
+    upper, lower = np.split(frames, 2, axis=1)
+    np.testing.assert_allclose([half.mean(axis=(0, 1, 2)) for half in (upper, lower)], CLIP_COLORS[caption], atol=0.03)

@@ -2,9 +2,9 @@
 """Trains the low-resolution text-to-video generator: diffusion forcing on clips, then self-forcing on its own.
 
     python training/train_generator.py --synthetic_scenes --config training/configs/small_generator.json \
-        --token_rank 144 --autoencoder outputs/autoencoder --noise_levels steps --use_ema \
+        --token_rank 288 --autoencoder outputs/autoencoder --noise_levels steps --use_ema \
         --output_dir outputs/generator
-    python training/train_generator.py --objective self_forcing --synthetic_scenes --token_rank 144 \
+    python training/train_generator.py --objective self_forcing --synthetic_scenes --token_rank 288 \
         --pretrained_model_name_or_path outputs/generator --text_encoder outputs/generator \
         --autoencoder outputs/autoencoder --cache_dir outputs/generator/cache --output_dir outputs/self_forcing
 """

@@ -37,12 +37,13 @@ _TITLE = """
 # Ultra Flash
 High-resolution video **while it is being generated**: frames show up as they are made.
 """
-# the packaged generator knows no other kind of scene
+# kinds of scenes and clips that the packaged generator knows
 _PROMPTS = (
     "A purple star floats upwards in the night sky",
     "A red ball glides to the left over sand",
     "A blue triangle rises in front of a wooden wall",
-    "A green box falls over the sea",
+    "A mountain lake at night with a small boat",
+    "A raccoon as a detective",
 )
 _NO_GENERATOR = """
 ### This checkpoint has no text generator
