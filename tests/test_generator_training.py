@@ -27,6 +27,7 @@ from ultraflash_diffusers.training.generator_data import (
     MixedLatents,
     Pool,
     channel_scale,
+    claim_folder,
     encode_clips,
 )
 from ultraflash_diffusers.training.generator_stage import DiffusionForcingStage, ForcingObjective, SelfForcingStage
@@ -312,7 +313,8 @@ def make_clips(folder: Path, count: int = 12) -> list:
     def encode(pixels: torch.Tensor) -> torch.Tensor:
         return 20 * encode_linearly(autoencoder, pixels)
 
-    return encode_clips(clips, encode, folder, {"count": count})
+    claim_folder(folder, {"count": count})
+    return encode_clips(clips, encode, folder)
 
 
 def test_chunks_depend_on_their_number_alone(tmp_path: Path) -> None:
@@ -324,12 +326,31 @@ def test_chunks_depend_on_their_number_alone(tmp_path: Path) -> None:
     assert batches[0].high.shape == (4, 8, 2, 8, 8)
     starts = torch.cat([datasets[0][number].starts for number in range(40)])
     assert 0 < int((~starts).sum()) < int(starts.sum())
-    with pytest.raises(ValueError, match="latents of other settings"):
-        make_settings_clash(tmp_path / "latents")
+    with pytest.raises(ValueError, match=r"latents of other settings, \{'count': 12\} instead of \{'count': 99\}"):
+        claim_folder(tmp_path / "latents", {"count": 99})
     with pytest.raises(ValueError, match="fewer than 5 latents"):
         ChunkDataset([Pool(clips)], 5, 1, 4)
     with pytest.raises(ValueError, match="there are no clips"):
-        encode_clips([], lambda pixels: pixels, tmp_path / "none", {})
+        encode_clips([], lambda pixels: pixels, tmp_path / "none")
+
+
+def test_an_interrupted_encoding_goes_on_where_it_was(tmp_path: Path) -> None:
+    clips = [(np.full((5, 8, 8, 3), 10 * number, np.uint8), [f"clip {number}"]) for number in range(4)]
+    encoded: list[float] = []
+
+    def encode(pixels: torch.Tensor) -> torch.Tensor:
+        if len(encoded) == 2:
+            encoded.append(0)
+            raise KeyboardInterrupt
+        encoded.append(float(pixels.mean()))
+        return pixels
+
+    with pytest.raises(KeyboardInterrupt):
+        encode_clips(clips, encode, tmp_path)
+    cached = encode_clips(clips, encode, tmp_path)
+    assert len(encoded) == 5 and [clip.frames for clip in cached] == [5] * 4
+    values = [clip.read(0, 5).mean() for clip in cached]
+    np.testing.assert_allclose(values, [10 * number / 127.5 - 1 for number in range(4)], atol=1e-3)
 
 
 def test_mixtures_are_sums_and_come_as_often_as_asked(tmp_path: Path) -> None:
@@ -349,10 +370,6 @@ def test_pools_count_by_their_shares(tmp_path: Path) -> None:
     torch.testing.assert_close(together.square(), 0.25 * energies[0] + 0.75 * energies[1])
     with pytest.raises(ValueError, match="one without clips"):
         ChunkDataset([Pool(clips), Pool([])], 2, 1, 4)
-
-
-def make_settings_clash(folder: Path) -> None:
-    encode_clips([], lambda pixels: pixels, folder, {"count": 99})
 
 
 def test_levels_of_given_chunks_and_of_the_sampler() -> None:
@@ -570,21 +587,24 @@ def test_the_script_trains_on_captioned_clips_beside_scenes(material: Path) -> N
     clips.mkdir()
     write_video(clips / "a.mp4", texture(9, 32, 48))
     (clips / "metadata.jsonl").write_text(json.dumps({"file_name": "a.mp4", "text": "a close-up of cloth"}) + "\n")
-    output = run_script(
-        material,
-        "both",
-        config=material / "generator.json",
-        token_rank=10,
-        encode_linearly=True,
-        train_data_dir=clips,
-        clip_share=0.5,
-        cache_dir=material / "cache_of_both",
-        max_train_steps=2,
-    )
+    both = {
+        "config": material / "generator.json",
+        "token_rank": 10,
+        "encode_linearly": True,
+        "train_data_dir": clips,
+        "clip_share": 0.5,
+        "cache_dir": material / "cache_of_both",
+        "max_train_steps": 2,
+    }
+    output = run_script(material, "both", **both)
     tokenizer = TextEncoding.load(str(output), 12).tokenizer
     assert tokenizer.unk_token_id not in tokenizer("a close-up of cloth and a red ball moves left").input_ids[:4]
-    index = json.loads((material / "cache_of_both" / "generator_latents" / "index.json").read_text())
-    assert len(index["settings"]["clips"]) == 2 and index["clips"][-1]["texts"] == ["a close-up of cloth"]
+    folder = material / "cache_of_both" / "generator_latents"
+    assert len(json.loads((folder / "settings.json").read_text())["clips"]) == 2
+    assert json.loads((folder / "index.json").read_text())[-1]["texts"] == ["a close-up of cloth"]
+    (clips / "metadata.jsonl").write_text(json.dumps({"file_name": "a.mp4", "text": "a green cloth"}) + "\n")
+    with pytest.raises(ValueError, match="latents of other settings"):
+        run_script(material, "others", **both)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable, Iterator
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from inspect import signature
 from itertools import chain, islice
 from pathlib import Path
@@ -36,6 +37,7 @@ from ultraflash_diffusers.training.generator_data import (
     MixedLatents,
     Pool,
     channel_scale,
+    claim_folder,
     encode_clips,
     pixels_of,
 )
@@ -43,6 +45,7 @@ from ultraflash_diffusers.training.generator_stage import DiffusionForcingStage,
 from ultraflash_diffusers.training.inputs import load_data
 from ultraflash_diffusers.training.linear_decoding import check_linear_shortcut, encode_linearly
 from ultraflash_diffusers.training.loop import make_accelerator, train
+from ultraflash_diffusers.training.preparation import CachedClip
 from ultraflash_diffusers.training.scenes import (
     all_scenes,
     captioned_clips,
@@ -189,8 +192,13 @@ def load_clips(arguments: argparse.Namespace, accelerator: Accelerator) -> Mater
             yield np.array(frames[:, top : top + crop.height, left : left + crop.width]), [clip.text]
 
     held_out = [(batch.high[0].permute(1, 2, 3, 0).numpy(), batch.texts) for batch in batches]
-    name = str(arguments.train_data_dir or arguments.dataset_name)
-    return Material(name, read, len(dataset.clips), held_out, TOKENS_OF_CLIP, every=1)
+    return Material(clips_fingerprint(dataset.clips), read, len(dataset.clips), held_out, TOKENS_OF_CLIP, every=1)
+
+
+def clips_fingerprint(clips: Sequence[CachedClip]) -> str:
+    """Tells apart latents of other clips or other captions: a hash of their names in the cache and their texts."""
+    named = [("/".join(clip.high.parts[-2:]), clip.text) for clip in clips]
+    return f"clips {hashlib.sha256(repr(named).encode()).hexdigest()[:16]}"
 
 
 def load_materials(arguments: argparse.Namespace, accelerator: Accelerator) -> list[Material]:
@@ -233,15 +241,17 @@ def load_latents(
         "encode_linearly": arguments.encode_linearly,
         "token_rank": arguments.token_rank,
     }
+    if arguments.token_rank is not None:
+        settings |= {"patch_size": list(config["patch_size"]), "subspace_every": arguments.subspace_every}
+    claim_folder(folder, settings)
     clips = chain.from_iterable(material.read() for material in materials)
     if arguments.token_rank is None:
-        return encode_clips(clips, encode, folder, settings), None
+        return encode_clips(clips, encode, folder), None
     file = folder / "subspace.safetensors"
     if not file.is_file():
-        file.parent.mkdir(parents=True, exist_ok=True)
         fit_subspace(materials, encode, autoencoder, config, arguments.token_rank).save(file)
     subspace = TokenSubspace.load(file)
-    return encode_clips(clips, lambda pixels: subspace.project(encode(pixels)), folder, settings), subspace
+    return encode_clips(clips, lambda pixels: subspace.project(encode(pixels)), folder), subspace
 
 
 def load_generator(arguments: argparse.Namespace) -> CausalWanTransformer:

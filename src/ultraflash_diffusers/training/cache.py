@@ -7,7 +7,8 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -35,21 +36,35 @@ def write_left_out(path: Path, entries: Iterable[LeftOut]) -> None:
     path.write_text("".join(json.dumps(asdict(entry)) + "\n" for entry in entries))
 
 
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Gives a path to write to; after the block what was written is at `path`, or nothing new is, where it failed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # a name of its own: several processes may write the same file
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes a file so that a kill or a full disk leaves the old one as it was."""
+    with written_whole(path) as temporary:
+        temporary.write_text(text)
+
+
 def save_array(path: Path, array: np.ndarray) -> None:
     """Writes an array so that its `.npy` file is whole or not there.
 
     Raises:
         OSError: it cannot be written, for instance because the disk is full; nothing of it is left behind.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # a name of its own: several processes may write the same file
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with written_whole(path) as temporary, temporary.open("wb") as file:
             np.save(file, array)
-        os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         message = f"{error.strerror}: the cache could not be written; the files that it has already will be used again"
         raise OSError(error.errno, message, str(path)) from error
 

@@ -116,17 +116,6 @@ def check_checkpoint(folder: Path, trained: Mapping[str, torch.Tensor], averaged
         raise ValueError(f"{problem} was written {'without' if averaged else 'with'} --use_ema, this run is not")
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Writes a file so that a kill or a full disk leaves the old one as it was."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        temporary.write_text(text)
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
 def _unfinished(folder: Path) -> Path:
     return folder.with_name(folder.name + ".tmp")
 

@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from .cache import replace_text, save_array
 from .latents import LatentBatch
 
 # a clip, uint8 [frames, height, width, 3], and texts that describe it
@@ -88,41 +89,56 @@ class Material:
     every: int
 
 
-def encode_clips(
-    clips: Iterable[CaptionedClip],
-    encode: Callable[[torch.Tensor], torch.Tensor],
-    folder: Path,
-    settings: dict,
-) -> list[CachedLatents]:
-    """Encodes clips once; a folder that an earlier run has finished with the same settings is taken as it is.
+def claim_folder(folder: Path, settings: dict) -> None:
+    """Makes a folder the cache of some settings, before anything is written to it.
 
     Args:
-        clips (iterable of [`CaptionedClip`]): read one after the other.
-        encode (`Callable`): from pixels `[1, 3, frames, height, width]` in [-1, 1] to latents.
-        folder (`Path`): where they go.
+        folder (`Path`): a new one, or that of an earlier run.
         settings (`dict`): what the latents depend on, as JSON has it.
 
     Raises:
-        ValueError: no clips, latents that float16 cannot hold, or a folder with latents of other settings.
+        ValueError: the folder is the cache of other settings.
+    """
+    file = folder / "settings.json"
+    if not file.is_file():
+        replace_text(file, json.dumps(settings, indent=2) + "\n")
+    found = json.loads(file.read_text())
+    if found != settings:
+        differing = sorted(name for name in found.keys() | settings.keys() if found.get(name) != settings.get(name))
+        then, now = ({name: each.get(name) for name in differing} for each in (found, settings))
+        raise ValueError(f"{str(folder)!r} holds latents of other settings, {then} instead of {now}: delete it")
+
+
+def encode_clips(
+    clips: Iterable[CaptionedClip], encode: Callable[[torch.Tensor], torch.Tensor], folder: Path
+) -> list[CachedLatents]:
+    """Encodes clips once: those that an earlier run has encoded are taken as they are.
+
+    Args:
+        clips (iterable of [`CaptionedClip`]): read one after the other, unless all of them are in the folder.
+        encode (`Callable`): from pixels `[1, 3, frames, height, width]` in [-1, 1] to latents.
+        folder (`Path`): where they go, of [`claim_folder`].
+
+    Raises:
+        ValueError: no clips, or latents that float16 cannot hold.
     """
     index = folder / _INDEX
     if index.is_file():
-        found = json.loads(index.read_text())
-        if found["settings"] != settings:
-            raise ValueError(f"{str(folder)!r} holds latents of other settings, {found['settings']}: delete it")
-        return [CachedLatents(folder / clip["file"], clip["texts"], clip["frames"]) for clip in found["clips"]]
-    folder.mkdir(parents=True, exist_ok=True)
+        rows = json.loads(index.read_text())
+        return [CachedLatents(folder / row["file"], row["texts"], row["frames"]) for row in rows]
     cached = []
     for number, (frames, texts) in enumerate(tqdm(clips, desc="Encoding", unit="clip", disable=None)):
-        latents = encode(pixels_of(frames))[0].half()
-        if not latents.isfinite().all():
-            raise ValueError(f"the latents of clip {number} ({texts[:1]}) are not finite in float16")
-        cached.append(CachedLatents(folder / f"{number:06}.npy", texts, latents.shape[1]))
-        np.save(cached[-1].path, latents.numpy())
+        path = folder / f"{number:06}.npy"
+        if not path.is_file():
+            latents = encode(pixels_of(frames))[0].half()
+            if not latents.isfinite().all():
+                raise ValueError(f"the latents of clip {number} ({texts[:1]}) are not finite in float16")
+            save_array(path, latents.numpy())
+        cached.append(CachedLatents(path, texts, np.load(path, mmap_mode="r").shape[1]))
     if not cached:
         raise ValueError("there are no clips to encode")
     rows = [{"file": clip.path.name, "texts": clip.texts, "frames": clip.frames} for clip in cached]
-    index.write_text(json.dumps({"settings": settings, "clips": rows}))
+    replace_text(index, json.dumps(rows))
     return cached
 
 

@@ -35,13 +35,13 @@ from diffusers.utils import is_bitsandbytes_available, logging
 from torch import nn
 from tqdm import tqdm
 
+from .cache import replace_text
 from .checkpoints import (
     check_checkpoint,
     delete_leftovers,
     find_checkpoints,
     load_trained,
     put_in_place,
-    replace_text,
     save_trained,
     unfinished_checkpoint,
 )

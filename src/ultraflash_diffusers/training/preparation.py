@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from tqdm import tqdm
 
 from ..degradation import Transform
 from ..video_io import VideoReader
-from .cache import LeftOut, save_array
+from .cache import LeftOut, replace_text, save_array
 from .camera_motion import animate_picture
 
 logger = logging.get_logger(__name__)
@@ -236,9 +235,7 @@ def _prepare(source: Source, folder: Path, how: Preparation) -> None:
         frames, height, width = clip.shape[:3]
         size = {"frames": frames, "height": height, "width": width}
         entries.append({"high": high, "lows": lows, **size, "cut": clip.shape != whole.shape})
-    temporary = folder / "index.tmp"
-    temporary.write_text(json.dumps(entries))
-    os.replace(temporary, folder / "index.json")
+    replace_text(folder / "index.json", json.dumps(entries))
 
 
 def _degraded(clip: np.ndarray, degradation: Transform, scale: int, rng: np.random.Generator) -> np.ndarray:

@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from ..models.causal_wan_transformer import CausalWanTransformer
+from .cache import written_whole
 
 
 @dataclass(frozen=True)
@@ -150,10 +151,11 @@ class TokenSubspace:
         return network
 
     def save(self, path: Path) -> None:
-        """Writes it to a `.safetensors` file."""
+        """Writes it to a `.safetensors` file, whole or not at all."""
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
         tensors["patch_size"] = torch.tensor(self.patch_size)
-        save_file({name: value.contiguous() for name, value in tensors.items()}, path)
+        with written_whole(path) as temporary:
+            save_file({name: value.contiguous() for name, value in tensors.items()}, temporary)
 
     @classmethod
     def load(cls, path: Path) -> TokenSubspace:

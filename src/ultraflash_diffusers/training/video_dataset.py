@@ -12,7 +12,7 @@ import fsspec
 from datasets import Video, load_dataset
 from diffusers.utils import logging
 
-from .cache import LeftOut
+from .cache import LeftOut, written_whole
 from .preparation import Source
 
 logger = logging.get_logger(__name__)
@@ -78,13 +78,10 @@ def _as_file(video: dict | None, folder: Path) -> Path:
     identity = contents if contents is not None else path.encode()
     copy = folder / f"{hashlib.sha256(identity).hexdigest()[:16]}{Path(path or '').suffix}"
     if not copy.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = copy.with_suffix(".tmp")
-        with temporary.open("wb") as file:
+        with written_whole(copy) as temporary, temporary.open("wb") as file:
             if contents is not None:
                 file.write(contents)
             else:
                 with fsspec.open(path, "rb") as remote:
                     shutil.copyfileobj(remote, file)
-        os.replace(temporary, copy)
     return copy
