@@ -13,6 +13,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import linearity
+from ultraflash_diffusers import UltraFlashStreamingPipeline, default_checkpoint
 from ultraflash_diffusers.benchmarking import plot
 from ultraflash_diffusers.benchmarking.memory import FusedAttention, LiveBytes, peak_bytes, plan_memory
 from ultraflash_diffusers.benchmarking.operations import (
@@ -204,12 +205,22 @@ def test_on_the_meta_device_the_command_plans(network, tmp_path, capsys) -> None
 
 
 def test_the_linearity_benchmark_runs(tmp_path) -> None:
-    words = ["--height", "64", "--width", "64", "--shares", "1", "2", "--chunks", "1", "--warmup", "1"]
-    linearity.main([*words, "--stream-chunks", "5", "--json", str(tmp_path / "a.json"), "--plot", str(tmp_path / "a")])
+    words = ["--height", "64", "--width", "64", "--shares", "1", "2", "--cycles", "1", "--warmup", "1"]
+    linearity.main([*words, "--stream-cycles", "5", "--json", str(tmp_path / "a.json"), "--plot", str(tmp_path / "a")])
     report = json.loads((tmp_path / "a.json").read_text())
     assert [(row["height"], row["width"]) for row in report["by_pixels"]] == [(64, 64), (128, 128)]
     assert len(report["by_length_seconds"]) == 4 and report["last_quarter_of_first"] > 0
     assert {path.name for path in tmp_path.glob("*.svg")} == {"a_pixels.svg", "a_length.svg"}
+
+
+def test_linearity_times_as_many_chunks_as_the_generator_needs_to_come_round() -> None:
+    pipe = UltraFlashStreamingPipeline.from_pretrained(default_checkpoint())
+    assert pipe.config.group_frames == 2 and pipe.generator_transformer.config.patch_size[0] == 3
+    assert linearity.chunks_per_cycle(pipe) == 3
+    pipe.register_to_config(group_frames=6)
+    assert linearity.chunks_per_cycle(pipe) == 1
+    pipe.generator_transformer = None
+    assert linearity.chunks_per_cycle(pipe) == 1
 
 
 # ---- plots
