@@ -57,13 +57,13 @@ def chunks_per_cycle(pipe: UltraFlashStreamingPipeline) -> int:
     """After how many groups of frames the generator has made as many latents as the groups took."""
     if pipe.generator_transformer is None:
         return 1
-    config, group = pipe.generator_transformer.config, pipe.config.group_frames
-    return math.lcm(config.frames_per_chunk * config.patch_size[0], group) // group
+    group = pipe.config.group_frames
+    return math.lcm(pipe.generator_transformer.chunk_frames, group) // group
 
 
 def times(pipe: UltraFlashStreamingPipeline, height: int, width: int, cycles: int) -> list[float]:
     """Seconds a frame of each cycle of a stream."""
-    scale, seconds = pipe.latent_upsampler.config.scale, []
+    scale, seconds, cycle = pipe.latent_upsampler.config.scale, [], chunks_per_cycle(pipe)
     if pipe.generator_transformer is None:
         arguments: dict[str, Any] = {"source": panning_frames(height // scale, width // scale)}
     else:
@@ -73,7 +73,7 @@ def times(pipe: UltraFlashStreamingPipeline, height: int, width: int, cycles: in
     with pipe.stream(**arguments, output_type="uint8") as stream:
         for _ in range(cycles):
             start = time.perf_counter()
-            frames = sum(next(stream).num_frames for _ in range(chunks_per_cycle(pipe)))
+            frames = sum(next(stream).num_frames for _ in range(cycle))
             synchronize(pipe.device)
             seconds.append((time.perf_counter() - start) / frames)
     return seconds

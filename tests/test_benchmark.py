@@ -13,7 +13,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import linearity
-from ultraflash_diffusers import UltraFlashStreamingPipeline, default_checkpoint
+from ultraflash_diffusers import CausalWanTransformer, UltraFlashStreamingPipeline, default_checkpoint
 from ultraflash_diffusers.benchmarking import plot
 from ultraflash_diffusers.benchmarking.memory import FusedAttention, LiveBytes, peak_bytes, plan_memory
 from ultraflash_diffusers.benchmarking.operations import (
@@ -88,6 +88,19 @@ def test_the_transformer_s_work_grows_with_the_pixels() -> None:
     network = build_pipeline(PRESETS["1k"], "meta", torch.bfloat16, layers=1).transformer
     works = [sr_operations(network, (6, scale * 128, scale * 192), 3) for scale in (1, 2, 4)]
     assert works[1] / works[0] == pytest.approx(4, rel=0.02) and works[2] / works[1] == pytest.approx(4, rel=0.02)
+
+
+def test_the_generator_s_work_grows_with_the_temporal_patches_of_a_chunk() -> None:
+    pipe, works = build_pipeline(PRESETS["1k"], "meta", torch.bfloat16, layers=1), []
+    for patches in (1, 2):
+        with torch.device("meta"):
+            pipe.generator_transformer = CausalWanTransformer(
+                patch_size=(2, 2, 2), num_layers=1, frames_per_chunk=patches, window_frames=12
+            )
+        assert pipe.generator_transformer.chunk_frames == 2 * patches
+        pipe.generator_transformer.cache_text = True
+        works.append(group_operations(pipe, 960, 1664, generator_passes=1)["generator"])
+    assert works[1] == 2 * works[0]
 
 
 # ---- memory

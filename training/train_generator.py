@@ -378,7 +378,7 @@ def main(arguments: argparse.Namespace) -> dict[str, float]:
     stage = make_stage(arguments, network, pools, subspace, autoencoder)
     if arguments.nameless_colors:
         pools = with_nameless_colors(pools, arguments.nameless_colors)
-    chunk, batch_size = stage.chunk_frames, arguments.train_batch_size[0]
+    chunk, batch_size = stage.network.chunk_frames, arguments.train_batch_size[0]
     dataset = ChunkDataset(
         pools, arguments.sample_chunks * chunk, chunk, batch_size, arguments.start_share, arguments.seed
     )

@@ -131,8 +131,7 @@ def plan_memory(pipe: UltraFlashStreamingPipeline, height: int, width: int) -> d
 
     if pipe.generator_transformer is not None:
         generator = pipe.generator_transformer
-        chunk_frames = generator.config.frames_per_chunk * generator.config.patch_size[0]
-        chunk = segment(chunk_frames, low).latents.to(dtype)
+        chunk = segment(generator.chunk_frames, low).latents.to(dtype)
         sizes = {"batch_size": 1, "height": low[0], "width": low[1], "device": "meta", "dtype": dtype}
         stream = generator.new_stream(**sizes, single_use=True)
         timestep = torch.empty(1, device="meta")

@@ -17,6 +17,7 @@ from diffusers.configuration_utils import FrozenDict
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..models.block_sparse_attention import BlockSparseSettings
+from ..models.causal_wan_transformer import CausalWanTransformer
 from ..models.ultraflash_sr_transformer import UltraFlashSRTransformer
 from ..models.wan_layers import WanBackbone
 from ..pipelines.streaming import UltraFlashStreamingPipeline
@@ -79,10 +80,9 @@ def group_operations(
     low = (frames, high[1] // scale, high[2] // scale)
     counts = {}
     if generator_passes:
-        generator: WanBackbone = pipe.generator_transformer
-        chunk = generator.config.frames_per_chunk
-        grid = _tokens(generator, (chunk, *low[1:]))
-        pairs = math.prod(grid) * (generator.config.window_frames or chunk) * grid[1] * grid[2]
+        generator: CausalWanTransformer = pipe.generator_transformer
+        grid = _tokens(generator, (generator.chunk_frames, *low[1:]))
+        pairs = math.prod(grid) * (generator.config.window_frames or grid[0]) * grid[1] * grid[2]
         one = transformer_pass(generator.config, math.prod(grid), pairs, generator.cache_text)
         counts["generator"] = generator_passes * one
     counts["upsampler"] = _convolutions(pipe, "latent_upsampler", (1, pipe.latent_upsampler.config.in_channels, *low))

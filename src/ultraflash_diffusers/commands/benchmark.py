@@ -114,8 +114,7 @@ def _run(options: argparse.Namespace) -> None:
     result |= measured.as_dict()
     passes = 0
     if preset is not None:
-        per_chunk = pipe.generator_transformer.config.frames_per_chunk
-        passes = (options.generator_steps + 1) * pipe.config.group_frames // per_chunk
+        passes = (options.generator_steps + 1) * pipe.config.group_frames // pipe.generator_transformer.chunk_frames
     result |= _floor(pipe, height, width, passes, measured.fps)
     result["sparse_attention_ms_per_frame"] = split_sparse_transformer(pipe, height, width)
     if options.plot is not None:

@@ -130,6 +130,11 @@ class CausalWanTransformer(WanBackbone):
         if absolute_positions:
             self.position_embedding = FramePositionEmbedding(num_attention_heads * attention_head_dim)
 
+    @property
+    def chunk_frames(self) -> int:
+        """Latent frames of a chunk: `frames_per_chunk` temporal patches."""
+        return self.config.frames_per_chunk * self.config.patch_size[0]
+
     def new_stream(
         self,
         cache_frames: int | None = None,

@@ -110,16 +110,11 @@ class DiffusionForcingStage(Stage):
         weights = share / share.sum() / scale.square()
         self.register_buffer("error_weights", weights.view(-1, 1, 1, 1), persistent=False)
 
-    @property
-    def chunk_frames(self) -> int:
-        """Latent frames of a chunk."""
-        return self.network.config.frames_per_chunk * self.network.config.patch_size[0]
-
     def forward(  # type: ignore[override]
         self, batch: ChunkBatch, generator: torch.Generator
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         clean, prompt_embeds = batch.high, self._prompt_embeds(batch.texts, generator)
-        chunks = clean.shape[2] // self.chunk_frames
+        chunks = clean.shape[2] // self.network.chunk_frames
         given = self._given(batch.starts, chunks, generator)
         levels = self.objective.sample_levels(given.shape, generator)
         context = self.objective.context_noise * torch.rand(given.shape, generator=generator)
@@ -172,7 +167,7 @@ class DiffusionForcingStage(Stage):
 
     def _for_frames(self, per_chunk: torch.Tensor) -> torch.Tensor:
         """`[batch, chunks]` as `[batch, 1, frames, 1, 1]`."""
-        return per_chunk.repeat_interleave(self.chunk_frames, dim=1)[:, None, :, None, None]
+        return per_chunk.repeat_interleave(self.network.chunk_frames, dim=1)[:, None, :, None, None]
 
     def flow(
         self,
@@ -227,7 +222,7 @@ class DiffusionForcingStage(Stage):
         frames_per_chunk = self.network.config.frames_per_chunk
         cache_frames = shape[2] // self.network.config.patch_size[0]
         state = self.network.new_stream(None if self.network.config.window_frames else cache_frames)
-        size, chunks = (*shape[:2], self.chunk_frames, *shape[3:]), []
+        size, chunks = (*shape[:2], self.network.chunk_frames, *shape[3:]), []
         for _ in range(cache_frames // frames_per_chunk):
             latents = torch.randn(size, generator=generator).to(prompt_embeds.device)
             for number, sigma in enumerate(sigmas):

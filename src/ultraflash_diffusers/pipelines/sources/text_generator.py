@@ -123,7 +123,7 @@ class TextGeneratorSource(Source):
         self._noise = noise
         self._sigmas = warped_sigmas(denoising_steps, flow_shift)
         self._policy = cache_management or DynamicCacheManagement.off()
-        self._chunk_frames = generator.config.frames_per_chunk * generator.config.patch_size[0]
+        self._chunk_frames = generator.chunk_frames
         self.height, self.width, self.num_frames = height, width, num_frames
         self.set_prompt_embeds(prompt_embeds)
         self.batch_size = prompt_embeds.shape[0]
