@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from test_training import AUTOENCODER, script, texture, write_video
 from tiny import make_tiny_autoencoder, make_tiny_generator
 
-from benchmarks.prompt_following import read_captions, read_frames, recite, score
+from benchmarks.prompt_following import measure, read_captions, read_frames, recite, score
 from ultraflash_diffusers import CausalWanTransformer, HRAutoencoder
 from ultraflash_diffusers.pipelines.noise import SeededFrameNoise
 from ultraflash_diffusers.pipelines.sources.text_generator import TextGeneratorSource
@@ -105,6 +105,20 @@ def test_measurement_tells_scenes_apart() -> None:
     assert (result.color, result.object, result.motion, result.all) == (0.75, 0.75, 0.5, 0.0)
     empty = np.full((9, 48, 80, 3), 90, np.uint8)
     assert read_frames(empty).object is None
+
+
+def test_videos_are_compared_with_the_scenes_at_their_size() -> None:
+    scenes = [Scene("red", "ball", "left", "sky"), Scene("blue", "star", "still", "night")]
+    by_text = {text: scene for scene in scenes for text in scene.prompts()}
+
+    def differs_by_one(text: str, seed: int) -> np.ndarray:
+        frames = by_text[text].render(9)
+        frames = np.where(frames < 255, frames + 1, frames - 1).astype(np.uint8)
+        return frames.repeat(2, axis=1).repeat(2, axis=2)
+
+    readings, likeness = measure(differs_by_one, scenes, seed=0)
+    assert [(reading.color, reading.object) for reading in readings] == [("red", "ball"), ("blue", "star")]
+    assert likeness == pytest.approx(20 * np.log10(255))
 
 
 def test_recited_clips_are_told_apart(tmp_path: Path) -> None:
