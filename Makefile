@@ -24,7 +24,7 @@ $(VENV)/core: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/dev: $(VENV)/core
-	$(PIP) --editable '.[dev,demo,train]'
+	$(PIP) --editable '.[dev,demo,train,triton]'
 	@touch $@
 
 $(VENV)/demo: $(VENV)/core

@@ -145,7 +145,7 @@ class Layer:
         )
         return {
             str(launch): functools.partial(triton_attention.attend, query, key, value, kept, volume, launch)
-            for launch in triton_attention.launch_choices(self.device, volume, self.channels)
+            for launch in triton_attention.launch_choices(self.device, volume, self.channels, self.dtype)
         }
 
     def selection(self, settings: BlockSparseSettings) -> Callable[[], torch.Tensor]:

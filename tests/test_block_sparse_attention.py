@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -472,7 +473,7 @@ TRITON = pytest.mark.skipif(not triton_attention.AVAILABLE, reason="Triton is no
 
 
 @TRITON
-@pytest.mark.parametrize(("volume", "dtype"), [(16, torch.float32), (16, torch.float16), (128, torch.float32)])
+@pytest.mark.parametrize(("volume", "dtype"), [(16, torch.float32), (16, torch.float16), (128, torch.float16)])
 def test_the_triton_kernel_follows_the_dense_reference(volume, dtype):
     """All ways to cut it, in Triton's interpreter (which cannot multiply bfloat16) where there is no GPU."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -483,10 +484,31 @@ def test_the_triton_kernel_follows_the_dense_reference(volume, dtype):
     kept[..., 5] |= ~kept.any(dim=-1)
     expected = sparse.attend_masked(query.float(), key.float(), value.float(), kept, volume)
     on_device = [tensor.to(device) for tensor in (query, key, value, kept)]
-    for settings in triton_attention.launch_choices(device, volume, 16):
+    for settings in triton_attention.launch_choices(device, volume, 16, dtype):
         output = triton_attention.attend(*on_device, volume, settings).cpu()
         assert output.dtype == dtype
         assert relative_error(output.float(), expected) < (1e-6 if dtype == torch.float32 else 2e-3), settings
+
+
+@TRITON
+def test_the_triton_kernel_compiles_for_gpus_that_are_not_here(tmp_path):
+    """At the released sizes: Hopper's matrix and copy instructions, enough registers and shared memory.
+
+    In a process of its own, since this one may interpret the kernel.
+    """
+    script, report = Path(__file__).parents[1] / "benchmarks" / "triton_code.py", tmp_path / "report.json"
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    subprocess.run([sys.executable, script, "--json", str(report)], check=True, env=environment)
+    kernels = json.loads(report.read_text())["kernels"]
+    assert {kernel["gpu"] for kernel in kernels} == {"A100", "RTX 4090", "H200"}
+    for kernel in kernels:
+        assert kernel["spilled_bytes"] == 0, kernel
+        assert kernel["shared_memory"] <= kernel["shared_memory_limit"], kernel
+        half = kernel["dtype"] == "bfloat16"
+        assert bool(kernel["instructions"]["HGMMA"]) == (half and kernel["gpu"] == "H200"), kernel
+        assert bool(kernel["instructions"]["HMMA"]) == (half and kernel["gpu"] != "H200"), kernel
+        assert bool(kernel["instructions"]["UTMALDG"]) == kernel["settings"]["tma"], kernel
+    assert sum(kernel["settings"]["tma"] for kernel in kernels) == 3
 
 
 @TRITON
@@ -526,7 +548,7 @@ def test_triton_follows_the_dense_reference_on_a_gpu(dtype):
     kept[..., 0] |= ~kept.any(dim=-1)
     group = [tensor.to(dtype) for tensor in (query, key, value)]
     expected = sparse.attend_masked(*(tensor.float() for tensor in group), kept, 128)
-    for settings in triton_attention.launch_choices(query.device, 128, 128):
+    for settings in triton_attention.launch_choices(query.device, 128, 128, dtype):
         output = triton_attention.attend(*group, kept, 128, settings)
         assert relative_error(output.float(), expected) < (1e-4 if dtype == torch.float32 else 2e-2), settings
 

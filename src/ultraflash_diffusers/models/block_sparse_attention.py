@@ -444,7 +444,8 @@ def select_blocks(
 
 
 def _without_autocast(device: str) -> AbstractContextManager[None]:
-    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+    # there is none on the meta device; `torch.amp.is_autocast_available` says so, but breaks graphs in PyTorch 2.11
+    return nullcontext() if device == "meta" else torch.autocast(device, enabled=False)
 
 
 def _keep_largest(scores: torch.Tensor, allowed: torch.Tensor, top_k: int) -> torch.Tensor:
@@ -577,9 +578,7 @@ def _attend_gathered_opaquely(
 
 
 @_attend_gathered_opaquely.register_fake
-def _(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kept: torch.Tensor, volume: int
-) -> torch.Tensor:
+def _(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kept: torch.Tensor, volume: int) -> torch.Tensor:
     return query.new_empty(query.shape)
 
 

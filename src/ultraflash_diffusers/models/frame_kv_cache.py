@@ -271,7 +271,7 @@ class PastKVCache(FrameKVCache):
         return dataclasses.replace(self, frames=window.frames, committed=committed, used=[False])
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass  # not frozen: compiled code that makes one cannot call it then (PyTorch 2.11)
 class CachedAttention:
     """Attention of one layer to the cached frames and its own.
 
@@ -322,7 +322,7 @@ class PastAttention(CachedAttention):
         return joined.flatten(1, 2)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class BidirectionalAttention:
     """All tokens attend to all."""
 
@@ -332,7 +332,7 @@ class BidirectionalAttention:
         return dispatch_attention_fn(query, key, value, backend=backend), None
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class ChunkCausalAttention:
     """Each chunk of frames attends to itself and to what came before, chunk after chunk: no mask is ever made.
 

@@ -8,19 +8,19 @@ its list is long. Forward only. Triton comes with the CUDA builds of PyTorch; wi
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import math
 import os
-from dataclasses import dataclass
 
 import torch
 
-# whether it is installed, and whether it runs kernels on the CPU, one operation at a time
-AVAILABLE = importlib.util.find_spec("triton") is not None
+# whether it is installed for NVIDIA's GPUs, and whether it runs kernels on the CPU, one operation at a time
+AVAILABLE = importlib.util.find_spec("triton") is not None and torch.version.hip is None
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class LaunchSettings:
     """How the kernel is cut; all give the same result.
 
@@ -45,18 +45,43 @@ def supports(device: torch.device, volume: int, channels: int) -> bool:
     On the meta device, for shapes alone, it needs no Triton.
     """
     runs = AVAILABLE and (device.type == "cuda" or (device.type == "cpu" and INTERPRETED))
-    return (runs or device.type == "meta") and volume % 16 == 0 and channels in (16, 32, 64, 128, 256)
+    return (runs or device.type == "meta") and volume % 16 == 0 and channels in (16, 32, 64, 128)
 
 
-def launch_choices(device: torch.device, volume: int, channels: int) -> list[LaunchSettings]:
-    """The settings that are worth trying, the default one first."""
+def launch_choices(device: torch.device, volume: int, channels: int, dtype: torch.dtype) -> list[LaunchSettings]:
+    """The settings that are worth trying on `device`, the default one first."""
+    if device.type != "cuda":
+        return fitting_choices(0, 0, volume, channels, dtype)
+    properties = torch.cuda.get_device_properties(device)
+    shared_memory = properties.shared_memory_per_block_optin  # type: ignore[attr-defined]  # missing in its stub
+    return fitting_choices(properties.major, shared_memory, volume, channels, dtype)
+
+
+def fitting_choices(
+    major: int, shared_memory: int, volume: int, channels: int, dtype: torch.dtype
+) -> list[LaunchSettings]:
+    """The settings for GPUs of a kind that need not be there; `benchmarks/triton_code.py` shows what becomes of them.
+
+    Args:
+        major (`int`): of the compute capability.
+        shared_memory (`int`): bytes that a program may have.
+        volume (`int`): tokens of a block.
+        channels (`int`): channels of a head.
+        dtype (`torch.dtype`): of queries, keys and values.
+
+    Returns:
+        `list[LaunchSettings]`: the first one fits every GPU since Ampere, with 99 KiB.
+    """
     part = math.gcd(volume, 128)
     half = max(part // 2, 16)
-    hopper = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
-    choices = [LaunchSettings(part, half, 8 if part * channels >= 128 * 128 else 4, 3, False)]
-    choices += [LaunchSettings(part, part, 8, 2, False), LaunchSettings(half, half, 4, 3, False)]
-    if hopper:
-        choices += [LaunchSettings(part, columns, 8, stages, True) for columns in (part, half) for stages in (2, 3)]
+    if dtype == torch.float32:  # exact products run beside the matrix units, and larger tiles spill their registers
+        return [LaunchSettings(min(part, 32), min(part, 32), 4, 2, False)]
+    wide = LaunchSettings(part, half, 8 if part * channels >= 128 * 128 else 4, 3, False)
+    choices = [wide, LaunchSettings(half, half, 4, 3, False)]
+    if shared_memory >= 200 * 1024:
+        choices.append(LaunchSettings(part, part, 8, 2, False))
+    if major >= 9:
+        choices += [dataclasses.replace(choice, tma=True) for choice in choices]
     return choices
 
 
@@ -117,6 +142,11 @@ if AVAILABLE:
         tl.store(output + places, (result / total[:, None]).to(output.dtype.element_ty))
 
 
+def product_precision(dtype: torch.dtype) -> str:
+    """The kernel's `PRECISION`: float32 products are exact, others do not look at it."""
+    return "ieee" if dtype == torch.float32 else "tf32"
+
+
 def block_lists(kept: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Turns the mask of kept pairs into lists, without a sort and without asking the device how long they are.
 
@@ -156,7 +186,7 @@ def attend(
     """
     batch, heads, query_blocks, key_blocks = kept.shape
     channels = query.shape[3]
-    settings = settings or launch_choices(query.device, volume, channels)[0]
+    settings = settings or launch_choices(query.device, volume, channels, query.dtype)[0]
     counts, indices = block_lists(kept)
     query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
     output = torch.empty_like(query)
@@ -182,7 +212,7 @@ def attend(
             ROWS=settings.rows,
             COLUMNS=settings.columns,
             TMA=settings.tma,
-            PRECISION="ieee" if query.dtype == torch.float32 else "tf32",
+            PRECISION=product_precision(query.dtype),
             num_warps=settings.num_warps,
             num_stages=settings.num_stages,
         )
@@ -198,7 +228,5 @@ def attend_opaquely(
 
 
 @attend_opaquely.register_fake
-def _(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kept: torch.Tensor, volume: int
-) -> torch.Tensor:
+def _(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kept: torch.Tensor, volume: int) -> torch.Tensor:
     return torch.empty_like(query, memory_format=torch.contiguous_format)

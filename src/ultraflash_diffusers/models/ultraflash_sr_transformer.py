@@ -117,7 +117,7 @@ class UltraFlashSRTransformerOutput(BaseOutput):
     state: SRStreamState | None = None
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen, like `CachedAttention`
 class SparseAttention:
     """Block-sparse attention of one layer; see [`block_sparse_attention`] for the fields."""
 

@@ -384,7 +384,7 @@ class WanBackbone(ModelMixin, ConfigMixin, PeftAdapterMixin, AttentionMixin):
     def _stream_dtype(hidden_states: torch.Tensor) -> torch.dtype:
         """The dtype that keys and values will have."""
         device = hidden_states.device.type
-        autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)  # not on "meta"
+        autocast = device != "meta" and torch.is_autocast_enabled(device)  # there is none on the meta device
         return torch.get_autocast_dtype(device) if autocast else hidden_states.dtype
 
     def _own_buffers(self, state: State) -> State:
