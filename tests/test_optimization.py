@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ultraflash_diffusers.benchmarking.memory import LiveBytes
@@ -23,6 +24,7 @@ from ultraflash_diffusers.pipelines.optimization import (
     block_linears,
     compare,
     record,
+    time_attention_backends,
     time_sparse_backends,
 )
 
@@ -244,6 +246,17 @@ def test_encoded_text_is_checked() -> None:
         network.encode_text(PROMPT[..., :4])
 
 
+@torch.no_grad()
+def test_an_optimized_pipeline_takes_any_number_of_sizes() -> None:
+    torch.compiler.reset()
+    pipe, plain = text_pipeline(), text_pipeline()
+    pipe.optimize(compile_backend="eager")
+    for height in (32, 40, 48):
+        arguments = {"prompt_embeds": PROMPT, "height": height, "width": 48, "num_frames": 45, "output_type": "pt"}
+        results = [each(generator=torch.Generator().manual_seed(0), **arguments).frames for each in (plain, pipe)]
+        assert torch.allclose(*results, atol=1e-5)
+
+
 def test_the_fastest_sparse_backend_is_measured() -> None:
     pipe = text_pipeline()
     times = time_sparse_backends(pipe.transformer, (4, 16, 24), 3, repeats=2)
@@ -252,8 +265,40 @@ def test_the_fastest_sparse_backend_is_measured() -> None:
     assert report.applied("sparse_backend") == ["transformer"] and "gather" in str(report)
 
 
+def test_the_fastest_attention_backend_is_measured() -> None:
+    pipe = text_pipeline()
+    times = time_attention_backends(pipe.generator_transformer, 12, 48, repeats=2)
+    assert set(times) >= {"native", "_native_flash"} and min(times.values()) > 0
+    assert torch.cuda.is_available() or "_native_cudnn" not in times
+    report = pipe.optimize(compile=False, attention_backend="fastest", size=(32, 48))
+    assert report.applied("attention_backend") == ["generator_transformer"]
+    assert "native" in str(report) and "its self-attention is sparse" in str(report)
+    dense = text_pipeline(transformer=tiny.make_tiny_transformer(use_sparse_attention=False))
+    report = dense.optimize(compile=False, attention_backend="_native_math", size=(32, 48))
+    assert report.applied("attention_backend") == ["generator_transformer", "transformer"]
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_an_attention_backend_makes_the_same_and_reaches_this_pipeline_alone(compiled: bool) -> None:
+    """One that takes no masks, which compiled streams need until the window is full."""
+    pipe = text_pipeline()
+    arguments = {"prompt_embeds": PROMPT, "num_frames": 45, "output_type": "pt"}
+    plain = pipe(generator=torch.Generator().manual_seed(0), **arguments).frames
+    active = _AttentionBackendRegistry.get_active_backend()[0]
+    pipe.optimize(attention_backend="_native_flash", compile=compiled, compile_backend="aot_eager")
+    assert _AttentionBackendRegistry.get_active_backend()[0] == active
+    chosen = {block.attn1.processor._attention_backend for block in pipe.generator_transformer.blocks}
+    assert chosen == {AttentionBackendName._NATIVE_FLASH}
+    result = pipe(generator=torch.Generator().manual_seed(0), **arguments).frames
+    assert torch.allclose(result, plain, atol=1e-5)
+
+
 def test_what_cannot_be_done_is_refused_or_told() -> None:
     pipe = text_pipeline()
+    with pytest.raises(ValueError, match="`size` is None, but `attention_backend='fastest'`"):
+        pipe.optimize(attention_backend="fastest")
+    with pytest.raises(ValueError, match="backend='cuda'"):
+        pipe.optimize(attention_backend="cuda", compile=False)
     with pytest.raises(ValueError, match="`size` is None"):
         pipe.optimize(sparse_backend="fastest")
     with pytest.raises(ValueError, match="`backend` must be one of"):

@@ -60,6 +60,7 @@ def add_benchmark(commands: SubParsers) -> argparse.ArgumentParser:
         "--cuda-graphs", action="store_true", help="with --optimize: the SR transformer's step as a CUDA graph"
     )
     command.add_argument("--generator-device", metavar="DEVICE", help="another one for a preset's generator: cuda:1")
+    command.add_argument("--attention-backend", metavar="NAME", help="of dense self-attention, or 'fastest'")
     command.add_argument("--sparse-backend", metavar="NAME", help="of the sparse attention, or 'fastest'")
     command.add_argument(
         "--accuracy-latents",
@@ -97,14 +98,8 @@ def _run(options: argparse.Namespace) -> None:
         return
     if options.optimize:
         result |= _optimized(options, pipe, (height, width))
-    elif options.sparse_backend:
-        pipe.optimize(
-            cache_text=False,
-            channels_last=False,
-            compile=False,
-            sparse_backend=options.sparse_backend,
-            size=(height, width),
-        )
+    elif options.attention_backend or options.sparse_backend:
+        result |= _optimized(options, pipe, (height, width), cache_text=False, channels_last=False, compile=False)
     measured = measure(
         lambda: _stream(pipe, preset, height, width, options.generator_steps),
         pipe.device,
@@ -207,7 +202,7 @@ def _drifting_noise(height: int, width: int) -> Iterator[np.ndarray]:
 
 
 def _optimized(
-    options: argparse.Namespace, pipe: UltraFlashStreamingPipeline, size: tuple[int, int]
+    options: argparse.Namespace, pipe: UltraFlashStreamingPipeline, size: tuple[int, int], **switches: Any
 ) -> dict[str, Any]:
     """Optimizes the pipeline; returns what was done and, with real latents, what it costs in accuracy."""
     from ..pipelines.optimization import compare, record
@@ -215,7 +210,12 @@ def _optimized(
     latents = None if options.accuracy_latents is None else _latents(options.accuracy_latents)
     plain = None if latents is None else record(pipe, source=latents)
     report = pipe.optimize(
-        fp8=options.fp8, sparse_backend=options.sparse_backend, size=size, cuda_graphs=options.cuda_graphs
+        fp8=options.fp8,
+        attention_backend=options.attention_backend,
+        sparse_backend=options.sparse_backend,
+        size=size,
+        cuda_graphs=options.cuda_graphs,
+        **switches,
     )
     result: dict[str, Any] = {"optimizations": [vars(step) for step in report.steps]}
     if plain is not None:

@@ -17,7 +17,7 @@ from .wan_layers import FramePositionEmbedding, TextKeyValues, WanBackbone
 
 # noise levels below this one are taken for it where a predicted sample is turned into a flow
 _LEAST_SIGMA = 1e-3
-_GLOBAL_CACHE_FRAMES = 21  # five seconds, what the published global checkpoints were trained on
+GLOBAL_CACHE_FRAMES = 21  # five seconds, what the published global checkpoints were trained on
 
 
 @dataclass
@@ -167,7 +167,7 @@ class CausalWanTransformer(WanBackbone):
         """
         window = self.config.window_frames
         if cache_frames is None:
-            cache_frames = _GLOBAL_CACHE_FRAMES if window is None else window
+            cache_frames = GLOBAL_CACHE_FRAMES if window is None else window
         if window is not None and cache_frames != window:
             raise ValueError(f"`cache_frames` is {cache_frames}, but the rolling cache holds `window_frames` {window}")
         if cache_frames < 1:

@@ -3,24 +3,34 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from diffusers.models.attention_dispatch import attention_backend as use_attention_backend
+from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import nn
 
 from ..models import triton_attention
 from ..models.block_sparse_attention import BlockKVCache, BlockSparseSettings, block_sparse_attention
+from ..models.causal_wan_transformer import GLOBAL_CACHE_FRAMES, CausalWanTransformer
 from ..models.ultraflash_sr_transformer import UltraFlashSRTransformer
 from ..models.wan_layers import WanBackbone
 from .devices import execution_device, is_offloaded
 
 if TYPE_CHECKING:
     from .streaming import UltraFlashStreamingPipeline
+
+# diffusers' names of exact kernels: PyTorch's choice, two that it can be held to, and packages to be installed
+_ATTENTION_BACKENDS = ("native", "_native_cudnn", "_native_flash", "flash", "_flash_3")
+
+# that the process may compile of one function: enough for some two hundred sizes of video
+_GRAPHS = 1024
 
 # a backend whose result is further than this from the masked reference is not used, however fast it is
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 3e-2}
@@ -74,6 +84,7 @@ def optimize(
     cache_text: bool = True,
     channels_last: bool = True,
     fp8: bool = False,
+    attention_backend: str | None = None,
     sparse_backend: str | None = None,
     size: tuple[int, int] | None = None,
     compile: bool = True,
@@ -81,8 +92,9 @@ def optimize(
     cuda_graphs: bool = False,
 ) -> OptimizationReport:
     """Makes a pipeline's streams faster; see [`UltraFlashStreamingPipeline.optimize`] for the arguments."""
-    if sparse_backend == "fastest" and size is None:
-        raise ValueError("`size` is None, but `sparse_backend='fastest'` needs the height and width of the frames")
+    for name, backend in (("attention_backend", attention_backend), ("sparse_backend", sparse_backend)):
+        if backend == "fastest" and size is None:
+            raise ValueError(f"`size` is None, but `{name}='fastest'` needs the height and width of the frames")
     if fp8:
         _check_fp8(execution_device(pipe.transformer))
     if cuda_graphs and execution_device(pipe.transformer).type != "cuda":
@@ -103,6 +115,9 @@ def optimize(
         for name in ("latent_upsampler", "autoencoder"):
             getattr(pipe, name).to(memory_format=torch.channels_last)
             report.add("channels_last", name, True, "convolutions on channels-last features")
+    if attention_backend is not None:
+        for name in transformers:
+            _choose_attention_backend(pipe, name, attention_backend, size, report)
     if sparse_backend is not None:
         _choose_sparse_backend(pipe, sparse_backend, size, report)
     if compile:
@@ -129,6 +144,10 @@ def _compile(
     pipe: UltraFlashStreamingPipeline, transformers: dict[str, WanBackbone], backend: str, report: OptimizationReport
 ) -> None:
     settings: dict[str, Any] = {"backend": backend, "fullgraph": True, "dynamic": False}
+    # five graphs of the blocks for each size, where eight in all are allowed before calls fail
+    dynamo = torch._dynamo.config
+    dynamo.recompile_limit = max(dynamo.recompile_limit, _GRAPHS)
+    dynamo.accumulated_recompile_limit = max(dynamo.accumulated_recompile_limit, _GRAPHS)
     for name, network in transformers.items():
         if is_offloaded(network):
             report.add("compile", name, False, "offloaded: its hooks do not compile")
@@ -166,6 +185,72 @@ def _quantize_blocks(network: WanBackbone) -> int:
     return len(block_linears(network))
 
 
+def _choose_attention_backend(
+    pipe: UltraFlashStreamingPipeline,
+    name: str,
+    backend: str,
+    size: tuple[int, int] | None,
+    report: OptimizationReport,
+) -> None:
+    network: WanBackbone = getattr(pipe, name)
+    if isinstance(network, UltraFlashSRTransformer) and network.config.use_sparse_attention:
+        report.add("attention_backend", name, False, "its self-attention is sparse")
+        return
+    detail = f"{backend!r}, as asked for"
+    if backend == "fastest" and size is not None:
+        times = time_attention_backends(network, *_attention_lengths(pipe, network, size))
+        backend, detail = _winner(times)
+    with use_attention_backend():  # what comes next also sets the process's, for all pipelines: put it back
+        network.set_attention_backend(backend)
+    report.add("attention_backend", name, True, detail)
+
+
+def _attention_lengths(
+    pipe: UltraFlashStreamingPipeline, network: WanBackbone, size: tuple[int, int]
+) -> tuple[int, int]:
+    """Tokens that attend, and that they attend to, in the middle of a stream of frames of `size`."""
+    patch, scale = network.config.patch_size, 1
+    if isinstance(network, CausalWanTransformer):
+        frames, scale = network.chunk_frames // patch[0], pipe.latent_upsampler.config.scale
+        seen = network.config.window_frames or GLOBAL_CACHE_FRAMES
+    else:
+        frames = pipe.config.group_frames // patch[0]
+        seen = frames * (1 + pipe.config.kv_cache_blocks)
+    pixels = scale * pipe.autoencoder.spatial_compression_ratio
+    tokens = math.prod(-(-length // (pixels * side)) for length, side in zip(size, patch[1:], strict=True))
+    return frames * tokens, seen * tokens
+
+
+@torch.no_grad()
+def time_attention_backends(network: WanBackbone, tokens: int, seen_tokens: int, repeats: int = 5) -> dict[str, float]:
+    """Times diffusers' backends of dense attention that agree with PyTorch's own choice, on one layer of a stream.
+
+    Args:
+        network ([`WanBackbone`]): whose heads, device and precision are used.
+        tokens (`int`): of a chunk.
+        seen_tokens (`int`): that they attend to.
+        repeats (`int`, *optional*, defaults to 5): calls, the fastest of which counts.
+
+    Returns:
+        `dict[str, float]`: seconds a call. A backend that is not installed, fails here or is wrong is left out;
+        `"native"`, PyTorch's choice, never is. Those that quantise are not tried.
+    """
+    config, device = network.config, execution_device(network)
+    generator = torch.Generator(device).manual_seed(0)
+    query, key, value = (
+        torch.randn(
+            (1, length, config.num_attention_heads, config.attention_head_dim), generator=generator, device=device
+        ).to(network.dtype)
+        for length in (tokens, seen_tokens, seen_tokens)
+    )
+
+    def attend(backend: str) -> torch.Tensor:
+        with use_attention_backend(backend):  # asks whether it is installed, too
+            return dispatch_attention_fn(query, key, value)
+
+    return _time_agreeing(attend, _ATTENTION_BACKENDS, device, network.dtype, repeats)
+
+
 def _choose_sparse_backend(
     pipe: UltraFlashStreamingPipeline, backend: str, size: tuple[int, int] | None, report: OptimizationReport
 ) -> None:
@@ -173,16 +258,20 @@ def _choose_sparse_backend(
     if not network.config.use_sparse_attention:
         report.add("sparse_backend", "transformer", False, "its attention is dense")
         return
-    detail = "as asked for"
+    detail = f"{backend!r}, as asked for"
     if backend == "fastest" and size is not None:
         ratio = pipe.autoencoder.spatial_compression_ratio
         latents = (pipe.config.group_frames, -(-size[0] // ratio), -(-size[1] // ratio))
-        times = time_sparse_backends(network, latents, pipe.config.kv_cache_blocks)
-        backend = min(times, key=lambda name: times[name])
-        measured = ", ".join(f"{name} {1000 * seconds:.2f} ms" for name, seconds in times.items())
-        detail = f"{backend!r}: one layer takes {measured}"
+        backend, detail = _winner(time_sparse_backends(network, latents, pipe.config.kv_cache_blocks))
     network.set_sparse_backend(backend)
     report.add("sparse_backend", "transformer", True, detail)
+
+
+def _winner(times: dict[str, float]) -> tuple[str, str]:
+    """The fastest, and what was measured."""
+    backend = min(times, key=lambda name: times[name])
+    measured = ", ".join(f"{name} {1000 * seconds:.2f} ms" for name, seconds in times.items())
+    return backend, f"{backend!r}: one layer takes {measured}"
 
 
 @torch.no_grad()
@@ -211,24 +300,14 @@ def time_sparse_backends(
         _, filled = block_sparse_attention(query, key, value, grid, settings, cache)
         assert filled is not None  # there was a cache
         cache = filled
-    reference, times = None, {}
-    for backend in _candidates(device, settings, channels):
 
-        def attend(backend: str = backend) -> torch.Tensor:
-            return block_sparse_attention(query, key, value, grid, settings, cache, backend=backend)[0]
+    def attend(backend: str) -> torch.Tensor:
+        return block_sparse_attention(query, key, value, grid, settings, cache, backend=backend)[0]
 
-        try:
-            output = attend().float()
-        except (RuntimeError, ValueError, NotImplementedError):
-            continue  # this device or build cannot run it
-        if reference is None:
-            reference = output
-        if float((output - reference).norm() / reference.norm()) < _TOLERANCE[dtype]:
-            times[backend] = _best_seconds(attend, device, repeats)
-    return times
+    return _time_agreeing(attend, _sparse_candidates(device, settings, channels), device, dtype, repeats)
 
 
-def _candidates(device: torch.device, settings: BlockSparseSettings, channels: int) -> list[str]:
+def _sparse_candidates(device: torch.device, settings: BlockSparseSettings, channels: int) -> list[str]:
     """The backends that can run at all, the reference first."""
     candidates = ["sdpa", "gather"]
     if device.type == "cuda":
@@ -236,6 +315,27 @@ def _candidates(device: torch.device, settings: BlockSparseSettings, channels: i
         if triton_attention.supports(device, settings.volume, channels):
             candidates.append("triton")
     return candidates
+
+
+def _time_agreeing(
+    attend: Callable[[str], torch.Tensor],
+    backends: Sequence[str],
+    device: torch.device,
+    dtype: torch.dtype,
+    repeats: int,
+) -> dict[str, float]:
+    """Seconds of the fastest of some calls of each backend that runs here and agrees with the first one."""
+    reference, times = None, {}
+    for backend in backends:
+        try:
+            output = attend(backend).float()
+        except (ImportError, RuntimeError, ValueError, NotImplementedError):
+            continue  # this device or build cannot run it
+        if reference is None:
+            reference = output
+        if float((output - reference).norm() / reference.norm()) < _TOLERANCE[dtype]:
+            times[backend] = _best_seconds(functools.partial(attend, backend), device, repeats)
+    return times
 
 
 def _best_seconds(function: Callable[[], Any], device: torch.device, repeats: int) -> float:

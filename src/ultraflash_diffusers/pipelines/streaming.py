@@ -330,6 +330,7 @@ class UltraFlashStreamingPipeline(DiffusionPipeline, UltraFlashLoraLoaderMixin):
         cache_text: bool = True,
         channels_last: bool = True,
         fp8: bool = False,
+        attention_backend: str | None = None,
         sparse_backend: str | None = None,
         size: tuple[int, int] | None = None,
         compile: bool = True,
@@ -338,8 +339,9 @@ class UltraFlashStreamingPipeline(DiffusionPipeline, UltraFlashLoraLoaderMixin):
     ) -> OptimizationReport:
         """Makes later streams faster, and reports what it did. To be called once, when all weights are in place.
 
-        Compiled code takes one shape: the first chunks of a stream of another size are slow again. What the faster
-        path costs in accuracy, [`~optimization.record`] and [`~optimization.compare`] tell.
+        Compiled code takes one shape: the first chunks of a stream of another size are slow again, for which the
+        process's limit of compiled variants is raised. What the faster path costs in accuracy,
+        [`~optimization.record`] and [`~optimization.compare`] tell.
 
         Networks may be on several GPUs, to be moved before: with `pipe.generator_transformer.to("cuda:1")` the
         generator makes the next group's latents while this group is refined and decoded.
@@ -351,6 +353,10 @@ class UltraFlashStreamingPipeline(DiffusionPipeline, UltraFlashLoraLoaderMixin):
                 features.
             fp8 (`bool`, *optional*, defaults to `False`): the linear layers inside the transformers' blocks in FP8, by
                 torchao. Needs a GPU with FP8 units, and adapters fused before.
+            attention_backend (`str`, *optional*): diffusers' name of a backend for the generator's self-attention (and
+                the SR transformer's where that is dense), or `"fastest"`: PyTorch's choice, cuDNN, FlashAttention 2
+                and 3 are timed here, at `size`, as far as they are installed, and the fastest that agrees with
+                PyTorch's choice is taken. At 1K more than half of the generator's time is this attention.
             sparse_backend (`str`, *optional*): a backend of the sparse attention, or `"fastest"`: all that agree with
                 the masked reference are timed here, at `size`, and the fastest is taken.
             size (`tuple[int, int]`, *optional*): height and width of the frames for `"fastest"`.
@@ -363,13 +369,14 @@ class UltraFlashStreamingPipeline(DiffusionPipeline, UltraFlashLoraLoaderMixin):
 
         Raises:
             ValueError: `fp8` without torchao or a GPU for it, `cuda_graphs` elsewhere than on a GPU, an unknown
-                `sparse_backend`, `"fastest"` without `size`.
+                `attention_backend` or `sparse_backend`, `"fastest"` without `size`.
         """
         return optimize(
             self,
             cache_text=cache_text,
             channels_last=channels_last,
             fp8=fp8,
+            attention_backend=attention_backend,
             sparse_backend=sparse_backend,
             size=size,
             compile=compile,
