@@ -148,7 +148,9 @@ def test_the_seed_decides(checkpoint, clip, tmp_path):
     outputs = [tmp_path / f"{number}.mp4" for number in range(3)]
     for output, seed in zip(outputs, (1, 1, 2), strict=True):
         assert main(words(checkpoint, clip, output, "--num-frames", 3, "--seed", seed)) == 0
-    assert outputs[0].read_bytes() == outputs[1].read_bytes() != outputs[2].read_bytes()
+    first, again, other = (np.stack([frame.pixels for frame in VideoReader(output)]).astype(int) for output in outputs)
+    # x264's macroblock tree does not give the same bytes each time
+    assert np.abs(first - again).mean() < 0.5 < np.abs(first - other).mean()
 
 
 def test_fewer_frames_than_asked_for_are_all_there_are(checkpoint, clip, tmp_path, capsys):

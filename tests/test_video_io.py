@@ -421,6 +421,23 @@ def test_a_colon_in_the_name(clip: Path, tmp_path: Path) -> None:
     assert len(list(VideoReader(tmp_path / "data:out.mp4"))) == 20
 
 
+@pytest.mark.parametrize("name", ["tagged.mp4", "tagged.mkv"])
+def test_a_tag_in_another_encoding_stops_nothing(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    with av.open(str(make_clip(tmp_path / f"plain_{name}"))) as plain, av.open(str(path), "w") as output:
+        video = output.add_stream_from_template(plain.streams.video[0])
+        output.metadata["title"] = "a title: cafXXX"
+        for packet in plain.demux(video=0):
+            if packet.size:
+                packet.stream = video
+                output.mux(packet)
+    path.write_bytes(path.read_bytes().replace(b"cafXXX", "café in".encode("latin-1")[:6]))
+    copy_through(path, tmp_path / "out.mp4")
+    assert len(list(VideoReader(tmp_path / "out.mp4"))) == 20
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        assert container.metadata["title"].startswith("a title: caf")
+
+
 def test_sound_only_and_cover_art(tmp_path: Path, clip: Path) -> None:
     with av.open(str(clip)) as source, av.open(str(tmp_path / "sound.m4a"), "w", format="mp4") as output:
         sound = output.add_stream_from_template(source.streams.audio[0])
@@ -742,7 +759,8 @@ def test_finished_files_are_not_overwritten_unasked(tmp_path: Path) -> None:
 def test_an_exception_keeps_all_frames_and_resuming_goes_on(clip: Path, tmp_path: Path) -> None:
     def run(output: Path, stop: int | None = None, **options: bool) -> VideoWriter:
         reader = VideoReader(clip)
-        with VideoWriter(output, WIDTH, HEIGHT, source=reader, **options) as writer:
+        # slower presets' macroblock tree does not give the same bytes each time
+        with VideoWriter(output, WIDTH, HEIGHT, source=reader, preset="ultrafast", **options) as writer:
             reader.seek(writer.frames_done, writer.last_pts)
             for frame in reader:
                 if frame.index == stop:

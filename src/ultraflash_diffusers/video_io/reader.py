@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import av
 import numpy as np
@@ -27,6 +27,8 @@ from .color import ColorTags, RGBConverter, has_alpha
 _NOT_CLIPS = {"tty", "hls", "dash", "concat", "imf"}
 # Formats that tell no frame size: FFmpeg's is that of the first frame
 _SIZE_FROM_STREAM = {"h264", "mpeg", "mpegts"}
+# Tags that are no UTF-8: PyAV 19 keeps their bytes, earlier ones refuse the file unless told what to put in their place
+_TAG_OPTIONS: dict[str, Any] = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "replace"}
 # Without a frame count, a clip's end is judged by time, and how long its last frame shows is not always known
 _UNNOTICED_SECONDS = Fraction(1, 2)
 
@@ -331,7 +333,7 @@ def open_container(path: Path) -> InputContainer:
     """
     try:
         # the prefix keeps a colon in a file's name from being read as a protocol
-        return av.open(f"file:{path}", options={"protocol_whitelist": "file"}, metadata_errors="replace")
+        return av.open(f"file:{path}", options={"protocol_whitelist": "file"}, **_TAG_OPTIONS)
     except OSError as error:
         if error.errno == errno.EPERM:  # FFmpeg's answer to a protocol or demuxer that is shut out
             raise ValueError(f"`path` {str(path)!r} is no video file, but names others") from error
@@ -343,19 +345,20 @@ def open_container(path: Path) -> InputContainer:
 
 
 def _probe(path: Path, container: InputContainer, stream: VideoStream, first: av.VideoFrame) -> VideoInfo:
-    time_base = stream.time_base or Fraction(1, av.time_base)
+    # PyAV's rationals are `Fraction` or, since version 19, a class of its own
+    time_base = Fraction(stream.time_base or Fraction(1, av.time_base))
     # one-frame clips and raw streams may have no rate of their own
-    fps = stream.average_rate or stream.guessed_rate or stream.base_rate or Fraction(25)
+    fps = Fraction(stream.average_rate or stream.guessed_rate or stream.base_rate or 25)
     duration = _track_duration(stream) or (Fraction(container.duration or 0, av.time_base) or None)
     orientation = Orientation.of(first, str(path))
-    aspect = stream.sample_aspect_ratio or Fraction(1)
+    aspect = Fraction(stream.sample_aspect_ratio or 1)
     sizes = (first.height, first.width) if orientation.transpose else (first.width, first.height)
     return VideoInfo(
         path=path,
         width=sizes[0],
         height=sizes[1],
         sample_aspect_ratio=1 / aspect if orientation.transpose else aspect,
-        fps=Fraction(fps),
+        fps=fps,
         time_base=time_base,
         start_pts=_start_pts(container, first, time_base),
         duration=duration,
