@@ -27,7 +27,7 @@ from .color import ColorTags, RGBConverter, has_alpha
 _NOT_CLIPS = {"tty", "hls", "dash", "concat", "imf"}
 # Formats that tell no frame size: FFmpeg's is that of the first frame
 _SIZE_FROM_STREAM = {"h264", "mpeg", "mpegts"}
-# Tags that are no UTF-8: PyAV 19 keeps their bytes, earlier ones refuse the file unless told what to put in their place
+# Tags that are no UTF-8: PyAV 19 keeps their bytes, earlier ones refuse the file unless told what to put there
 _TAG_OPTIONS: dict[str, Any] = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "replace"}
 # Without a frame count, a clip's end is judged by time, and how long its last frame shows is not always known
 _UNNOTICED_SECONDS = Fraction(1, 2)
