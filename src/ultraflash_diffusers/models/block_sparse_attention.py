@@ -239,46 +239,57 @@ class BlockKVCache(StreamState):
             self, keys=self.keys[:, part], values=self.values[:, part], pooled_keys=self.pooled_keys[:, part]
         )
 
-    def take(
-        self, keys: torch.Tensor, values: torch.Tensor, pooled_keys: torch.Tensor, window: int
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Takes in a group's blocks.
+    def take_pooled(self, pooled_keys: torch.Tensor, window: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Takes in the means of a group's key blocks, of all heads, before [`~BlockKVCache.take`] takes the blocks.
 
         Args:
-            keys, values (`torch.Tensor` of shape `[B, H, T, S, V, D]`): the group's.
-            pooled_keys (`torch.Tensor` of shape `[B, H, T, S, D]`): the means of `keys`.
+            pooled_keys (`torch.Tensor` of shape `[B, H, T, S, D]`): the group's.
             window (`int`): temporal blocks in front of the group that it may see.
 
         Returns:
-            `tuple`: keys and values `[B, H, slots, S, V, D]` of the past and the group, pooled keys
-            `[B, H, window + T, S, D]`, oldest first, and the slots of these, `[window + T]`.
+            `tuple`: pooled keys `[B, H, window + T, S, D]` of the past and the group, oldest first, and where their
+            blocks lie in what `take` returns, `[window + T]`.
         """
-        group, temporal = (keys, values, pooled_keys), keys.shape[2]
+        temporal = pooled_keys.shape[2]
+        pooled_keys = pooled_keys.to(self.pooled_keys.dtype)
+        self.writer.copy_(self.position + temporal if self.single_use else self.position)
         if self.single_use:
-            numbers = self.position + torch.arange(-self.slots, temporal, device=keys.device)
-            # as a ring with room for both would have them: the results are the same to the last bit
-            slots = numbers % len(numbers)
-            keys, values = _laid_out(self.keys, keys, slots), _laid_out(self.values, values, slots)
-            pooled_keys = torch.cat([self.pooled_keys, pooled_keys], dim=2)[:, :, self.slots - window :]
-            for buffer, new in zip(self._buffers, group, strict=True):
+            joined = torch.cat([self.pooled_keys, pooled_keys], dim=2)
+            self.pooled_keys.copy_(joined[:, :, -self.slots :])
+            return joined[:, :, self.slots - window :], self._joint_slots(temporal)[self.slots - window :]
+        slots = self.slots_of(-window, window + temporal)
+        self.pooled_keys.index_copy_(2, slots[window:], pooled_keys)
+        return self.pooled_keys.index_select(2, slots), slots
+
+    def take(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Takes in a group's blocks, both `[B, H, T, S, V, D]`: of all heads, or of those of [`~BlockKVCache.heads`].
+
+        Returns:
+            `tuple`: keys and values `[B, H, slots, S, V, D]` of the past and the group.
+        """
+        temporal = keys.shape[2]
+        if self.single_use:
+            slots = self._joint_slots(temporal)
+            joint = _laid_out(self.keys, keys, slots), _laid_out(self.values, values, slots)
+            for buffer, new in ((self.keys, keys), (self.values, values)):
                 last = new[:, :, -self.slots :].detach().to(buffer.dtype)
                 buffer.copy_(torch.cat([buffer[:, :, temporal:], last], dim=2))
-            self.writer.copy_(self.position + temporal)
-            return keys, values, pooled_keys, slots[self.slots - window :]
-        slots = self.slots_of(-window, window + temporal)
-        for buffer, new in zip(self._buffers, group, strict=True):
-            buffer.index_copy_(2, slots[window:], new.detach().to(buffer.dtype))
-        self.writer.copy_(self.position)
-        held_keys, held_values = self.keys, self.values
-        if torch.is_grad_enabled():
-            # autograd must not see buffers that the next group writes into; what was cached has no gradient
-            held_keys = held_keys.index_copy(2, slots[window:], keys)
-            held_values = held_values.index_copy(2, slots[window:], values)
-        return held_keys, held_values, self.pooled_keys.index_select(2, slots), slots
+            return joint
+        slots = self.slots_of(0, temporal)
+        for buffer, new in ((self.keys, keys), (self.values, values)):
+            buffer.index_copy_(2, slots, new.detach().to(buffer.dtype))
+        if not torch.is_grad_enabled():
+            return self.keys, self.values
+        # autograd must not see buffers that the next group writes into; what was cached has no gradient
+        return self.keys.index_copy(2, slots, keys), self.values.index_copy(2, slots, values)
 
-    @property
-    def _buffers(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        return self.keys, self.values, self.pooled_keys
+    def _joint_slots(self, temporal: int) -> torch.Tensor:
+        """Where a single-use cache's blocks and then a group's lie, to be attended to.
+
+        As a ring with room for both would have them: the results are the same to the last bit.
+        """
+        numbers = self.position + torch.arange(-self.slots, temporal, device=self.position.device)
+        return numbers % len(numbers)
 
     def advance(self, held: torch.Tensor, written: int, window: int | torch.Tensor) -> BlockKVCache:
         """Returns the state after a group of `written` temporal blocks, of which `held` were there before."""
@@ -335,12 +346,18 @@ def block_sparse_attention(
         limit = kv_cache_blocks.clamp(max=window) if isinstance(kv_cache_blocks, torch.Tensor) else window
         held = cache.count.clamp(max=limit)
     step = heads if torch.is_grad_enabled() else _heads_at_a_time(query, grid, settings, window)
+    parts = [slice(first, first + step) for first in range(0, heads, step)]
+    # one selection for all heads, since means are small: on a GPU its many steps take no longer than for some heads
+    pooled_queries, pooled_keys = (
+        torch.cat([_pool(_partition(tensor[:, :, part], grid, settings)) for part in parts], dim=1)
+        for tensor in (query, key)
+    )
+    kept = _select(pooled_queries, pooled_keys, grid, settings, cache, held, window)
     outputs = []
-    for first in range(0, heads, step):
-        part = slice(first, first + step)
+    for part in parts:
         group = (query[:, :, part], key[:, :, part], value[:, :, part])
         part_cache = None if cache is None else cache.heads(part)
-        outputs.append(_attend_heads(*group, grid, settings, part_cache, held, window, attend))
+        outputs.append(_attend_heads(*group, kept[:, part], grid, settings, part_cache, attend))
     output = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
     return output, None if cache is None else cache.advance(held, temporal, limit)
 
@@ -355,37 +372,49 @@ def _heads_at_a_time(
     return heads if elements <= _WHOLE_ELEMENTS else -(-heads // _HEAD_PARTS)
 
 
-def _attend_heads(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
+def _select(
+    pooled_queries: torch.Tensor,
+    pooled_keys: torch.Tensor,
     grid: tuple[int, int, int],
     settings: BlockSparseSettings,
     cache: BlockKVCache | None,
     held: torch.Tensor,
     window: int,
-    attend: Backend,
 ) -> torch.Tensor:
-    """[`block_sparse_attention`] of some heads, `[B, t * h * w, heads, D]`, after `held` of `window` cached blocks."""
+    """[`select_blocks`] for a group's means, both `[B, H, T, S, D]`, after `held` of `window` cached blocks."""
     temporal, rows, columns = settings.count_blocks(grid)
-    queries, keys, values = (_partition(tensor, grid, settings) for tensor in (query, key, value))
-    pooled_queries, pooled_keys = _pool(queries), _pool(keys)
-    if cache is None:
-        slots = torch.arange(temporal, device=query.device)
-    else:
-        keys, values, pooled_keys, slots = cache.take(keys, values, pooled_keys, window)
-    kept = select_blocks(
+    num_slots, slots = temporal, torch.arange(temporal, device=held.device)
+    if cache is not None:
+        num_slots = cache.slots + temporal if cache.single_use else cache.slots
+        pooled_keys, slots = cache.take_pooled(pooled_keys, window)
+    return select_blocks(
         pooled_queries.unflatten(3, (rows, columns)),
         pooled_keys.to(pooled_queries.dtype).unflatten(3, (rows, columns)),
         held,
         settings.top_k(grid),
         settings,
         slots,
-        keys.shape[2],
+        num_slots,
     )
+
+
+def _attend_heads(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    kept: torch.Tensor,
+    grid: tuple[int, int, int],
+    settings: BlockSparseSettings,
+    cache: BlockKVCache | None,
+    attend: Backend,
+) -> torch.Tensor:
+    """[`block_sparse_attention`] of some heads to their kept blocks: `[B, t * h * w, heads, D]`."""
+    queries, keys, values = (_partition(tensor, grid, settings) for tensor in (query, key, value))
+    if cache is not None:
+        keys, values = cache.take(keys, values)
     queries, keys, values = (blocks.flatten(2, 4) for blocks in (queries, keys, values))
     output = attend(queries, keys, values, kept, settings.volume)
-    del queries, keys, values, kept  # before the result is copied once more
+    del queries, keys, values  # before the result is copied once more
     return _unpartition(output, grid, settings)
 
 
@@ -421,26 +450,21 @@ def select_blocks(
     temporal, positions, spatial = pooled_queries.shape[2], pooled_keys.shape[2], rows * columns
     device = pooled_queries.device
     window = _Window.around(rows, columns, settings.local_range, device)
-    unused = positions - temporal - held  # positions in front of what the cache holds
-    position = torch.arange(positions, device=device)
-
-    kept_blocks = []
+    first = positions - temporal  # position of the group's first block
+    position, index = torch.arange(positions, device=device), torch.arange(temporal, device=device)[:, None]
+    unused = first - held  # positions in front of what the cache holds
+    chunk_end = ((held + index) // settings.chunk_blocks + 1) * settings.chunk_blocks
+    visible = (position >= unused) & (position < unused + chunk_end)  # [T, P]
+    allowed = (visible[:, None, :, None] & window.inside[:, None]).flatten(2)  # [T, S, P * window]
     with _without_autocast(device.type):
-        for index in range(temporal):
-            # the latest position that any alignment of the chunks could allow; shapes must not depend on `held`
-            end = min(positions - temporal + index + settings.chunk_blocks, positions)
-            scores = window.score(pooled_queries[:, :, index], pooled_keys[:, :, :end]) / math.sqrt(channels)
-            chunk_end = ((held + index) // settings.chunk_blocks + 1) * settings.chunk_blocks
-            visible = (position[:end] >= unused) & (position[:end] < unused + chunk_end)
-            allowed = (visible[:, None] & window.inside[:, None]).flatten(1)  # [S, P * window]
-            kept = _keep_largest(scores.flatten(-2), allowed, top_k)
-            # without cached blocks the pairs of a block with itself are always kept
-            own = (position[:end] == positions - temporal + index)[:, None] & window.own[:, None]
-            kept = kept | (own.flatten(1) & (held == 0))
-            key_block = slots[:end, None] * spatial + window.block[:, None]
-            buffer = torch.zeros(*kept.shape[:3], num_slots * spatial, dtype=torch.bool, device=device)
-            kept_blocks.append(buffer.scatter_(-1, key_block.flatten(1).expand_as(kept), kept))
-    return torch.cat(kept_blocks, dim=2)
+        scores = window.score(pooled_queries, pooled_keys) / math.sqrt(channels)
+        kept = _keep_largest(scores.flatten(-2), allowed, top_k)
+    # without cached blocks the pairs of a block with itself are always kept
+    own = (position == first + index)[:, None, :, None] & window.own[:, None]
+    kept = kept | (own.flatten(2) & (held == 0))
+    key_block = (slots[:, None] * spatial + window.block[:, None]).flatten(1)  # [S, P * window]
+    pairs = torch.zeros(*kept.shape[:4], num_slots * spatial, dtype=torch.bool, device=device)
+    return pairs.scatter_(-1, key_block.expand_as(kept), kept).flatten(2, 3)
 
 
 def _without_autocast(device: str) -> AbstractContextManager[None]:
@@ -449,9 +473,9 @@ def _without_autocast(device: str) -> AbstractContextManager[None]:
 
 
 def _keep_largest(scores: torch.Tensor, allowed: torch.Tensor, top_k: int) -> torch.Tensor:
-    """The selection rule for one temporal query block: `scores` `[B, H, S, M]`, `allowed` `[S, M]`; the kept pairs."""
+    """The selection rule for each temporal query block: `scores` `[B, H, T, S, M]`, `allowed` `[T, S, M]`."""
     probabilities = scores.masked_fill(~allowed, -math.inf).softmax(dim=-1)
-    pairs = probabilities.flatten(2)
+    pairs = probabilities.flatten(3)
     if top_k + 1 <= pairs.shape[-1]:
         threshold = pairs.topk(top_k + 1, dim=-1, sorted=False).values.amin(dim=-1)[..., None, None]
         kept = (probabilities >= threshold) & allowed
@@ -504,18 +528,18 @@ class _Window:
         return index, (index >= first) & (index < first + size)
 
     def score(self, queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-        """Products of `queries` `[B, H, rows, columns, D]` and `keys` `[B, H, P, rows, columns, D]` in the window.
+        """Products of `queries` `[B, H, T, rows, columns, D]` and `keys` `[B, H, P, rows, columns, D]` in the window.
 
         Returns:
-            `torch.Tensor` of shape `[B, H, S, P, window]`.
+            `torch.Tensor` of shape `[B, H, T, S, P, window]`.
         """
         # a band of whole rows a query row: one batched product, and no key is copied for each single query block
         bands = keys[:, :, :, self.rows]  # [B, H, P, rows, window rows, columns, D]
-        scores = torch.einsum("bhrcd,bhprikd->bhrcpik", queries, bands)
+        scores = torch.einsum("bhtrcd,bhprikd->bhtrcpik", queries, bands)
         if self.columns.shape[1] < keys.shape[4]:
             columns = self.columns[:, None, None].expand(*scores.shape[:-1], -1)
             scores = scores.gather(-1, columns)
-        return scores.flatten(-2).flatten(2, 3)
+        return scores.flatten(-2).flatten(3, 4)
 
 
 def attend_masked(

@@ -184,10 +184,22 @@ def attend(
     Returns:
         `torch.Tensor`: like `query`, without a gradient.
     """
-    batch, heads, query_blocks, key_blocks = kept.shape
+    return _launch(query, key, value, *block_lists(kept), volume, settings)
+
+
+def _launch(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    counts: torch.Tensor,
+    indices: torch.Tensor,
+    volume: int,
+    settings: LaunchSettings | None = None,
+) -> torch.Tensor:
+    """[`attend`] by the lists of [`block_lists`]."""
+    batch, heads, query_blocks, key_blocks = indices.shape
     channels = query.shape[3]
     settings = settings or launch_choices(query.device, volume, channels, query.dtype)[0]
-    counts, indices = block_lists(kept)
     query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
     output = torch.empty_like(query)
     keys, values = key, value
@@ -219,14 +231,32 @@ def attend(
     return output
 
 
-@torch.library.custom_op("ultraflash_diffusers::attend_triton", mutates_args=())
 def attend_opaquely(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kept: torch.Tensor, volume: int
 ) -> torch.Tensor:
-    """[`attend`] as one operator, for `torch.compile`."""
-    return attend(query, key, value, kept, volume)
+    """[`attend`] for `torch.compile`: the kernel is one operator to it, what makes the lists is compiled."""
+    return _launch_opaquely(query, key, value, *block_lists(kept), volume)
 
 
-@attend_opaquely.register_fake
-def _(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kept: torch.Tensor, volume: int) -> torch.Tensor:
+@torch.library.custom_op("ultraflash_diffusers::attend_triton", mutates_args=())
+def _launch_opaquely(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    counts: torch.Tensor,
+    indices: torch.Tensor,
+    volume: int,
+) -> torch.Tensor:
+    return _launch(query, key, value, counts, indices, volume)
+
+
+@_launch_opaquely.register_fake
+def _(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    counts: torch.Tensor,
+    indices: torch.Tensor,
+    volume: int,
+) -> torch.Tensor:
     return torch.empty_like(query, memory_format=torch.contiguous_format)
