@@ -13,6 +13,8 @@ import av
 import cv2
 import numpy as np
 
+from ultraflash_diffusers.video_io.reader import open_container, to_fraction
+
 SCALE = 2
 CRF = 28
 
@@ -60,9 +62,9 @@ def prepare_clip(path: Path, height: int, width: int, cache: Path | None = None)
 
 
 def _make_pair(path: Path, height: int, width: int) -> ClipPair:
-    with av.open(str(path)) as container:
+    with open_container(path) as container:
         stream = container.streams.video[0]
-        rate = stream.average_rate
+        rate = to_fraction(stream.average_rate)
         if rate is None:
             raise ValueError(f"{path} does not say how many frames a second it has.")
         frames = (frame.to_ndarray(format="rgb24") for frame in container.decode(stream))

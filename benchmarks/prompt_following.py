@@ -18,7 +18,6 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 
-import av
 import cv2
 import numpy as np
 import torch
@@ -32,6 +31,7 @@ from ultraflash_diffusers.pipelines.sources.text_generator import TextGeneratorS
 from ultraflash_diffusers.training.scenes import COLORS, MOTIONS, OBJECTS, Scene, all_scenes
 from ultraflash_diffusers.training.stage import load_network
 from ultraflash_diffusers.training.text_encoding import TextEncoding
+from ultraflash_diffusers.video_io.reader import open_container
 
 # frames, uint8 [frames, height, width, 3], of a prompt and a seed
 Generate = Callable[[str, int], np.ndarray]
@@ -253,7 +253,7 @@ def read_captions(folder: Path) -> dict[str, str]:
 
 def read_clip(path: Path, height: int, width: int, num_frames: int) -> np.ndarray:
     """The first frames of a video file, centre-cropped and brought to a size, uint8 `[frames, height, width, 3]`."""
-    with av.open(str(path)) as container:
+    with open_container(path) as container:
         frames = islice(container.decode(video=0), num_frames)
         cropped = (centre_crop(frame.to_ndarray(format="rgb24"), height / width) for frame in frames)
         return np.stack([area_resize(frame, height, width) for frame in cropped])

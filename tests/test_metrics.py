@@ -147,6 +147,16 @@ def test_prepared_clip(clip_file, texture, tmp_path):
         clips.prepare_clip(clip_file, 190, 256)
 
 
+def test_a_clip_without_a_rate_is_refused(tmp_path):
+    path = tmp_path / "one_frame.nut"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=16, width=32, height=16)
+        container.mux(stream.encode(av.VideoFrame(32, 16, "yuv420p")))
+        container.mux(stream.encode())
+    with pytest.raises(ValueError, match="frames a second"):
+        clips.prepare_clip(path, 16, 32)
+
+
 def test_one_run_one_table(clip_file):
     pair = clips.prepare_clip(clip_file, 192, 256)
     methods = [Method("bicubic", "resize", bicubic), Method("copy", "nothing", lambda frames: frames, "truth")]

@@ -5,18 +5,18 @@ from __future__ import annotations
 
 import errno
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import av
 import numpy as np
 from av.container import InputContainer
-from av.sidedata.sidedata import SideDataContainer
+from av.sidedata.sidedata import SideData
 from av.sidedata.sidedata import Type as SideDataType
 from av.stream import Disposition
 from av.video.stream import VideoStream
@@ -43,7 +43,7 @@ class Orientation(NamedTuple):
     @classmethod
     def of(cls, frame: av.VideoFrame, path: str) -> Orientation:
         """Reads a frame's display matrix; angles between the quarter turns are left alone, with a warning."""
-        side_data = cast(SideDataContainer, frame.side_data)
+        side_data = cast(Mapping[SideDataType, SideData], frame.side_data)
         if SideDataType.DISPLAYMATRIX not in side_data:
             return cls()
         matrix = np.frombuffer(bytes(side_data[SideDataType.DISPLAYMATRIX]), np.int32).astype(float)
@@ -344,14 +344,30 @@ def open_container(path: Path) -> InputContainer:
         ) from error
 
 
+class _Rational(Protocol):
+    @property
+    def numerator(self) -> int: ...
+
+    @property
+    def denominator(self) -> int: ...
+
+
+def to_fraction(rational: _Rational | None) -> Fraction | None:
+    """Returns a rate, ratio or time base of PyAV's as a `Fraction`, `None` where it is unset.
+
+    Up to version 18 they are just that. Since 19 they are of a class of its own, whose products with each other are
+    rounded to 32 bits, and an unset one is a rational too, which counts as false.
+    """
+    return Fraction(rational.numerator, rational.denominator) if rational else None
+
+
 def _probe(path: Path, container: InputContainer, stream: VideoStream, first: av.VideoFrame) -> VideoInfo:
-    # PyAV's rationals are `Fraction` or, since version 19, a class of its own
-    time_base = Fraction(stream.time_base or Fraction(1, av.time_base))
+    time_base = to_fraction(stream.time_base) or Fraction(1, av.time_base)
     # one-frame clips and raw streams may have no rate of their own
-    fps = Fraction(stream.average_rate or stream.guessed_rate or stream.base_rate or 25)
+    fps = to_fraction(stream.average_rate or stream.guessed_rate or stream.base_rate) or Fraction(25)
     duration = _track_duration(stream) or (Fraction(container.duration or 0, av.time_base) or None)
     orientation = Orientation.of(first, str(path))
-    aspect = Fraction(stream.sample_aspect_ratio or 1)
+    aspect = to_fraction(stream.sample_aspect_ratio) or Fraction(1)
     sizes = (first.height, first.width) if orientation.transpose else (first.width, first.height)
     return VideoInfo(
         path=path,
@@ -383,8 +399,9 @@ def _start_pts(container: InputContainer, first: av.VideoFrame, time_base: Fract
 
 
 def _track_duration(stream: VideoStream) -> Fraction | None:
-    if stream.duration and stream.time_base:
-        return stream.duration * stream.time_base
+    time_base = to_fraction(stream.time_base)
+    if stream.duration and time_base:
+        return stream.duration * time_base
     if "DURATION" in stream.metadata:  # Matroska's statistics: 00:00:00.800000000
         hours, minutes, seconds = stream.metadata["DURATION"].split(":")
         return 3600 * int(hours) + 60 * int(minutes) + Fraction(seconds)
