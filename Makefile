@@ -24,7 +24,7 @@ $(VENV)/core: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/dev: $(VENV)/core
-	$(PIP) --editable '.[dev,demo,train,triton]'
+	$(PIP) --editable '.[dev,demo,train,triton,fp8]'
 	@touch $@
 
 $(VENV)/demo: $(VENV)/core

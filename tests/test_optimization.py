@@ -21,8 +21,9 @@ from ultraflash_diffusers.pipelines.cache_management import DynamicCacheManageme
 from ultraflash_diffusers.pipelines.cuda_graphs import copy_into, tensors_of
 from ultraflash_diffusers.pipelines.optimization import (
     Recording,
-    block_linears,
+    _quantize_blocks,
     compare,
+    fp8_linears,
     record,
     time_attention_backends,
     time_sparse_backends,
@@ -59,10 +60,12 @@ def text_pipeline(**components: Any) -> Any:
     return tiny.make_tiny_pipeline(text=False, **components)
 
 
-def gpu_pipeline() -> Any:
-    """With blocks and heads that the Triton kernel takes."""
-    transformer = tiny.make_tiny_transformer(block_size=(2, 2, 4), attention_head_dim=16)
-    return text_pipeline(transformer=transformer).to("cuda")
+def gpu_sized_pipeline() -> Any:
+    """With blocks and heads that the Triton kernel takes, and layers that FP8 products take."""
+    return text_pipeline(
+        transformer=tiny.make_tiny_transformer(block_size=(2, 2, 4), attention_head_dim=16),
+        generator_transformer=tiny.make_tiny_generator(attention_head_dim=16),
+    )
 
 
 # host synchronisations
@@ -314,9 +317,32 @@ def test_what_cannot_be_done_is_refused_or_told() -> None:
     assert "offloaded" in str(report)
 
 
+@pytest.fixture
+def fp8_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets torchao quantise on a CPU, with the product that PyTorch has for GPUs alone written out."""
+    quant_api = pytest.importorskip("torchao.quantization.quant_api")
+
+    def scaled_mm(
+        a: torch.Tensor,
+        b: torch.Tensor,
+        *,
+        scale_a: torch.Tensor,
+        scale_b: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        out_dtype: torch.dtype,
+        **_: Any,
+    ) -> torch.Tensor:
+        assert a.dtype == b.dtype == torch.float8_e4m3fn
+        product = (a.float() * scale_a) @ (b.float() * scale_b)
+        return (product if bias is None else product + bias).to(out_dtype)
+
+    monkeypatch.setattr(quant_api, "_check_hardware_support", lambda granularity: None)
+    monkeypatch.setattr(torch, "_scaled_mm", scaled_mm)
+
+
 def test_fp8_takes_the_blocks_linears_alone() -> None:
-    network = tiny.make_tiny_transformer()
-    taken = {id(module) for module in block_linears(network)}
+    network = gpu_sized_pipeline().to(torch.bfloat16).transformer
+    taken = {id(module) for module in fp8_linears(network)}
     linears = {name: module for name, module in network.named_modules() if isinstance(module, torch.nn.Linear)}
     left = {name for name, module in linears.items() if id(module) not in taken}
     assert len(taken) == 2 * 10  # a layer: four of self-attention, four of cross-attention, two of the feed-forward
@@ -328,6 +354,33 @@ def test_fp8_takes_the_blocks_linears_alone() -> None:
         "condition_embedder.text_embedder.linear_2",
         "proj_out",
     }
+    assert not fp8_linears(tiny.make_tiny_transformer()), "its sizes are no multiples of 16"
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_pipeline_in_fp8_is_near_the_plain_one(compiled: bool, fp8_on_a_cpu: None) -> None:
+    torch.compiler.reset()
+    pipe = gpu_sized_pipeline().to(torch.bfloat16)
+    arguments: dict[str, Any] = {"prompt_embeds": PROMPT.bfloat16(), "num_frames": 25}
+    plain = record(pipe, **arguments)
+    assert _quantize_blocks(pipe.generator_transformer) == 10 and _quantize_blocks(pipe.transformer) == 20
+    pipe.optimize(compile=compiled, compile_backend="eager")
+    accuracy = compare(plain, record(pipe, **arguments))
+    assert 0 < accuracy.latent_error < 0.1 and accuracy.frame_psnr > 25
+
+
+@torch.no_grad()
+def test_zeros_stay_finite_in_fp8(fp8_on_a_cpu: None) -> None:
+    """Neither a row of weights nor a token that is all zeros has a scale to divide by."""
+    network = gpu_sized_pipeline().to(torch.bfloat16).transformer
+    layer, other = network.blocks[0].attn2.to_out[0], network.blocks[0].ffn.net[2]
+    layer.weight[3] = 0
+    tokens = torch.randn(1, 4, other.in_features, generator=torch.Generator().manual_seed(0)).bfloat16()
+    tokens[:, 2] = 0
+    plain = other(tokens)
+    assert _quantize_blocks(network) == 19
+    assert type(layer.weight) is torch.nn.Parameter and type(other.weight) is not torch.nn.Parameter
+    assert torch.allclose(other(tokens), plain, atol=0.1)
 
 
 def test_accuracy_in_known_cases() -> None:
@@ -345,11 +398,11 @@ def test_accuracy_in_known_cases() -> None:
 @pytest.mark.parametrize("fp8", [False, True])
 def test_an_optimized_pipeline_on_a_gpu(fp8: bool) -> None:
     torch.compiler.reset()
-    pipe = text_pipeline().to("cuda", torch.bfloat16)
-    embeds = PROMPT.bfloat16()
-    plain = record(pipe, prompt_embeds=embeds, num_frames=41)
     if fp8:
         pytest.importorskip("torchao")
+    pipe = gpu_sized_pipeline().to("cuda", torch.bfloat16)
+    embeds = PROMPT.bfloat16()
+    plain = record(pipe, prompt_embeds=embeds, num_frames=41)
     pipe.optimize(fp8=fp8)
     accuracy = compare(plain, record(pipe, prompt_embeds=embeds, num_frames=41))
     assert accuracy.latent_error < (0.2 if fp8 else 0.05) and accuracy.frame_psnr > (20 if fp8 else 30)
@@ -382,7 +435,7 @@ def test_a_state_that_moves_on_in_place_is_the_stream() -> None:
 @pytest.mark.parametrize("compiled", [False, True])
 def test_replayed_groups_are_the_plain_ones(compiled: bool) -> None:
     torch.compiler.reset()
-    pipe = gpu_pipeline()
+    pipe = gpu_sized_pipeline().to("cuda")
     backend = "triton" if AVAILABLE else "sdpa"
     narrowing = DynamicCacheManagement(later_chunk_steps=None, sr_warmup_groups=3)
     arguments = {"prompt_embeds": PROMPT, "num_frames": 150, "cache_management": narrowing}
@@ -420,7 +473,7 @@ def test_the_generator_and_the_rest_on_two_gpus() -> None:
 @pytest.mark.gpu
 def test_a_stream_on_a_gpu_waits_only_when_frames_are_handed_over() -> None:
     """CUDA itself reports every synchronisation in the worker's chain; there are none after the warm-up."""
-    pipe = gpu_pipeline()
+    pipe = gpu_sized_pipeline().to("cuda")
     pipe.transformer.set_sparse_backend("triton" if AVAILABLE else "sdpa")
     stream = make_stream(pipe, output_type="pt")
     with torch.no_grad():

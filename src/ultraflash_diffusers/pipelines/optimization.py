@@ -32,6 +32,9 @@ _ATTENTION_BACKENDS = ("native", "_native_cudnn", "_native_flash", "flash", "_fl
 # that the process may compile of one function: enough for some two hundred sizes of video
 _GRAPHS = 1024
 
+# what FP8 takes for the largest value of a token that is all zeros, and has no scale either
+_LEAST_ACTIVATION = 1e-12
+
 # a backend whose result is further than this from the masked reference is not used, however fast it is
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 3e-2}
 
@@ -95,8 +98,6 @@ def optimize(
     for name, backend in (("attention_backend", attention_backend), ("sparse_backend", sparse_backend)):
         if backend == "fastest" and size is None:
             raise ValueError(f"`size` is None, but `{name}='fastest'` needs the height and width of the frames")
-    if fp8:
-        _check_fp8(execution_device(pipe.transformer))
     if cuda_graphs and execution_device(pipe.transformer).type != "cuda":
         raise ValueError(f"`cuda_graphs` is True, but the transformer is on {execution_device(pipe.transformer)}")
     report = OptimizationReport()
@@ -105,6 +106,9 @@ def optimize(
         for name in ("generator_transformer", "transformer")
         if isinstance(network := getattr(pipe, name), WanBackbone)
     }
+    if fp8:
+        for network in transformers.values():
+            _check_fp8(network)
     for name, network in transformers.items():
         network.cache_text = cache_text
         if cache_text:
@@ -163,26 +167,41 @@ def _compile(
         report.add("compile", name, True, "a graph for a stream's start, one for all later chunks")
 
 
-def _check_fp8(device: torch.device) -> None:
+def _check_fp8(network: WanBackbone) -> None:
+    device = execution_device(network)
     if importlib.util.find_spec("torchao") is None:
         raise ValueError("`fp8` is True, but torchao is not installed: pip install ultraflash_diffusers[fp8]")
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9):
         raise ValueError(f"`fp8` is True, but {device} has no FP8 matrix units (compute capability 8.9 or later)")
+    if network.dtype != torch.bfloat16:
+        raise ValueError(f"`fp8` is True, but {type(network).__name__} is in {network.dtype}, not in torch.bfloat16")
 
 
-def block_linears(network: WanBackbone) -> list[nn.Linear]:
-    """The linear layers that FP8 may take: those inside the blocks.
+def fp8_linears(network: WanBackbone) -> list[nn.Linear]:
+    """The linear layers that FP8 may take: inside the blocks, sizes multiples of 16, no row of weights all zeros.
 
-    Embeddings, the modulation's projection and the output layer are few, and precision is worth most there.
+    Embeddings, the modulation's projection and the output layer are few, and precision is worth most there. A row of
+    zeros has no scale: its products would be NaN.
     """
-    return [module for module in network.blocks.modules() if isinstance(module, nn.Linear)]
+    linears = (module for module in network.blocks.modules() if isinstance(module, nn.Linear))
+    return [
+        linear
+        for linear in linears
+        if all(size % 16 == 0 for size in linear.weight.shape) and bool(linear.weight.any(dim=1).all())
+    ]
 
 
 def _quantize_blocks(network: WanBackbone) -> int:
     from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, PerRow, quantize_
 
-    quantize_(network.blocks, Float8DynamicActivationFloat8WeightConfig(granularity=PerRow()))
-    return len(block_linears(network))
+    linears = {id(linear) for linear in fp8_linears(network)}
+    config = Float8DynamicActivationFloat8WeightConfig(
+        granularity=PerRow(),
+        activation_value_lb=_LEAST_ACTIVATION,
+        set_inductor_config=False,  # would also change the precision of the process's float32 products
+    )
+    quantize_(network.blocks, config, filter_fn=lambda module, _: id(module) in linears)
+    return len(linears)
 
 
 def _choose_attention_backend(

@@ -352,7 +352,7 @@ class UltraFlashStreamingPipeline(DiffusionPipeline, UltraFlashLoraLoaderMixin):
             channels_last (`bool`, *optional*, defaults to `True`): upsampler and autoencoder work on channels-last
                 features.
             fp8 (`bool`, *optional*, defaults to `False`): the linear layers inside the transformers' blocks in FP8, by
-                torchao. Needs a GPU with FP8 units, and adapters fused before.
+                torchao. Needs a GPU with FP8 units, networks in bfloat16, and adapters fused before.
             attention_backend (`str`, *optional*): diffusers' name of a backend for the generator's self-attention (and
                 the SR transformer's where that is dense), or `"fastest"`: PyTorch's choice, cuDNN, FlashAttention 2
                 and 3 are timed here, at `size`, as far as they are installed, and the fastest that agrees with
@@ -368,8 +368,8 @@ class UltraFlashStreamingPipeline(DiffusionPipeline, UltraFlashLoraLoaderMixin):
                 change in mid-stream do not reach it.
 
         Raises:
-            ValueError: `fp8` without torchao or a GPU for it, `cuda_graphs` elsewhere than on a GPU, an unknown
-                `attention_backend` or `sparse_backend`, `"fastest"` without `size`.
+            ValueError: `fp8` without torchao, a GPU for it or bfloat16, `cuda_graphs` elsewhere than on a GPU, an
+                unknown `attention_backend` or `sparse_backend`, `"fastest"` without `size`.
         """
         return optimize(
             self,
