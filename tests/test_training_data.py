@@ -149,6 +149,66 @@ def test_unreadable_files_are_skipped_counted_and_listed(
     assert len((output / "left_out.jsonl").read_text().splitlines()) == 5
 
 
+# ---- pairs
+
+
+def name_pair(folder: Path, low: str, **entry: str) -> None:
+    line = {"file_name": "high.mp4", "low_resolution_file_name": low} | entry
+    (folder / "metadata.jsonl").write_text(json.dumps(line))
+
+
+def test_a_given_low_resolution_video_takes_the_place_of_a_degradation(tmp_path: Path) -> None:
+    high, low = texture(1, 9, 32, 48), texture(2, 9, 16, 24)
+    for name, clip in {"high": high, "low": low}.items():
+        write_video(tmp_path / f"{name}.mp4", clip)
+    name_pair(tmp_path, "low.mp4")
+    left_out: list[LeftOut] = []
+    sources = find_sources(tmp_path, left_out=left_out)
+    assert [source.low for source in sources] == [tmp_path / "low.mp4"] and not left_out
+    how = Preparation(clip_frames=5, scale=2, degradation=Downscale(2), versions=3)
+    clips = prepare_clips(sources, tmp_path / "cache", how)
+    read = np.concatenate([np.load(clip.lows[0]) for clip in clips])
+    assert [(clip.frames, len(clip.lows)) for clip in clips] == [(5, 1), (4, 1)]
+    assert np.abs(read.astype(int) - low).mean() < 5 < np.abs(low.astype(int) - high[:, ::2, ::2]).mean()
+    # stages that want no low-resolution versions do without it
+    assert not prepare_clips(sources, tmp_path / "cache", Preparation())[0].lows
+    # another one is not taken from the cache
+    write_video(tmp_path / "low.mp4", texture(3, 9, 16, 24))
+    assert prepare_clips(sources, tmp_path / "cache", how)[0].high != clips[0].high
+
+
+@pytest.mark.parametrize(
+    ("size", "reason"),
+    [
+        ((8, 16, 24), "low-resolution video has 3 frames of 16x24 for 4 of 32x48"),
+        ((10, 16, 24), "more frames than itself"),
+        ((9, 16, 20), "has 5 frames of 16x20 for 5 of 32x48: it must have as many, 2 times smaller"),
+    ],
+)
+def test_pairs_that_do_not_fit_are_left_out(size: tuple[int, int, int], reason: str, tmp_path: Path) -> None:
+    write_video(tmp_path / "high.mp4", texture(1, 9, 32, 48))
+    write_video(tmp_path / "low.mp4", texture(2, *size))
+    write_video(tmp_path / "other.mp4", texture(3, 9, 32, 48))
+    name_pair(tmp_path, "low.mp4")
+    left_out: list[LeftOut] = []
+    sources = [*find_sources(tmp_path), Source(tmp_path / "other.mp4")]
+    how = Preparation(clip_frames=5, scale=2, degradation=Downscale(2), versions=1)
+    clips = prepare_clips(sources, tmp_path / "cache", how, left_out)
+    assert names(clips) == ["other", "other"]
+    assert [Path(entry.file).name for entry in left_out] == ["high.mp4"] and reason in left_out[0].reason
+
+
+def test_pairs_are_checked_as_the_metadata_is_read(tmp_path: Path) -> None:
+    write_video(tmp_path / "high.mp4", texture(1, 5, 32, 48))
+    name_pair(tmp_path, "gone.mp4")
+    with pytest.raises(FileNotFoundError, match="line 1 of .*'gone.mp4', which is not there"):
+        find_sources(tmp_path)
+    Image.fromarray(texture(1, 1, 32, 48)[0]).save(tmp_path / "picture.png")
+    name_pair(tmp_path, "high.mp4", file_name="picture.png")
+    with pytest.raises(ValueError, match="`low_resolution_file_name` for 'picture.png': only videos"):
+        find_sources(tmp_path)
+
+
 def test_files_that_the_metadata_does_not_name_are_listed(videos: Path, tmp_path: Path) -> None:
     shutil.copy(videos / "wide.mp4", tmp_path / "named.mp4")
     shutil.copy(videos / "tall.mp4", tmp_path / "forgotten.mp4")

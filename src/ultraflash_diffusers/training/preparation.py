@@ -2,9 +2,9 @@
 """From a folder of videos and pictures to a cache of decoded clips, which training reads as memory maps.
 
 The folder is laid out as `datasets`' video folders are: files at any depth and, optionally, a `metadata.jsonl` with
-`file_name` and `text`. Each source has its own folder in the cache, named after the source and the settings, and an
-index that is written last: an interrupted preparation goes on where it stopped. What cannot be used is counted, and
-listed as [`~ultraflash_diffusers.training.cache.LeftOut`].
+`file_name`, `text` and `low_resolution_file_name`. Each source has its own folder in the cache, named after the source
+and the settings, and an index that is written last: an interrupted preparation goes on where it stopped. What cannot
+be used is counted, and listed as [`~ultraflash_diffusers.training.cache.LeftOut`].
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -31,16 +32,25 @@ from .camera_motion import animate_picture
 logger = logging.get_logger(__name__)
 
 METADATA = "metadata.jsonl"
+LOW_RESOLUTION = "low_resolution_file_name"
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 VIDEOS = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v"}
 
 
 @dataclass(frozen=True)
 class Source:
-    """A video or a picture, and the text that belongs to it (`""` if none)."""
+    """A video or a picture.
+
+    Args:
+        path (`Path`): the file.
+        text (`str`, *optional*, defaults to `""`): what belongs to it.
+        low (`Path`, *optional*): a video of the same frames in low resolution, for instance what a generator made of
+            the text: it takes the place of a degradation.
+    """
 
     path: Path
     text: str = ""
+    low: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -117,7 +127,7 @@ def find_sources(
     sources = [Source(path) for path in files]
     if (folder / METADATA).is_file():
         sources = _from_metadata(folder, caption_column)
-        named = {source.path for source in sources}
+        named = {file for source in sources for file in (source.path, source.low)}
         unnamed = [LeftOut(str(path), f"{METADATA} does not name it") for path in files if path not in named]
         _report(unnamed, f"{len(unnamed)} of {len(files)} files in {str(folder)!r}: not in {METADATA}", left_out)
     if not sources:
@@ -197,18 +207,22 @@ def _from_metadata(folder: Path, caption_column: str) -> list[Source]:
         where = f"line {number} of {str(folder / METADATA)!r}"
         try:
             entry = json.loads(line)
-            name = entry["file_name"]
+            name, low = entry["file_name"], entry.get(LOW_RESOLUTION)
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise ValueError(f"{where} must be a JSON object with a `file_name`, got {line!r}") from error
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"{where} names {name!r}, which is not there")
-        sources.append(Source(folder / name, entry.get(caption_column) or ""))
+        for named in (name,) if low is None else (name, low):
+            if not (folder / named).is_file():
+                raise FileNotFoundError(f"{where} names {named!r}, which is not there")
+        if low is not None and Path(name).suffix.lower() in PICTURES:
+            raise ValueError(f"{where} has a `{LOW_RESOLUTION}` for {name!r}: only videos may have one")
+        sources.append(Source(folder / name, entry.get(caption_column) or "", None if low is None else folder / low))
     return sources
 
 
 def _fingerprint(source: Source, how: Preparation) -> str:
-    stat = source.path.stat()
-    identity = f"{source.path.name} {stat.st_size} {stat.st_mtime_ns} {how}"
+    files = [source.path] if source.low is None else [source.path, source.low]
+    stats = [(file.name, file.stat()) for file in files]
+    identity = " ".join(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats) + f" {how}"
     return f"{source.path.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
 
 
@@ -219,23 +233,51 @@ def _from_index(folder: Path, entry: dict, text: str) -> CachedClip:
 
 def _prepare(source: Source, folder: Path, how: Preparation) -> None:
     folder.mkdir(parents=True, exist_ok=True)
+    given = None if source.low is None or how.versions == 0 else _frames(source.low)
     entries = []
     for number, whole in enumerate(_clips(source, how)):
         clip = _cropped(whole, how.scale)
         high = f"{number:04d}.npy"
         if not (folder / high).is_file():
             save_array(folder / high, clip)
-        lows = [f"{number:04d}_low{version}.npy" for version in range(how.versions)]
-        for version, low in enumerate(lows):
-            if how.degradation is not None and not (folder / low).is_file():
-                # seeded by the name too: clips are degraded in different ways, the same ones on every machine
-                name = int.from_bytes(hashlib.sha256(source.path.name.encode()).digest()[:8], "little")
-                rng = np.random.default_rng((how.seed, name, number, version))
-                save_array(folder / low, _degraded(clip, how.degradation, how.scale, rng))
+        lows = [f"{number:04d}_low{version}.npy" for version in range(how.versions if given is None else 1)]
+        if given is not None:
+            save_array(folder / lows[0], _next_given(given, whole.shape, how.scale))
+        elif how.degradation is not None:
+            for version, low in enumerate(lows):
+                if not (folder / low).is_file():
+                    rng = _clip_rng(how.seed, source, number, version)
+                    save_array(folder / low, _degraded(clip, how.degradation, how.scale, rng))
         frames, height, width = clip.shape[:3]
         size = {"frames": frames, "height": height, "width": width}
         entries.append({"high": high, "lows": lows, **size, "cut": clip.shape != whole.shape})
+    if given is not None and next(given, None) is not None:
+        raise UnreadableSource(f"its low-resolution video {source.low} has more frames than itself")
     replace_text(folder / "index.json", json.dumps(entries))
+
+
+def _clip_rng(seed: int, source: Source, number: int, version: int) -> np.random.Generator:
+    """Seeded by the name too: clips are degraded in different ways, the same ones on every machine."""
+    name = int.from_bytes(hashlib.sha256(source.path.name.encode()).digest()[:8], "little")
+    return np.random.default_rng((seed, name, number, version))
+
+
+def _next_given(frames: Iterator[np.ndarray], shape: tuple[int, ...], scale: int) -> np.ndarray:
+    """The next frames of a video in low resolution, as many as a clip of high resolution has.
+
+    Raises:
+        UnreadableSource: there are fewer, or they are not `scale` times smaller.
+    """
+    count, height, width = shape[:3]
+    low = list(islice(frames, count))
+    found = {frame.shape[:2] for frame in low}
+    if len(low) < count or height % scale or width % scale or found != {(height // scale, width // scale)}:
+        sizes = ", ".join(f"{rows}x{columns}" for rows, columns in sorted(found))
+        raise UnreadableSource(
+            f"its low-resolution video has {len(low)} frames of {sizes} for {count} of {height}x{width}: it must have "
+            f"as many, {scale} times smaller"
+        )
+    return np.stack(low)
 
 
 def _degraded(clip: np.ndarray, degradation: Transform, scale: int, rng: np.random.Generator) -> np.ndarray:
@@ -252,11 +294,28 @@ def _clips(source: Source, how: Preparation) -> Iterator[np.ndarray]:
     Raises:
         UnreadableSource: it cannot be read, or not to its end.
     """
-    try:
+    with _unreadable():
         for clip in _read(source, how):
             if min(clip.shape[1:3]) < how.scale:
                 raise UnreadableSource(f"its frames have fewer than {how.scale} pixels a side")
             yield clip
+
+
+def _frames(video: Path) -> Iterator[np.ndarray]:
+    """The frames of a video, as they are.
+
+    Raises:
+        UnreadableSource: it cannot be read, or not to its end.
+    """
+    with _unreadable():
+        for frame in VideoReader(video):
+            yield frame.pixels
+
+
+@contextmanager
+def _unreadable() -> Iterator[None]:
+    try:
+        yield
     # the last two are Pillow's, for some broken pictures and for ones so large that they may be an attack
     except (OSError, ValueError, av.FFmpegError, SyntaxError, Image.DecompressionBombError) as error:
         raise UnreadableSource(str(error)) from error
