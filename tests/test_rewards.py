@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+from functools import partial
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -242,6 +243,27 @@ class TestPackaged:
         assert [chunk.statistics["skipped_context_passes"] for chunk in source.chunks()] == skipped
 
 
+def random_pyiqa_reward(name: str, monkeypatch: pytest.MonkeyPatch) -> PyIQAReward:
+    """A reward of the real package, with random weights."""
+    pyiqa = pytest.importorskip("pyiqa")
+    monkeypatch.setattr(pyiqa, "create_metric", partial(pyiqa.create_metric, pretrained=False))
+    sizes = {"embed_dim": 32, "image_resolution": 224, "context_length": 77, "vocab_size": 49408}
+    sizes |= {"transformer_width": 64, "transformer_heads": 2, "transformer_layers": 2}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        if name == "clip_iqa_plus":
+            clip = importlib.import_module("pyiqa.archs.clip_model").CLIP(
+                vision_layers=(1, 1, 1, 1), vision_width=16, vision_patch_size=None, **sizes
+            )
+            monkeypatch.setattr("pyiqa.archs.clipiqa_arch.load", lambda *_: clip.eval())
+        if name == "laion_aesthetic":
+            clip = importlib.import_module("clip.model").CLIP(
+                vision_layers=2, vision_width=64, vision_patch_size=14, **sizes
+            )
+            monkeypatch.setattr("clip.load", lambda *_: (clip.eval(), None))
+        return PyIQAReward(name)
+
+
 class TestPyIQA:
     def test_absent(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "pyiqa", None)
@@ -258,6 +280,7 @@ class TestPyIQA:
                 self.low, self.high = bounds[name]
 
             def forward(self, frames: torch.Tensor) -> torch.Tensor:
+                assert not self.training
                 return self.low + (self.high - self.low) * brightness(frames)[:, None]
 
         def create_metric(name: str, as_loss: bool, loss_reduction: str, device: torch.device) -> Metric:
@@ -269,11 +292,34 @@ class TestPyIQA:
         monkeypatch.setitem(sys.modules, "pyiqa", package)
         frames = frames_of(1, 2)
         for name in ("clip_iqa_plus", "musiq", "laion_aesthetic"):
-            torch.testing.assert_close(PyIQAReward(name)(frames), brightness(frames))
+            torch.testing.assert_close(PyIQAReward(name).train()(frames), brightness(frames))
         reward = load_reward(["clip_iqa_plus", "musiq"], [1, 2])
         torch.testing.assert_close(reward(frames), brightness(frames))
         monkeypatch.delitem(bounds, "musiq")
         with pytest.raises(RuntimeError, match="could not load the weights of 'musiq'"):
+            PyIQAReward("musiq")
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("name", ["clip_iqa_plus", "musiq", "laion_aesthetic"])
+    def test_the_package_scores_each_frame_with_gradients(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Its real networks, with random weights and a smaller CLIP: the published ones are downloads."""
+        reward = random_pyiqa_reward(name, monkeypatch).train()  # as a stage that holds it does
+        frames = frames_of(1, 2).requires_grad_(True)
+        scores = reward(frames)
+        assert scores.shape == (2,) and scores.dtype == torch.float32 and scores[0] != scores[1]
+        torch.testing.assert_close(torch.cat([reward(frame[None]) for frame in frames]), scores)
+        scores.sum().backward()
+        assert frames.grad is not None and frames.grad.isfinite().all() and frames.grad.flatten(1).any(1).all()
+        assert not reward(frames.detach()).requires_grad  # CLIP is frozen too, which is no submodule
+
+    def test_a_package_that_it_imports_is_absent(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def create_metric(*_: object, **__: object) -> None:
+            raise ModuleNotFoundError("No module named 'pkg_resources'")
+
+        package = ModuleType("pyiqa")
+        package.create_metric = create_metric  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "pyiqa", package)
+        with pytest.raises(ImportError, match="'musiq' needs `pyiqa`.*No module named 'pkg_resources'"):
             PyIQAReward("musiq")
 
     def test_names(self) -> None:
@@ -348,6 +394,16 @@ class TestPerceptualLoss:
         # all convolutions are used, and compared at five depths
         assert len(list(loss.parameters())) == 2 * len(widths)
         assert len(loss.distance._features(self.VIDEO[:, :, 0])) == 5
+
+    @pytest.mark.skipif(importlib.util.find_spec("stlpips_pytorch") is None, reason="needs stlpips-pytorch")
+    @pytest.mark.parametrize(("trunk", "expected"), [("alex", 0.0317883), ("vgg", 0.0924997)])
+    def test_shift_tolerant_lpips_equals_the_packages_own(self, trunk: str, expected: float) -> None:
+        """What `stlpips_pytorch.stlpips.LPIPS(net=trunk, variant="shift_tolerant")` gave, which imports IPython."""
+        prediction = (self.VIDEO * 0.8).requires_grad_(True)
+        loss = PerceptualLoss(f"st_lpips_{trunk}")(prediction, self.VIDEO)
+        assert loss.item() == pytest.approx(expected, rel=1e-4)
+        loss.backward()
+        assert prediction.grad is not None and prediction.grad.isfinite().all() and prediction.grad.any()
 
     def test_packages_that_are_missing(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "lpips", None)

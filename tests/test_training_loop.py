@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -260,7 +261,59 @@ def test_curves_go_where_the_numbers_go(tmp_path: Path) -> None:
     assert heights[0] == pytest.approx(heights[1], abs=1) and heights[2] > heights[1] + 100
 
 
+def test_wandb_gets_numbers_and_pictures(
+    train: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb")
+    for variable, value in {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}.items():
+        monkeypatch.setenv(variable, value)
+    monkeypatch.chdir(tmp_path)
+    folder = train("run", max_train_steps=2, report_to="wandb")
+    (offline,) = (folder / "wandb").glob("offline-run-*")  # where it is not uploaded with the weights
+    assert not (tmp_path / "wandb").exists()
+    assert len(list((offline / "files" / "media" / "images" / "validation").glob("clip-0_*.png"))) == 2
+    (recorded,) = offline.glob("*.wandb")
+    assert b"validation/psnr" in recorded.read_bytes()
+
+
+# ---- 8-bit Adam
+
+
+def test_8_bit_adam_resumes(train: Callable[..., Path]) -> None:
+    pytest.importorskip("bitsandbytes", minversion="0.50")  # older ones need a GPU
+    wide = {"decoder_channels": [32]}  # smaller tensors have moments in 32 bits
+    whole = train("whole", "--use_8bit_adam", config=wide)
+    first = str(whole / "checkpoint-2")
+    resumed = train("resumed", "--use_8bit_adam", "--resume_from_checkpoint", first, config=wide)
+    assert difference(resumed / TRAINED, whole / TRAINED) == 0
+    with pytest.raises(ValueError, match="'.*checkpoint-2' was written with --use_8bit_adam: resume it likewise"):
+        train("other", "--resume_from_checkpoint", first, config=wide)
+    plain = train("plain", config=wide)
+    assert difference(plain / TRAINED, whole / TRAINED) > 1e-4  # it was in 8 bits indeed
+    with pytest.raises(ValueError, match="was written without --use_8bit_adam"):
+        first = str(plain / "checkpoint-2")
+        train("other", "--use_8bit_adam", "--resume_from_checkpoint", first, config=wide)
+
+
+def test_8_bit_adam_that_does_not_work_on_the_device(
+    train: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    optim = ModuleType("bitsandbytes.optim")  # without the optimizer, as a broken installation
+    monkeypatch.setitem(sys.modules, "bitsandbytes", ModuleType("bitsandbytes"))
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", optim)
+    monkeypatch.setattr("ultraflash_diffusers.training.loop.is_bitsandbytes_available", lambda: True)
+    with pytest.raises(RuntimeError, match="--use_8bit_adam: the installed bitsandbytes cannot train on the device"):
+        train("run", "--use_8bit_adam")
+    assert not list((tmp_path / "run").iterdir())
+
+
 # ---- bad input
+
+
+def test_a_tracker_that_is_not_installed(train: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("accelerate.tracking.get_available_trackers", list)
+    with pytest.raises(ImportError, match="--report_to wandb needs wandb, which is not installed"):
+        train("run", report_to="wandb")
 
 
 def test_8_bit_adam_needs_bitsandbytes(train: Callable[..., Path]) -> None:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import nn
@@ -46,25 +46,33 @@ class PyIQAReward(nn.Module):
         super().__init__()
         if name not in PYIQA_METRICS:
             raise ValueError(f"`name` must be one of {sorted(PYIQA_METRICS)}, got {name!r}")
-        try:
-            import pyiqa
-        except ImportError as error:
-            raise ImportError(
-                f"the reward {name!r} needs `pyiqa`, which cannot be imported ({error}): "
-                'pip install "ultraflash_diffusers[rewards]"'
-            ) from error
         self.name, self.metric = name, PYIQA_METRICS[name]
         try:
+            import pyiqa
+
             # as a loss: with gradients; one score for each frame
             network = pyiqa.create_metric(
                 self.metric.name, as_loss=True, loss_reduction="none", device=torch.device("cpu")
             )
+        except ImportError as error:  # some of its metrics import more, once they are made
+            raise ImportError(
+                f"the reward {name!r} needs `pyiqa`, which cannot be imported ({error}): "
+                'pip install "ultraflash_diffusers[rewards]"'
+            ) from error
         except Exception as error:  # whatever its many sources of weights raise
             raise RuntimeError(
                 f"`pyiqa` could not load the weights of {self.metric.name!r}, the reward {name!r}: {error}. They are "
                 "downloaded at the first use: check the connection, or copy its cache from another machine"
             ) from error
         self.network = network.eval().requires_grad_(False)
+        for part in network.modules():
+            # CLIP is in a plain list, where `requires_grad_` does not find it
+            for clip in vars(part).get("clip_model", ()):
+                clip.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Self:
+        """Leaves the network as it is: in training mode, `pyiqa` neither resizes frames nor cuts them up."""
+        return super().train(False)
 
     def forward(self, frames: torch.Tensor) -> torch.Tensor:
         """Scores frames.

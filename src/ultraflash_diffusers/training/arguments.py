@@ -235,7 +235,9 @@ def _add_optimisation_arguments(parser: argparse.ArgumentParser, learning_rate: 
     group.add_argument("--adam_beta2", type=share, default=0.95, help=" ")
     group.add_argument("--adam_weight_decay", type=non_negative(float), default=0.0, help=" ")
     group.add_argument("--adam_epsilon", type=positive(float), default=1e-8, help=" ")
-    group.add_argument("--use_8bit_adam", action="store_true", help="moments in 8 bits; needs bitsandbytes and a GPU")
+    group.add_argument(
+        "--use_8bit_adam", action="store_true", help="moments in 8 bits; needs bitsandbytes, 0.50 or newer on a CPU"
+    )
     group.add_argument("--max_grad_norm", type=positive(float), default=1.0, help=" ")
     group.add_argument("--use_ema", action="store_true", help="average the weights; validate and save the average")
     group.add_argument("--ema_decay", type=share, default=0.995, help="of the average, once it is warm")

@@ -66,7 +66,8 @@ def make_accelerator(arguments: argparse.Namespace, leaves_out_parameters: bool 
             parameters no gradient, for which distributed training has to look.
 
     Raises:
-        ImportError: 8-bit Adam without bitsandbytes.
+        ImportError: 8-bit Adam without bitsandbytes, or a tracker that is not installed.
+        RuntimeError: 8-bit Adam that the installed bitsandbytes does not have for this device.
         ValueError: the launcher started several processes that do not know of each other, or in a way that the loop
             does not support.
     """
@@ -83,6 +84,9 @@ def make_accelerator(arguments: argparse.Namespace, leaves_out_parameters: bool 
         project_config=folders,
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=leaves_out_parameters)],
     )
+    if arguments.report_to != "none" and not accelerator.log_with:  # of which accelerate only warns
+        name = arguments.report_to
+        raise ImportError(f"--report_to {name} needs {name}, which is not installed: `pip install {name}`")
     launched = int(os.environ.get("WORLD_SIZE", 1))
     if launched != accelerator.num_processes:
         # without a GPU, torchrun's processes would all train alone, and write to the same folder
@@ -100,10 +104,27 @@ def make_accelerator(arguments: argparse.Namespace, leaves_out_parameters: bool 
         if arguments.use_8bit_adam:
             raise ValueError("--use_8bit_adam does not work on FSDP's sharded parameters: leave it out")
         accelerator.state.fsdp_plugin.mixed_precision_policy = None  # likewise
+    if arguments.use_8bit_adam:
+        _check_8bit_adam(accelerator.device)
     if arguments.push_to_hub and accelerator.is_main_process:
         # before training, so that a missing login shows at once
         arguments.hub_model_id = create_repository(arguments.hub_model_id, arguments.output_dir)
     return accelerator
+
+
+def _check_8bit_adam(device: torch.device) -> None:
+    """Takes one step of 8-bit Adam, since no property of bitsandbytes tells which devices it works on."""
+    parameter = nn.Parameter(torch.zeros(4096, device=device))  # smaller ones would get moments in 32 bits
+    parameter.grad = torch.zeros_like(parameter)
+    try:
+        from bitsandbytes.optim import AdamW8bit
+
+        AdamW8bit([parameter]).step()
+    except Exception as error:  # of many kinds, by version
+        raise RuntimeError(
+            f"--use_8bit_adam: the installed bitsandbytes cannot train on the device {str(device)!r} ({error}); "
+            "versions before 0.50 need a GPU"
+        ) from error
 
 
 def _configure_deepspeed(accelerator: Accelerator, arguments: argparse.Namespace) -> None:
@@ -292,7 +313,11 @@ class _Training:
         self.settings = {name: _plain(value) for name, value in vars(arguments).items()}
         if self.accelerator.is_main_process:
             replace_text(arguments.output_dir / "training_arguments.json", json.dumps(self.settings, indent=2) + "\n")
-        self.accelerator.init_trackers("ultraflash", {name: str(value) for name, value in self.settings.items()})
+        self.accelerator.init_trackers(
+            "ultraflash",
+            {name: str(value) for name, value in self.settings.items()},
+            {"wandb": {"dir": str(arguments.output_dir)}},
+        )
         self._forget_later_lines()
 
     def _batch_numbers(self) -> range:
@@ -451,6 +476,11 @@ class _Training:
         folder = found[-1] if name == "latest" else Path(name)
         check_checkpoint(folder, self.trained, self.arguments.use_ema)
         self.accelerator.load_state(str(folder))
+        # 8-bit Adam has another name for the moments, and neither reads the other one's
+        plain = ["exp_avg" in state for state in self.optimizer.state.values() if state]
+        if self.arguments.use_8bit_adam in plain:
+            fault = "without" if self.arguments.use_8bit_adam else "with"
+            raise ValueError(f"checkpoint {str(folder)!r} was written {fault} --use_8bit_adam: resume it likewise")
         self.checkpointed = self.progress.step
         logger.info(f"resumed from {str(folder)!r} at step {self.progress.step}")
 
