@@ -71,7 +71,7 @@ def test_wrong_words_exit_with_2(arguments, capsys):
 
 def test_convert_in_a_process(upsampler_file, tmp_path):
     result = run("convert", upsampler_file, "--output", tmp_path / "out")
-    assert (result.returncode, result.stderr) == (0, "")
+    assert result.returncode == 0, result.stderr
     assert "v1 latent upsampler (x2, 3 blocks of 24 channels), found under `model`, 79,816" in result.stdout
     network = CausalLatentUpsampler.from_pretrained(tmp_path / "out")
     expected = fill_layout(LAYOUTS / "upsampler_v1_x2.json")
@@ -82,7 +82,9 @@ def test_convert_prints_json(upsampler_file, generator_file, tmp_path, capsys):
     settings = ("--setting", "num_heads=2", "--setting", "local_attn_size=6", "--setting", "sink_size=3")
     files = (str(upsampler_file), str(generator_file))
     assert main(["convert", *files, "--output", str(tmp_path / "out"), *settings, "--json"]) == 0
-    upsampler, generator = json.loads(capsys.readouterr().out)["components"]
+    output, errors = capsys.readouterr()
+    assert errors == ""
+    upsampler, generator = json.loads(output)["components"]
     assert upsampler["file"] == str(upsampler_file)
     assert upsampler["component"] == "latent_upsampler"
     assert generator["class"] == "CausalWanTransformer"
