@@ -23,6 +23,7 @@ from ..models.ultraflash_sr_transformer import SRStreamState, UltraFlashSRTransf
 from ..models.wan_layers import TextKeyValues
 from .cache_management import DynamicCacheManagement
 from .color_correction import wavelet_color_correction
+from .compilation import GuardedCalls
 from .cuda_graphs import CapturedStep
 from .devices import DeferredFlag, execution_device, send
 from .noise import SeededFrameNoise
@@ -201,6 +202,7 @@ class UpsampleStage:
 
     def __init__(self, upsampler: CausalLatentUpsampler, state: StreamState | None) -> None:
         self._upsampler = upsampler
+        self._calls = GuardedCalls()
         self.device = execution_device(upsampler)
         self.state = None if state is None else state.to(self.device)
 
@@ -209,7 +211,8 @@ class UpsampleStage:
         state = None if segment.starts_clip else self.state
         # contiguous, since compiled networks tell apart how their input lies in what it was cut from
         latents = segment.latents.to(self.device, self._upsampler.dtype).contiguous()
-        output = self._upsampler(latents, state=state)
+        with self._calls((len(segment), segment.starts_clip)):
+            output = self._upsampler(latents, state=state)
         self.state = output.state
         return output.sample
 
@@ -273,6 +276,7 @@ class SRStage:
             )
         # one for each state; what is compiled and tuned in a clip's first groups cannot be captured
         self._graphs: dict[int, CapturedStep] = {}
+        self._calls = GuardedCalls()
         self._groups_of_clip = 0
         # the prompts by identity, kept alive here, and what the network takes for them
         self._texts: dict[int, tuple[torch.Tensor, torch.Tensor | TextKeyValues]] = {}
@@ -364,10 +368,11 @@ class SRStage:
     ) -> tuple[torch.Tensor, list[SRStreamState]]:
         inputs = torch.cat([latents, condition], dim=1).to(self._transformer.dtype)
         timesteps = torch.full((latents.shape[0],), float(timestep), device=latents.device)
-        outputs = [
-            self._step(index, inputs, timesteps, text, state)
-            for index, (text, state) in enumerate(zip(texts, states, strict=True))
-        ]
+        with self._calls(min(self._groups_of_clip, 2)):
+            outputs = [
+                self._step(index, inputs, timesteps, text, state)
+                for index, (text, state) in enumerate(zip(texts, states, strict=True))
+            ]
         flow = outputs[0][0].float()
         if len(outputs) > 1:
             unguided = outputs[1][0].float()
@@ -577,6 +582,7 @@ class DecodeStage:
         self._autoencoder = autoencoder
         self._correction_levels = correction_levels
         self._rounds = rounds
+        self._calls = GuardedCalls()
         self.device = execution_device(autoencoder)
         self.state = None if state is None else state.to(self.device)
 
@@ -605,7 +611,8 @@ class DecodeStage:
         with stage_timer(timings, "decoder", self.device):
             state = None if latent.starts_clip else self.state
             latents = latent.latents.to(self.device, self._autoencoder.dtype).contiguous()
-            output = self._autoencoder.decode(latents, state=state)
+            with self._calls(latent.starts_clip):
+                output = self._autoencoder.decode(latents, state=state)
             self.state = output.state
         return output.sample
 

@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from queue import Full, Queue
 from threading import Event, Thread
 from typing import Generic, NamedTuple, TypeVar
+
+from ..compilation import GuardedCalls
 
 Item = TypeVar("Item")
 
@@ -16,16 +19,39 @@ class ReaderLeft(Exception):
 
 
 class Channel(Generic[Item]):
-    """The worker's end of the queue."""
+    """The worker's end of the queue, in which one result may wait; until it is read, the worker pauses.
 
-    def __init__(self, size: int) -> None:
-        self.queue: Queue[_Result[Item]] = Queue(size)
+    Args:
+        compiled (`bool`): whether the work calls compiled networks. What it does between two calls of this object then
+            counts as one guarded call.
+    """
+
+    def __init__(self, compiled: bool) -> None:
+        self.queue: Queue[_Result[Item]] = Queue(1)
         self.closed = Event()
+        self._calls = GuardedCalls() if compiled else nullcontext
+        self._working = ExitStack()
 
-    def check(self) -> None:
-        """Raises [`ReaderLeft`] if nobody reads any more."""
-        if self.closed.is_set():
-            raise ReaderLeft
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Surrounds all of the work."""
+        self._working.enter_context(self._calls())
+        try:
+            yield
+        finally:
+            self._working.close()
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Surrounds what the work does beside its networks, and what may wait for others.
+
+        Raises:
+            ReaderLeft: nobody reads any more.
+        """
+        self._working.close()
+        self._check()
+        yield
+        self._working.enter_context(self._calls())
 
     def put(self, item: Item) -> None:
         """Hands `item` over; waits while the queue is full.
@@ -33,7 +59,8 @@ class Channel(Generic[Item]):
         Raises:
             ReaderLeft: nobody reads any more.
         """
-        self._put(_Result(item=item))
+        with self.pause():
+            self._put(_Result(item=item))
 
     def finish(self, error: BaseException | None = None) -> None:
         """Says that nothing more will come."""
@@ -41,11 +68,15 @@ class Channel(Generic[Item]):
 
     def _put(self, result: _Result[Item]) -> None:
         while True:
-            self.check()
+            self._check()
             try:
                 return self.queue.put(result, timeout=0.1)
             except Full:
                 continue
+
+    def _check(self) -> None:
+        if self.closed.is_set():
+            raise ReaderLeft
 
 
 class _Result(NamedTuple, Generic[Item]):
@@ -54,18 +85,18 @@ class _Result(NamedTuple, Generic[Item]):
     error: BaseException | None = None
 
 
-def background(work: Callable[[Channel[Item]], None], queue_size: int = 1) -> Generator[Item, None, None]:
+def background(work: Callable[[Channel[Item]], None], compiled: bool = False) -> Generator[Item, None, None]:
     """Runs `work(channel)` in a thread, from the first `next()` on, and yields what it puts into the channel.
 
     Args:
-        work (`Callable`): calls `channel.put(item)`, and `channel.check()` where it could stop.
-        queue_size (`int`, *optional*, defaults to 1): results that may wait; the worker pauses while so many do.
+        work (`Callable`): calls `channel.put(item)`, and `channel.pause()` where it could stop.
+        compiled (`bool`, *optional*, defaults to `False`): whether `work` calls compiled networks.
 
     Raises:
         Exception: what `work` raised, after everything that it had put before. Closing the generator raises
-            [`ReaderLeft`] in the worker at its next `put` or `check`, and waits until it has ended.
+            [`ReaderLeft`] in the worker at its next `put` or `pause`, and waits until it has ended.
     """
-    channel: Channel[Item] = Channel(queue_size)
+    channel: Channel[Item] = Channel(compiled)
     thread = Thread(target=_run, args=(work, channel), name="ultraflash-source", daemon=True)
     thread.start()
     try:
@@ -81,7 +112,8 @@ def background(work: Callable[[Channel[Item]], None], queue_size: int = 1) -> Ge
 def _run(work: Callable[[Channel[Item]], None], channel: Channel[Item]) -> None:
     try:
         try:
-            work(channel)
+            with channel.working():
+                work(channel)
         except ReaderLeft:
             return
         except BaseException as error:

@@ -14,6 +14,7 @@ from diffusers.utils import BaseOutput
 
 from ...models.hr_autoencoder import HRAutoencoder
 from ...models.stream_state import StreamState
+from ..compilation import is_compiled
 from .background import Channel, ReaderLeft, background
 from .base import checked_state
 from .frames import frames_to_pixels
@@ -131,7 +132,8 @@ def pipeline_source(
             not understood.
     """
     run = _PipelineRun(pipeline, autoencoder, prompt, height, width, num_frames, call_kwargs or {})
-    pieces = background(run)
+    networks = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
+    pieces = background(run, compiled=any(map(is_compiled, networks)))
     if run.gives_latents:
         return LatentsSource(
             pieces,
@@ -213,8 +215,8 @@ class _PipelineRun:
             names.append("latents")
 
         def on_step_end(pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-            channel.check()
-            changed = user(pipeline, step, timestep, tensors) if user is not None else {}
+            with channel.pause():
+                changed = user(pipeline, step, timestep, tensors) if user is not None else {}
             if self.live is not None:
                 latents = changed.get("latents", tensors["latents"])
                 if self.live.forced:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from ...models.hr_autoencoder import AutoencoderStreamState, HRAutoencoder
 from ...models.stream_state import StreamState
+from ..compilation import GuardedCalls
 from ..devices import execution_device
 from .base import Source, SourceChunk, SourceEndedError, StageTimings, padded_size, stage_timer
 
@@ -76,6 +77,7 @@ class PixelSource(Source):
         self._position = first_frame
         self._failure: Exception | None = None
         self._timings = StageTimings()
+        self._calls = GuardedCalls()
         self.num_frames = num_frames
         self.height, self.width, self.frame_rate = height, width, frame_rate
 
@@ -152,7 +154,8 @@ class PixelSource(Source):
         num_frames = frames.shape[2]
         with stage_timer(timings, "encoder", device), torch.no_grad():
             pixels = self._padded(frames.to(device, dtype))
-            encoded = self._autoencoder.encode(pixels, state=None if state is None else state.encoder)
+            with self._calls(state is None):
+                encoded = self._autoencoder.encode(pixels, state=None if state is None else state.encoder)
         self._state = PixelSourceState((0 if state is None else state.frames) + num_frames, encoded.state)
         return SourceChunk(encoded.latents, num_frames, pixels=pixels, timings=timings)
 

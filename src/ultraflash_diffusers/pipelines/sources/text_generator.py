@@ -16,6 +16,7 @@ from ...models.causal_wan_transformer import CausalWanStreamState, CausalWanTran
 from ...models.hr_autoencoder import HRAutoencoder
 from ...models.stream_state import StreamState
 from ..cache_management import DynamicCacheManagement
+from ..compilation import GuardedCalls
 from ..devices import execution_device, send
 from .base import FrameNoise, Source, SourceChunk, StageTimings, padded_size, stage_timer
 from .frames import frames_to_pixels
@@ -124,6 +125,7 @@ class TextGeneratorSource(Source):
         self._sigmas = warped_sigmas(denoising_steps, flow_shift)
         self._policy = cache_management or DynamicCacheManagement.off()
         self._chunk_frames = generator.chunk_frames
+        self._calls = GuardedCalls()
         self.height, self.width, self.num_frames = height, width, num_frames
         self.set_prompt_embeds(prompt_embeds)
         self.batch_size = prompt_embeds.shape[0]
@@ -225,13 +227,16 @@ class TextGeneratorSource(Source):
         """Runs the network once; arithmetic around it stays in float32."""
         timestep = torch.full((latents.shape[0],), 1000 * sigma, device=latents.device)
         latents = latents.to(self._generator.dtype)
-        flow, state = self._generator(latents, timestep, self._text, state=state, commit=commit, return_dict=False)
+        with self._calls((commit, self._state.latent_frames == 0)):
+            flow, state = self._generator(latents, timestep, self._text, state=state, commit=commit, return_dict=False)
         return flow.float(), state
 
     def _quality(self, latents: torch.Tensor) -> float:
         """Scores the chunk's last latent frame, decoded by itself."""
         last = latents[:, :, -1:].to(execution_device(self._autoencoder), self._autoencoder.dtype)
-        return self._policy.quality(self._autoencoder.decode(last).sample[:, :, -1])
+        with self._calls("quality"):
+            frames = self._autoencoder.decode(last).sample
+        return self._policy.quality(frames[:, :, -1])
 
     def _latent_size(self, height: int, width: int, multiple_of: int) -> tuple[int, int]:
         ratio = self._autoencoder.spatial_compression_ratio
@@ -311,4 +316,5 @@ class TextGeneratorSource(Source):
         spatial = self._autoencoder.spatial_compression_ratio
         bottom, right = self._shape[1] * spatial - height, self._shape[2] * spatial - width
         pixels = pixels.to(execution_device(self._autoencoder), self._autoencoder.dtype)
-        return self._autoencoder.encode(F.pad(pixels, (0, right, 0, bottom, 0, 0), mode="replicate")).latents
+        with self._calls("first_frames"):
+            return self._autoencoder.encode(F.pad(pixels, (0, right, 0, bottom, 0, 0), mode="replicate")).latents
