@@ -16,6 +16,7 @@ from tiny import make_tiny_pipeline
 from benchmarks.memory import measure
 from ultraflash_diffusers import DynamicCacheManagement, UltraFlashStreamingPipeline
 from ultraflash_diffusers.pipelines.sources import Source, SourceChunk
+from ultraflash_diffusers.pipelines.sources.background import background
 from ultraflash_diffusers.pipelines.video_stream import PipelineStreamState
 
 PIPE = make_tiny_pipeline()
@@ -432,6 +433,16 @@ def test_an_endless_stream_takes_constant_memory():
     stream.close()
     assert totals[20] == pytest.approx(totals[10], rel=0.02)
     assert totals[60] == pytest.approx(totals[20], rel=0.02)
+
+
+@pytest.mark.parametrize("kind", ["pixels", "text"])
+def test_autocast_holds_in_all_threads(kind, overlap, monkeypatch):
+    with torch.autocast("cpu", torch.bfloat16):
+        frames = joined(start(**KINDS[kind]))
+        monkeypatch.setattr(UltraFlashStreamingPipeline, "can_overlap_decoding", not overlap)
+        assert torch.equal(joined(start(**KINDS[kind])), frames)
+        (of_source,) = background(lambda channel: channel.put(torch.is_autocast_enabled("cpu")))
+    assert of_source and not torch.equal(joined(start(**KINDS[kind])), frames)
 
 
 # ---- devices

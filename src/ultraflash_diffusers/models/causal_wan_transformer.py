@@ -157,7 +157,7 @@ class CausalWanTransformer(WanBackbone):
             height (`int`, *optional*): height of the latents.
             width (`int`, *optional*): width of the latents.
             device (`torch.device` or `str`, *optional*): where the buffers lie; the network's device by default.
-            dtype (`torch.dtype`, *optional*): of the keys and values; the network's dtype by default.
+            dtype (`torch.dtype`, *optional*): of the keys and values; by default the network's dtype, or autocast's.
             single_use (`bool`, *optional*, defaults to `False`): whether each state will commit once, in whole chunks,
                 so that a rolling cache needs no room for the chunk; not with gradient checkpointing.
 
@@ -187,7 +187,9 @@ class CausalWanTransformer(WanBackbone):
         if batch_size is None or height is None or width is None:
             raise ValueError(f"`batch_size`, `height`, `width` must be given together or not at all, got {sizes}")
         grid = self._token_grid((self.config.patch_size[0], height, width), "height and width")
-        return self._allocated(state, batch_size, grid[1:], device or self.device, dtype or self.dtype)
+        device = device or self.device
+        dtype = dtype or self._stream_dtype(device, self.dtype)
+        return self._allocated(state, batch_size, grid[1:], device, dtype)
 
     def forward(
         self,
@@ -263,7 +265,7 @@ class CausalWanTransformer(WanBackbone):
         _check_state(state, grid[0])
         if state.single_use:
             self._check_single_use(grid[0])
-        dtype = self._stream_dtype(hidden_states)
+        dtype = self._stream_dtype(hidden_states.device, hidden_states.dtype)
         if state.cache is None:
             state = self._allocated(state, hidden_states.shape[0], grid[1:], hidden_states.device, dtype)
         state = self._own_buffers(state)

@@ -300,7 +300,7 @@ class UltraFlashSRTransformer(WanBackbone):
             height (`int`, *optional*): height of the latents.
             width (`int`, *optional*): width of the latents.
             device (`torch.device` or `str`, *optional*): where the buffers lie; the network's device by default.
-            dtype (`torch.dtype`, *optional*): of the keys and values; the network's dtype by default.
+            dtype (`torch.dtype`, *optional*): of the keys and values; by default the network's dtype, or autocast's.
             single_use (`bool`, *optional*, defaults to `False`): whether each state will be called from once, as in
                 one-step streams, which takes less memory; not with gradient checkpointing. See [`SRStreamState`].
 
@@ -321,7 +321,7 @@ class UltraFlashSRTransformer(WanBackbone):
                 f"`batch_size`, `frames`, `height`, `width` must be given together or not at all, got {sizes}"
             )
         grid = self._token_grid((frames, height, width), "frames, height, width")
-        return self._allocated(state, batch_size, grid, device, dtype or self.dtype)
+        return self._allocated(state, batch_size, grid, device, dtype or self._stream_dtype(device, self.dtype))
 
     def forward(
         self,
@@ -418,7 +418,7 @@ class UltraFlashSRTransformer(WanBackbone):
             raise ValueError(f"`state` must be an SRStreamState from `new_stream`, got {type(state).__name__}")
         if not shapes_are_static():
             state.check_unused()
-        dtype = self._stream_dtype(hidden_states)
+        dtype = self._stream_dtype(hidden_states.device, hidden_states.dtype)
         if state.cache is None:
             return self._allocated(state, hidden_states.shape[0], grid, hidden_states.device, dtype)
         if isinstance(state.cache, FrameKVCache) == self.config.use_sparse_attention:

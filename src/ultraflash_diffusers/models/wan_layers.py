@@ -381,11 +381,11 @@ class WanBackbone(ModelMixin, ConfigMixin, PeftAdapterMixin, AttentionMixin):
         return shapes_are_static() or any(block._compiled_call_impl is not None for block in self.blocks)
 
     @staticmethod
-    def _stream_dtype(hidden_states: torch.Tensor) -> torch.dtype:
-        """The dtype that keys and values will have."""
-        device = hidden_states.device.type
-        autocast = device != "meta" and torch.is_autocast_enabled(device)  # there is none on the meta device
-        return torch.get_autocast_dtype(device) if autocast else hidden_states.dtype
+    def _stream_dtype(device: torch.device | str, dtype: torch.dtype) -> torch.dtype:
+        """The dtype that keys and values will have for latents of `dtype`."""
+        kind = torch.device(device).type
+        autocast = kind != "meta" and torch.is_autocast_enabled(kind)  # there is none on the meta device
+        return torch.get_autocast_dtype(kind) if autocast else dtype
 
     def _own_buffers(self, state: State) -> State:
         """The state for a call; its own copy where the backward pass will compute it again from the same buffers."""

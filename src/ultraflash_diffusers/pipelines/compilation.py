@@ -13,8 +13,24 @@ from contextlib import contextmanager
 from threading import Condition
 
 from torch import nn
+from torch._dynamo import config
 from torch._dynamo.eval_frame import OptimizedModule
 from torch._dynamo.utils import counters
+
+# that may be compiled of one function: enough for some two hundred sizes of video
+_GRAPHS = 1024
+
+
+def allow_graphs() -> None:
+    """Lets this thread compile a network for many sizes.
+
+    The blocks of both transformers have five graphs in all for each size; eight of a function are allowed by default,
+    beyond which calls fail. Newer PyTorch keeps that limit per thread.
+    """
+    if config.recompile_limit < _GRAPHS:
+        config.recompile_limit = _GRAPHS
+    if config.accumulated_recompile_limit < _GRAPHS:
+        config.accumulated_recompile_limit = _GRAPHS
 
 
 def is_compiled(module: nn.Module) -> bool:
@@ -80,6 +96,7 @@ class GuardedCalls:
             kind (`Hashable`, *optional*): what decides which graph the call needs. A kind runs beside other threads'
                 calls once a call of it has compiled nothing, until one does so again.
         """
+        allow_graphs()
         with _GATE.entered(alone=kind not in self._settled):
             before = counters["stats"]["unique_graphs"]
             yield

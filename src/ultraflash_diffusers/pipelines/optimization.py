@@ -21,6 +21,7 @@ from ..models.block_sparse_attention import BlockKVCache, BlockSparseSettings, b
 from ..models.causal_wan_transformer import GLOBAL_CACHE_FRAMES, CausalWanTransformer
 from ..models.ultraflash_sr_transformer import UltraFlashSRTransformer
 from ..models.wan_layers import WanBackbone
+from .compilation import allow_graphs
 from .devices import execution_device, is_offloaded
 
 if TYPE_CHECKING:
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
 
 # diffusers' names of exact kernels: PyTorch's choice, two that it can be held to, and packages to be installed
 _ATTENTION_BACKENDS = ("native", "_native_cudnn", "_native_flash", "flash", "_flash_3")
-
-# that the process may compile of one function: enough for some two hundred sizes of video
-_GRAPHS = 1024
 
 # what FP8 takes for the largest value of a token that is all zeros, and has no scale either
 _LEAST_ACTIVATION = 1e-12
@@ -148,10 +146,7 @@ def _compile(
     pipe: UltraFlashStreamingPipeline, transformers: dict[str, WanBackbone], backend: str, report: OptimizationReport
 ) -> None:
     settings: dict[str, Any] = {"backend": backend, "fullgraph": True, "dynamic": False}
-    # five graphs of the blocks for each size, where eight in all are allowed before calls fail
-    dynamo = torch._dynamo.config
-    dynamo.recompile_limit = max(dynamo.recompile_limit, _GRAPHS)
-    dynamo.accumulated_recompile_limit = max(dynamo.accumulated_recompile_limit, _GRAPHS)
+    allow_graphs()
     for name, network in transformers.items():
         if is_offloaded(network):
             report.add("compile", name, False, "offloaded: its hooks do not compile")

@@ -30,6 +30,7 @@ from .stages import (
     check_finite,
     on_cuda_stream,
 )
+from .threads import for_another_thread
 
 if TYPE_CHECKING:
     from .streaming import UltraFlashStreamingPipeline
@@ -329,14 +330,17 @@ class VideoStream(Iterator[StreamChunk]):
         if self._worker is None:
             refined = self._maker(self._prompt_embeds)
         else:
-            ahead = self._ahead or self._worker.submit(self._maker, self._prompt_embeds)
+            ahead = self._ahead or self._begin(self._worker)
             self._ahead = None
             refined = ahead.result()
             if refined is not None:
-                self._ahead = self._worker.submit(self._maker, self._prompt_embeds)
+                self._ahead = self._begin(self._worker)
         if refined is not None:
             self._receive(refined)
         return refined
+
+    def _begin(self, worker: ThreadPoolExecutor) -> Future[RefinedGroup | None]:
+        return worker.submit(for_another_thread(self._maker), self._prompt_embeds)
 
     def _receive(self, refined: RefinedGroup) -> None:
         """Lets the CUDA stream that decodes a group wait for it, and keep its memory as long as needed."""

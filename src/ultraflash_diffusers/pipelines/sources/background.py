@@ -10,6 +10,7 @@ from threading import Event, Thread
 from typing import Generic, NamedTuple, TypeVar
 
 from ..compilation import GuardedCalls
+from ..threads import for_another_thread
 
 Item = TypeVar("Item")
 
@@ -97,7 +98,7 @@ def background(work: Callable[[Channel[Item]], None], compiled: bool = False) ->
             [`ReaderLeft`] in the worker at its next `put` or `pause`, and waits until it has ended.
     """
     channel: Channel[Item] = Channel(compiled)
-    thread = Thread(target=_run, args=(work, channel), name="ultraflash-source", daemon=True)
+    thread = Thread(target=for_another_thread(_run), args=(work, channel), name="ultraflash-source", daemon=True)
     thread.start()
     try:
         while not (result := channel.queue.get()).finished:
