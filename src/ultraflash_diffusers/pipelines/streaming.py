@@ -340,7 +340,9 @@ class UltraFlashStreamingPipeline(DiffusionPipeline, UltraFlashLoraLoaderMixin):
         """Makes later streams faster, and reports what it did. To be called once, when all weights are in place.
 
         Compiled code takes one shape: the first chunks of a stream of another size are slow again, for which the
-        process's limit of compiled variants is raised. What the faster path costs in accuracy,
+        limit of compiled variants is raised. PyTorch compiles nothing safely while other threads compute, so networks
+        run one at a time in all streams of the process until a stream's calls compile nothing more, which takes its
+        first two or three groups; then decoding overlaps. What the faster path costs in accuracy,
         [`~optimization.record`] and [`~optimization.compare`] tell.
 
         Networks may be on several GPUs, to be moved before: with `pipe.generator_transformer.to("cuda:1")` the
