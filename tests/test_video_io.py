@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -145,10 +146,10 @@ def erase_packets(path: Path, numbers: Sequence[int]) -> None:
     path.write_bytes(data)
 
 
-def copy_through(source: Path, output: Path, **options: object) -> VideoReader:
+def copy_through(source: Path, output: Path, frames: int | None = None, **options: object) -> VideoReader:
     reader = VideoReader(source)
     with VideoWriter(output, reader.info.width, reader.info.height, source=reader, **options) as writer:
-        for frame in reader:
+        for frame in itertools.islice(reader, frames):
             writer.write([frame.pixels], [frame.pts], [frame.duration])
     return reader
 
@@ -674,21 +675,42 @@ def test_fewer_frames_cut_the_sound_and_all_frames_do_not(tmp_path: Path) -> Non
     assert Fraction(35, 100) < last_time < Fraction(40, 100)
 
 
-def test_metadata_and_chapters(clip: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("late", [0, 2])
+def test_metadata_and_chapters(clip: Path, tmp_path: Path, late: int) -> None:
     source = tmp_path / "tagged.mkv"
     with av.open(str(clip)) as container, av.open(str(source), "w") as output:
         stream = output.add_stream_from_template(container.streams.video[0], opaque=True)
         output.metadata["title"] = "Ein Titel"
-        chapter = {"id": 1, "start": 0, "end": 400, "time_base": Fraction(1, 1000), "metadata": {"title": "One"}}
-        output.set_chapters([chapter])
+        chapter = {"id": 1, "start": 1000 * late + 80, "end": 1000 * late + 400, "time_base": Fraction(1, 1000)}
+        output.set_chapters([chapter | {"metadata": {"title": "One"}}])
         for packet in container.demux(video=0):
             if packet.size:
+                packet.pts += late / packet.time_base
+                packet.dts += late / packet.time_base
                 packet.stream = stream
                 output.mux(packet)
+    for name, frames in (("out.mkv", None), ("some.mkv", 5)):
+        copy_through(source, tmp_path / name, frames)
+        with av.open(str(tmp_path / name)) as container:
+            assert container.metadata["title"] == "Ein Titel"
+            (chapter,) = container.chapters()
+        times = [chapter[key] * chapter["time_base"] for key in ("start", "end")]
+        assert chapter["metadata"]["title"] == "One"
+        assert times == [Fraction(80, 1000), Fraction(400 if frames is None else 200, 1000)]
     copy_through(source, tmp_path / "out.mp4")
-    with av.open(str(tmp_path / "out.mp4")) as container:
+    with pytest.warns(UserWarning, match=r"not copied: \['data'\] \(its chapters are\)"):
+        copy_through(tmp_path / "out.mp4", tmp_path / "again.mp4")
+    with av.open(str(tmp_path / "again.mp4")) as container:
         assert container.metadata["title"] == "Ein Titel"
         assert [chapter["metadata"]["title"] for chapter in container.chapters()] == ["One"]
+
+
+def test_another_text_in_place_of_the_duration(tmp_path: Path) -> None:
+    path = make_clip(tmp_path / "clip.mkv")
+    content = path.read_bytes()
+    assert content.count(b"00:00:00.800000000") == 1
+    path.write_bytes(content.replace(b"00:00:00.800000000", b"a little less: 0.8"))
+    assert len(list(VideoReader(path))) == 20
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -402,8 +403,9 @@ def _track_duration(stream: VideoStream) -> Fraction | None:
     time_base = to_fraction(stream.time_base)
     if stream.duration and time_base:
         return stream.duration * time_base
-    if "DURATION" in stream.metadata:  # Matroska's statistics: 00:00:00.800000000
-        hours, minutes, seconds = stream.metadata["DURATION"].split(":")
+    # Matroska's statistics: 00:00:00.800000000; anybody may write another text there
+    if match := re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", "")):
+        hours, minutes, seconds = match.groups()
         return 3600 * int(hours) + 60 * int(minutes) + Fraction(seconds)
     return None
 

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from fractions import Fraction
 from operator import itemgetter
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import av
 from av.audio.stream import AudioStream
@@ -22,7 +22,10 @@ from av.packet import Packet
 from av.stream import Stream
 from av.subtitles.stream import SubtitleStream
 
-from .reader import VideoInfo, open_clip, open_container
+from .reader import VideoInfo, open_clip, open_container, to_fraction
+
+if TYPE_CHECKING:
+    from av.container.core import Chapter
 
 # Makes the packets of an output track from one of the source's; tracks are found by the source's stream index
 Converter = Callable[[Packet], list[Packet]]
@@ -122,13 +125,27 @@ def _copy(
         cut = end if _goes_on(source, start + end) else None
         clip_tracks, _ = _add_tracks(clip, result)
         result.metadata.update({key: text for key, text in clip.metadata.items() if key not in _CONTAINER_TAGS})
-        if clip.chapters() and cut is None:
-            result.set_chapters(clip.chapters())
+        if chapters := _chapters(clip, start, cut):
+            result.set_chapters(chapters)
         # sound before time 0 is a decoder's run-in, hidden by an edit list; Matroska would play it and shift the rest
         sequences.append(_packets(clip, clip_tracks, start, cut, keep_run_in=not matroska))
     # in the order of time, so that neither the muxer nor a player has to hold one track for the other
     for _, packet in heapq.merge(*sequences, key=itemgetter(0)):
         result.mux(packet)
+
+
+def _chapters(clip: InputContainer, start: Fraction, cut: Fraction | None) -> list[Chapter]:
+    """The clip's chapters in seconds from `start`, up to `cut`."""
+    chapters = []
+    for chapter in clip.chapters():
+        seconds = to_fraction(chapter["time_base"]) or Fraction(1)
+        first = max(chapter["start"] - round(start / seconds), 0)
+        last = chapter["end"] - round(start / seconds)
+        last = last if cut is None else min(last, round(cut / seconds))
+        if first < last:
+            chapter["start"], chapter["end"] = first, last
+            chapters.append(chapter)
+    return chapters
 
 
 def _packets(
@@ -195,7 +212,9 @@ def _add_tracks(clip: InputContainer, result: OutputContainer) -> tuple[Tracks, 
         target.disposition = track.disposition
     left_out = sorted({stream.type for stream in clip.streams} - {"video", "audio", "subtitle"})
     if left_out:
-        losses.append(f"its tracks of other kinds are not copied: {left_out}")
+        # in files of the MP4 family the chapters are such a track, which nothing tells from others
+        kept = " (its chapters are)" if clip.chapters() else ""
+        losses.append(f"its tracks of other kinds are not copied: {left_out}{kept}")
     return tracks, losses
 
 
