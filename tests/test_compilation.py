@@ -14,6 +14,7 @@ import torch
 from test_sources import helios_pipeline, live_call, quiet
 
 from ultraflash_diffusers import UltraFlashStreamingPipeline
+from ultraflash_diffusers.pipelines import compilation
 from ultraflash_diffusers.pipelines.compilation import GuardedCalls
 
 # tracing replaces the missing device's guard by one that dies with the thread it was made in
@@ -32,6 +33,7 @@ class SlowModule(torch.nn.Module):
 
 def slow_backend(graph: torch.fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
     """Traces for long, as Inductor does: any compiled network that another thread calls meanwhile fails."""
+    assert compilation._GATE._taken  # also where nobody happens to call
     torch.fx.symbolic_trace(SlowModule())
     return graph.forward
 
@@ -48,11 +50,13 @@ def overlap(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(UltraFlashStreamingPipeline, "can_overlap_decoding", True)
 
 
-def test_nobody_computes_while_a_network_is_compiled() -> None:
-    pipe = tiny.make_tiny_pipeline(text=False)
-    plain = frames_of(pipe)
+@pytest.mark.parametrize(("window", "sink"), [(15, 3), (None, 0)])
+def test_nobody_computes_while_a_network_is_compiled(window: int | None, sink: int) -> None:
+    generator = tiny.make_tiny_generator(window_frames=window, sink_frames=sink)
+    pipe = tiny.make_tiny_pipeline(text=False, generator_transformer=generator)
+    plain = frames_of(pipe, num_frames=101)
     pipe.optimize(compile_backend=slow_backend)
-    assert torch.allclose(frames_of(pipe), plain, atol=1e-5)
+    assert torch.allclose(frames_of(pipe, num_frames=101), plain, atol=1e-5)
 
 
 def test_a_compiled_source_stands_still_meanwhile() -> None:

@@ -165,8 +165,8 @@ class FrameKVCache(StreamState):
         if not shapes_are_static():
             if position.device.type == "cpu":
                 self._check_current(position, number, visible & (frames < position), commit)
-            if self.committed is not None and isinstance(oldest, int):
-                filled = min(self.committed + number, self.slots)  # slots are filled in the order of the frames
+            filled = self.filled_slots(number)
+            if filled is not None and isinstance(oldest, int):
                 if filled == self.slots or not static_shapes:
                     return FrameWindow(slots, frames, filled, None, number)
             elif not static_shapes:
@@ -176,6 +176,10 @@ class FrameKVCache(StreamState):
                     return FrameWindow(slots, frames, length, None, number)
         mask = visible[:length].repeat_interleave(self.height * self.width)[None, None, None]
         return FrameWindow(slots, frames, length, mask, number)
+
+    def filled_slots(self, number: int) -> int | None:
+        """Slots that hold something a call of `number` frames sees, where the host knows; filled in their order."""
+        return None if self.committed is None else min(self.committed + number, self.slots)
 
     def _check_current(self, position: torch.Tensor, number: int, needed: torch.Tensor, commit: bool) -> None:
         lost = needed & (self.written != self.frames)
@@ -247,7 +251,7 @@ class PastKVCache(FrameKVCache):
                     "`state.clone()` before the commit, or begin with `new_stream(single_use=False)`"
                 )
             self.used[0] = commit
-            filled = None if self.committed is None else min(self.committed, self.slots)
+            filled = self.filled_slots(number)
         numbers = position + torch.arange(number, device=position.device)
         both = torch.cat([self.frames, numbers])
         held = (self.frames >= 0).sum()
@@ -260,6 +264,10 @@ class PastKVCache(FrameKVCache):
             return FrameWindow(source, frames, filled, None, number)
         mask = (both >= 0).repeat_interleave(self.height * self.width)[None, None, None]
         return FrameWindow(source, frames, self.slots, mask, number)
+
+    def filled_slots(self, number: int) -> int | None:
+        """As [`FrameKVCache.filled_slots`] says; the call's own frames have no slots yet."""
+        return None if self.committed is None else min(self.committed, self.slots)
 
     def attention(self, layer: int, window: FrameWindow, commit: bool) -> CachedAttention:
         """Returns the attention of one layer over the cache and the frames of the call."""

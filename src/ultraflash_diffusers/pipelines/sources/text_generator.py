@@ -227,7 +227,10 @@ class TextGeneratorSource(Source):
         """Runs the network once; arithmetic around it stays in float32."""
         timestep = torch.full((latents.shape[0],), 1000 * sigma, device=latents.device)
         latents = latents.to(self._generator.dtype)
-        with self._calls((commit, self._state.latent_frames == 0)):
+        # compiled code needs another graph once all slots of the cache are filled
+        cache = state.cache
+        full = cache is not None and cache.filled_slots(self._generator.config.frames_per_chunk) == cache.slots
+        with self._calls((commit, full)):
             flow, state = self._generator(latents, timestep, self._text, state=state, commit=commit, return_dict=False)
         return flow.float(), state
 
