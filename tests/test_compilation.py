@@ -59,6 +59,17 @@ def test_nobody_computes_while_a_network_is_compiled(window: int | None, sink: i
     assert torch.allclose(frames_of(pipe, num_frames=101), plain, atol=1e-5)
 
 
+def test_given_first_frames_need_not_fill_chunks() -> None:
+    """Chunks of 3, 3 and 1 frames, and generated ones."""
+    generator = tiny.make_tiny_generator(window_frames=15, sink_frames=3)
+    pipe = tiny.make_tiny_pipeline(text=False, generator_transformer=generator)
+    latents = torch.randn(1, tiny.LATENT_CHANNELS, 7, 4, 6, generator=torch.Generator().manual_seed(0))
+    arguments = {"source_kwargs": {"first_latents": latents}, "num_frames": 61}
+    plain = frames_of(pipe, **arguments)
+    pipe.optimize(compile_backend=slow_backend)
+    assert torch.allclose(frames_of(pipe, **arguments), plain, atol=1e-5)
+
+
 def test_a_compiled_source_stands_still_meanwhile() -> None:
     """Its worker goes on with the next chunk while the networks for the one before are compiled."""
     base = quiet(helios_pipeline())

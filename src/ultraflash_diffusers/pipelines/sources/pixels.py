@@ -154,7 +154,7 @@ class PixelSource(Source):
         num_frames = frames.shape[2]
         with stage_timer(timings, "encoder", device), torch.no_grad():
             pixels = self._padded(frames.to(device, dtype))
-            with self._calls(state is None):
+            with self._calls((pixels.shape[2], state is None)):
                 encoded = self._autoencoder.encode(pixels, state=None if state is None else state.encoder)
         self._state = PixelSourceState((0 if state is None else state.frames) + num_frames, encoded.state)
         return SourceChunk(encoded.latents, num_frames, pixels=pixels, timings=timings)

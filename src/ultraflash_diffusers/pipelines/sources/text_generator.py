@@ -227,10 +227,10 @@ class TextGeneratorSource(Source):
         """Runs the network once; arithmetic around it stays in float32."""
         timestep = torch.full((latents.shape[0],), 1000 * sigma, device=latents.device)
         latents = latents.to(self._generator.dtype)
-        # compiled code needs another graph once all slots of the cache are filled
-        cache = state.cache
-        full = cache is not None and cache.filled_slots(self._generator.config.frames_per_chunk) == cache.slots
-        with self._calls((commit, full)):
+        # compiled code needs another graph for fewer frames, and once all slots of the cache are filled
+        frames, cache = latents.shape[2], state.cache
+        full = cache is not None and cache.filled_slots(frames // self._generator.config.patch_size[0]) == cache.slots
+        with self._calls((frames, commit, full)):
             flow, state = self._generator(latents, timestep, self._text, state=state, commit=commit, return_dict=False)
         return flow.float(), state
 
