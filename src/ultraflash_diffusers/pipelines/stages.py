@@ -33,6 +33,9 @@ from .sources.base import Source, SourceChunk, StageTimings, stage_timer
 OutputType = Literal["pil", "np", "pt", "uint8", "latent"]
 StepCallback = Callable[[int, torch.Tensor, dict[str, torch.Tensor | None]], dict[str, torch.Tensor]]
 
+# groups of a clip in which networks are compiled and tuned, which cannot be captured
+_FIRST_GROUPS = 2
+
 
 @dataclass
 class LatentSegment(StreamState):
@@ -274,7 +277,7 @@ class SRStage:
                 "`state` is of a stream of one SR step without `callback_on_step_end` and can only go on so, got "
                 f"`num_inference_steps` {settings.num_inference_steps} and {'no' if on_step is None else 'a'} callback"
             )
-        # one for each state; what is compiled and tuned in a clip's first groups cannot be captured
+        # one for each state
         self._graphs: dict[int, CapturedStep] = {}
         self._calls = GuardedCalls()
         self._groups_of_clip = 0
@@ -336,7 +339,8 @@ class SRStage:
         return [_for_batch(self._texts[id(embeds)][1], batch_size) for embeds in prompt_embeds]
 
     def _prepared(self, embeds: torch.Tensor) -> torch.Tensor | TextKeyValues:
-        return self._transformer.prepare_text(embeds.to(self.device, self._transformer.dtype))
+        with self._calls("text"):
+            return self._transformer.prepare_text(embeds.to(self.device, self._transformer.dtype))
 
     def _filled(self, condition: torch.Tensor) -> torch.Tensor:
         missing = self._settings.group_frames - condition.shape[2]
@@ -368,7 +372,7 @@ class SRStage:
     ) -> tuple[torch.Tensor, list[SRStreamState]]:
         inputs = torch.cat([latents, condition], dim=1).to(self._transformer.dtype)
         timesteps = torch.full((latents.shape[0],), float(timestep), device=latents.device)
-        with self._calls(min(self._groups_of_clip, 2)):
+        with self._calls(min(self._groups_of_clip, _FIRST_GROUPS)):
             outputs = [
                 self._step(index, inputs, timesteps, text, state)
                 for index, (text, state) in enumerate(zip(texts, states, strict=True))
@@ -388,7 +392,7 @@ class SRStage:
         state: SRStreamState,
     ) -> tuple[torch.Tensor, SRStreamState]:
         """Runs the network once from a state, number `index` of the stream's; as a CUDA graph where it is to."""
-        if not (self._transformer.cuda_graphs and self._single_use and self._groups_of_clip >= 2):
+        if not (self._transformer.cuda_graphs and self._single_use and self._groups_of_clip >= _FIRST_GROUPS):
             output = self._transformer(inputs, timesteps, text, state=state)
             return output.sample, output.state
         graph = self._graphs.get(index)

@@ -25,6 +25,7 @@ from ..models.hr_autoencoder import HRAutoencoder
 from ..models.ultraflash_sr_transformer import UltraFlashSRTransformer
 from .cache_management import DynamicCacheManagement
 from .color_correction import COLOR_CORRECTIONS, ColorCorrection
+from .compilation import GuardedCalls
 from .devices import execution_device, is_offloaded
 from .lora import UltraFlashLoraLoaderMixin
 from .noise import SeededFrameNoise, draw_seeds
@@ -120,6 +121,7 @@ class UltraFlashStreamingPipeline(DiffusionPipeline, UltraFlashLoraLoaderMixin):
             default_fps=default_fps,
         )
         self.video_processor = VideoProcessor()
+        self._text_calls = GuardedCalls()
 
     @torch.no_grad()
     def __call__(
@@ -472,7 +474,8 @@ class UltraFlashStreamingPipeline(DiffusionPipeline, UltraFlashLoraLoaderMixin):
         tokens = self.tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
         device = execution_device(self.text_encoder)
         mask = tokens.attention_mask.to(device)
-        embeds = self.text_encoder(tokens.input_ids.to(device), attention_mask=mask).last_hidden_state
+        with self._text_calls(mask.shape):
+            embeds = self.text_encoder(tokens.input_ids.to(device), attention_mask=mask).last_hidden_state
         return embeds * mask.unsqueeze(-1).to(embeds.dtype)
 
     def _unknown_words(self, text: str, length: int) -> list[str]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from contextvars import copy_context
+from functools import partial
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -22,7 +23,7 @@ def for_another_thread(function: Callable[Arguments, Result]) -> Callable[Argume
     """
     context = copy_context()
     accelerator = torch.accelerator.current_accelerator()
-    devices = {"cpu"} if accelerator is None else {"cpu", accelerator.type}
+    devices = ["cpu"] if accelerator is None else ["cpu", accelerator.type]
     autocasts = [
         torch.autocast(
             device,
@@ -30,7 +31,7 @@ def for_another_thread(function: Callable[Arguments, Result]) -> Callable[Argume
             enabled=torch.is_autocast_enabled(device),
             cache_enabled=torch.is_autocast_cache_enabled(),
         )
-        for device in sorted(devices)
+        for device in devices
     ]
 
     def run(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
@@ -39,4 +40,4 @@ def for_another_thread(function: Callable[Arguments, Result]) -> Callable[Argume
                 stack.enter_context(autocast)
             return function(*args, **kwargs)
 
-    return lambda *args, **kwargs: context.run(run, *args, **kwargs)
+    return partial(context.run, run)

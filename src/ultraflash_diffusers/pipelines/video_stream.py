@@ -12,7 +12,6 @@ import torch
 
 from ..models.stream_state import StreamState
 from ..models.ultraflash_sr_transformer import SRStreamState
-from .compilation import GuardedCalls
 from .devices import execution_device
 from .pipeline_output import Frames, StreamChunk, in_memory
 from .sources import Source
@@ -110,7 +109,6 @@ class VideoStream(Iterator[StreamChunk]):
         device = execution_device(pipe.autoencoder)
         self._undecoded = [] if state is None else [segment.to(device) for segment in state.undecoded]
         self._make_stages(on_step, state)
-        self._prompt_calls = GuardedCalls()
         self._iterated = False
         self._error: Exception | None = None
         self._bar = pipe.progress_bar(total=settings.num_frames, iterable=None if settings.num_frames else iter(()))
@@ -201,7 +199,7 @@ class VideoStream(Iterator[StreamChunk]):
             prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, max_sequence_length: as in
                 [`UltraFlashStreamingPipeline.__call__`]. As many prompts as the stream started with.
         """
-        with torch.no_grad(), self._prompt_calls():
+        with torch.no_grad():
             embeds = self._pipe.encode_prompt(
                 prompt,
                 negative_prompt,

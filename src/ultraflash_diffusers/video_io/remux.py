@@ -139,9 +139,10 @@ def _chapters(clip: InputContainer, start: Fraction, cut: Fraction | None) -> li
     chapters = []
     for chapter in clip.chapters():
         seconds = to_fraction(chapter["time_base"]) or Fraction(1)
-        first = max(chapter["start"] - round(start / seconds), 0)
-        last = chapter["end"] - round(start / seconds)
-        last = last if cut is None else min(last, round(cut / seconds))
+        shift = round(start / seconds)
+        first, last = max(chapter["start"] - shift, 0), chapter["end"] - shift
+        if cut is not None:
+            last = min(last, round(cut / seconds))
         if first < last:
             chapter["start"], chapter["end"] = first, last
             chapters.append(chapter)

@@ -155,7 +155,8 @@ class TextGeneratorSource(Source):
                 f"`prompt_embeds` must have shape [{batch}, length, {expected[1]}], got {tuple(prompt_embeds.shape)}"
             )
         prompt_embeds = prompt_embeds.to(execution_device(self._generator), self._generator.dtype)
-        self._text = self._generator.prepare_text(prompt_embeds)
+        with self._calls("text"):
+            self._text = self._generator.prepare_text(prompt_embeds)
 
     def _chunks(self) -> Iterator[SourceChunk]:
         while self.num_frames is None or self._state.frames < self.num_frames:
