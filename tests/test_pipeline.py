@@ -189,6 +189,8 @@ def test_embeddings_stand_for_the_prompt():
     embeds, none = PIPE.encode_prompt("a red ball")
     assert embeds.shape == (1, TEXT_LENGTH, TEXT_DIM) and none is None
     assert_close(run(video, prompt_embeds=embeds), run(video, prompt="a red ball"))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(PIPE.encode_prompt("a red ball")[0], embeds)
 
 
 def test_padding_of_the_prompt_is_zero():
