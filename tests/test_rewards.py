@@ -310,6 +310,8 @@ class TestPyIQA:
         torch.testing.assert_close(torch.cat([reward(frame[None]) for frame in frames]), scores)
         scores.sum().backward()
         assert frames.grad is not None and frames.grad.isfinite().all() and frames.grad.flatten(1).any(1).all()
+        with torch.autocast("cpu", torch.bfloat16):
+            torch.testing.assert_close(reward(frames), scores)
         assert not reward(frames.detach()).requires_grad  # CLIP is frozen too, which is no submodule
 
     def test_a_package_that_it_imports_is_absent(self, monkeypatch: pytest.MonkeyPatch) -> None:

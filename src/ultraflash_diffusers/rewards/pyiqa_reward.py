@@ -87,5 +87,7 @@ class PyIQAReward(nn.Module):
             ValueError: frames of another shape or range.
         """
         check_frames(frames)
-        scores = self.network(frames.float()).reshape(len(frames))
+        # a reward compares scores that are close, which bfloat16 blurs
+        with torch.autocast(frames.device.type, enabled=False):
+            scores = self.network(frames.float()).reshape(len(frames))
         return (scores.float() - self.metric.lowest) / (self.metric.highest - self.metric.lowest)
