@@ -474,7 +474,8 @@ class UltraFlashStreamingPipeline(DiffusionPipeline, UltraFlashLoraLoaderMixin):
         tokens = self.tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
         device = execution_device(self.text_encoder)
         mask = tokens.attention_mask.to(device)
-        # transformers up to 5.14 fill a mask with float32's least number: -inf, then NaN, in autocast's bfloat16
+        # transformers up to 5.14 mask with float32's least number, in autocast's bfloat16 -inf: NaN for a prompt
+        # without tokens, where the tokenizer adds none
         with self._text_calls(mask.shape), torch.autocast(device.type, enabled=False):
             embeds = self.text_encoder(tokens.input_ids.to(device), attention_mask=mask).last_hidden_state
         return embeds * mask.unsqueeze(-1).to(embeds.dtype)
