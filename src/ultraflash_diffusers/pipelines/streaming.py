@@ -399,6 +399,8 @@ class UltraFlashStreamingPipeline(DiffusionPipeline, UltraFlashLoraLoaderMixin):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Embeds prompts, each padded with zeros to the full length.
 
+        The text encoder works in its own precision, also under `torch.autocast`.
+
         Args:
             prompt, negative_prompt (`str` or `list[str]`, *optional*): texts; `None` is the empty one or, without a
                 text encoder, zeros.
