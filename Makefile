@@ -42,6 +42,7 @@ test: $(VENV)/dev
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 benchmark: $(VENV)/core

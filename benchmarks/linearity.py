@@ -23,9 +23,9 @@ import torch
 
 from benchmarks.memory import panning_frames
 from ultraflash_diffusers import UltraFlashStreamingPipeline, default_checkpoint
-from ultraflash_diffusers.benchmarking import plot
-from ultraflash_diffusers.benchmarking.presets import PRESETS, build_pipeline
-from ultraflash_diffusers.benchmarking.stages import synchronize
+from ultraflash_diffusers.profiling import plot
+from ultraflash_diffusers.profiling.presets import PRESETS, build_pipeline
+from ultraflash_diffusers.profiling.stages import synchronize
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -103,9 +103,7 @@ def _centre(frames: np.ndarray, height: int, width: int) -> np.ndarray:
 def generated_clips(options: argparse.Namespace, pipe: UltraFlashStreamingPipeline) -> Iterator[ClipPair]:
     """What a generator makes of held-out scenes' texts, and the same scenes rendered at high resolution."""
     height, width = options.height // SCALE, options.width // SCALE
-    generate = prompt_following.generator_alone(
-        options.generator, options.autoencoder, height, width, options.frames
-    )
+    generate = prompt_following.generator_alone(options.generator, options.autoencoder, height, width, options.frames)
     for number, scene in enumerate(prompt_following.choose(all_scenes(held_out=True), options.count, seed=0)):
         truth = scene.render(options.frames, SCALE * height, SCALE * width)
         yield ClipPair(scene.prompts()[0], truth, generate(scene.prompts()[0], number))

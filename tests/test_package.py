@@ -14,7 +14,7 @@ import pytest
 import torch
 from diffusers import ModelMixin, SchedulerMixin
 from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES, _get_custom_components_and_folders
-from tiny import make_tiny_pipeline
+from helpers.tiny import make_tiny_pipeline
 
 import ultraflash_diffusers
 from ultraflash_diffusers import UltraFlashStreamingPipeline

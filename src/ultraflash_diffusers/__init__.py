@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # for editors and type checkers, which cannot follow `_EXPORT
     from .pipelines.cache_management import DynamicCacheManagement as DynamicCacheManagement
     from .pipelines.pipeline_output import StreamChunk as StreamChunk
     from .pipelines.pipeline_output import UltraFlashPipelineOutput as UltraFlashPipelineOutput
-    from .pipelines.streaming import UltraFlashStreamingPipeline as UltraFlashStreamingPipeline
+    from .pipelines.pipeline_ultraflash import UltraFlashStreamingPipeline as UltraFlashStreamingPipeline
     from .pipelines.video_stream import PipelineStreamState as PipelineStreamState
     from .rewards.quality_scorer import QualityScorer as QualityScorer
 
@@ -40,7 +40,7 @@ _EXPORTS = {
     "StreamState": ".models.stream_state",
     "UltraFlashPipelineOutput": ".pipelines.pipeline_output",
     "UltraFlashSRTransformer": ".models.ultraflash_sr_transformer",
-    "UltraFlashStreamingPipeline": ".pipelines.streaming",
+    "UltraFlashStreamingPipeline": ".pipelines.pipeline_ultraflash",
 }
 
 __all__ = [*_EXPORTS, "__version__", "default_checkpoint"]

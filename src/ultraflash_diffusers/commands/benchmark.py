@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from .. import UltraFlashStreamingPipeline
-    from ..benchmarking.presets import Preset
+    from ..profiling.presets import Preset
 
     SubParsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -76,9 +76,9 @@ def add_benchmark(commands: SubParsers) -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from ..benchmarking import plot
-    from ..benchmarking.presets import PRESETS
-    from ..benchmarking.stages import measure, split_sparse_transformer
+    from ..profiling import plot
+    from ..profiling.presets import PRESETS
+    from ..profiling.stages import measure, split_sparse_transformer
 
     if (options.fp8 or options.cuda_graphs or options.accuracy_latents) and not options.optimize:
         raise ValueError("--fp8, --cuda-graphs and --accuracy-latents need --optimize")
@@ -121,7 +121,7 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _planned(pipe: UltraFlashStreamingPipeline, height: int, width: int) -> dict[str, Any]:
-    from ..benchmarking.memory import peak_bytes, plan_memory
+    from ..profiling.memory import peak_bytes, plan_memory
 
     plan = plan_memory(pipe, height, width)
     planned = {kind: {name: size / 1e9 for name, size in sizes.items()} for kind, sizes in plan.items()}
@@ -155,7 +155,7 @@ def _pipeline(options: argparse.Namespace, preset: Preset | None) -> UltraFlashS
     if preset is None:
         pipe = load_pipeline(options)
     else:
-        from ..benchmarking.presets import build_pipeline
+        from ..profiling.presets import build_pipeline
 
         dtype = getattr(torch, chosen_dtype(options))
         pipe = build_pipeline(preset, chosen_device(options), dtype, options.layers)
@@ -205,7 +205,7 @@ def _optimized(
     options: argparse.Namespace, pipe: UltraFlashStreamingPipeline, size: tuple[int, int], **switches: Any
 ) -> dict[str, Any]:
     """Optimizes the pipeline; returns what was done and, with real latents, what it costs in accuracy."""
-    from ..pipelines.optimization import compare, record
+    from ..pipelines.execution.optimization import compare, record
 
     latents = None if options.accuracy_latents is None else _latents(options.accuracy_latents)
     plain = None if latents is None else record(pipe, source=latents)
@@ -270,8 +270,8 @@ def _floor(
     pipe: UltraFlashStreamingPipeline, height: int, width: int, generator_passes: int, fps: float
 ) -> dict[str, Any]:
     """What the counted operations would take at this machine's best rate, and how much of that is reached."""
-    from ..benchmarking.operations import group_operations
-    from ..benchmarking.stages import matmul_rate
+    from ..profiling.operations import group_operations
+    from ..profiling.stages import matmul_rate
 
     counts = group_operations(pipe, height, width, generator_passes)
     frames = pipe.config.group_frames * pipe.autoencoder.temporal_compression_ratio

@@ -33,7 +33,7 @@ def _run(options: argparse.Namespace) -> None:
         import gradio  # noqa: F401
     except ImportError as error:
         raise ValueError("the demo needs Gradio: pip install 'ultraflash_diffusers[demo]'") from error
-    from ..demo import build_demo, example_clips, launch_demo
+    from ..demo.page import build_demo, example_clips, launch_demo
 
     examples = example_clips()
     page = build_demo(load_pipeline(options), examples)

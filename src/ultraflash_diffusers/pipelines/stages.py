@@ -23,9 +23,9 @@ from ..models.ultraflash_sr_transformer import SRStreamState, UltraFlashSRTransf
 from ..models.wan_layers import TextKeyValues
 from .cache_management import DynamicCacheManagement
 from .color_correction import wavelet_color_correction
-from .compilation import GuardedCalls
-from .cuda_graphs import CapturedStep
-from .devices import DeferredFlag, execution_device, send
+from .execution.compilation import GuardedCalls
+from .execution.cuda_graphs import CapturedStep
+from .execution.devices import DeferredFlag, execution_device, send
 from .noise import SeededFrameNoise
 from .pipeline_output import to_levels
 from .sources.base import Source, SourceChunk, StageTimings, stage_timer

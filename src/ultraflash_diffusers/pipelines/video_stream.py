@@ -12,7 +12,8 @@ import torch
 
 from ..models.stream_state import StreamState
 from ..models.ultraflash_sr_transformer import SRStreamState
-from .devices import execution_device
+from .execution.devices import execution_device
+from .execution.threads import for_another_thread
 from .pipeline_output import Frames, StreamChunk, in_memory
 from .sources import Source
 from .sources.base import StageTimings, stage_timer
@@ -29,10 +30,9 @@ from .stages import (
     check_finite,
     on_cuda_stream,
 )
-from .threads import for_another_thread
 
 if TYPE_CHECKING:
-    from .streaming import UltraFlashStreamingPipeline
+    from .pipeline_ultraflash import UltraFlashStreamingPipeline
 
 
 @dataclass
@@ -369,4 +369,3 @@ class VideoStream(Iterator[StreamChunk]):
         if self._settings.output_type == "uint8":
             return in_memory(video)
         return self._pipe.video_processor.postprocess_video(video, output_type=self._settings.output_type)
-

@@ -149,9 +149,7 @@ def _crop(text: str) -> Crop:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
-def _add_data_arguments(
-    parser: argparse.ArgumentParser, crops: str, takes_prompts: bool, takes_scenes: bool
-) -> None:
+def _add_data_arguments(parser: argparse.ArgumentParser, crops: str, takes_prompts: bool, takes_scenes: bool) -> None:
     group = parser.add_argument_group("data")
     source = group.add_mutually_exclusive_group(required=not takes_scenes)
     source.add_argument(

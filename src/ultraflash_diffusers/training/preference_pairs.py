@@ -13,7 +13,7 @@ from torch import nn
 from ..models.hr_autoencoder import AutoencoderStreamState
 from ..models.ultraflash_sr_transformer import UltraFlashSRTransformer
 from ..pipelines.noise import SeededFrameNoise
-from ..pipelines.streaming import UltraFlashStreamingPipeline
+from ..pipelines.pipeline_ultraflash import UltraFlashStreamingPipeline
 from ..rewards import Reward
 from .cascade_rollout import ResampledNoise, RolloutGroup, SRStream
 

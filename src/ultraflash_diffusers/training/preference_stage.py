@@ -20,8 +20,8 @@ from torch.utils.data import Dataset
 from ..models.ultraflash_sr_transformer import SRStreamState, UltraFlashSRTransformer
 from ..pipelines.lora import UltraFlashLoraLoaderMixin
 from ..pipelines.noise import SeededFrameNoise
+from ..pipelines.pipeline_ultraflash import UltraFlashStreamingPipeline
 from ..pipelines.sources import Source
-from ..pipelines.streaming import UltraFlashStreamingPipeline
 from .cascade_rollout import SRStream, clip_source, rollout_groups, text_source
 from .data import Batch, Crop
 from .linear_decoding import pixel_weights

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, UMT5EncoderModel
 from ..models.causal_latent_upsampler import CausalLatentUpsampler
 from ..models.hr_autoencoder import HRAutoencoder
 from ..models.ultraflash_sr_transformer import UltraFlashSRTransformer
-from ..pipelines.streaming import UltraFlashStreamingPipeline
+from ..pipelines.pipeline_ultraflash import UltraFlashStreamingPipeline
 from .cache import save_array, tokenizer_fingerprint, weights_fingerprint
 
 logger = logging.get_logger(__name__)

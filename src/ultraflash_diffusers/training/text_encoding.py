@@ -17,9 +17,7 @@ SPECIAL_WORDS = ("<pad>", "</s>", "<unk>")
 
 
 _NORMALIZER = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
-_SPLIT = pre_tokenizers.Sequence(
-    [pre_tokenizers.Punctuation(behavior="removed"), pre_tokenizers.WhitespaceSplit()]
-)
+_SPLIT = pre_tokenizers.Sequence([pre_tokenizers.Punctuation(behavior="removed"), pre_tokenizers.WhitespaceSplit()])
 
 
 def words_of(texts: Iterable[str], length: int) -> list[str]:

@@ -241,9 +241,7 @@ class VideoReader:
             self.frames_damaged += packet.is_corrupt
             yield from frames
 
-    def _jump(
-        self, container: InputContainer, stream: VideoStream, after_pts: int
-    ) -> Iterator[av.VideoFrame] | None:
+    def _jump(self, container: InputContainer, stream: VideoStream, after_pts: int) -> Iterator[av.VideoFrame] | None:
         """Returns the frames after the one at `after_pts`, or `None` where seeking does not lead there."""
         target = after_pts + self.info.start_pts
         try:
@@ -258,9 +256,7 @@ class VideoReader:
                 return None
         return None
 
-    def _timed(
-        self, frames: Iterator[av.VideoFrame], last_pts: int | None
-    ) -> Iterator[tuple[int, av.VideoFrame]]:
+    def _timed(self, frames: Iterator[av.VideoFrame], last_pts: int | None) -> Iterator[tuple[int, av.VideoFrame]]:
         """Pairs frames with timestamps from the clip's start that always grow."""
         repaired = 0
         for frame in frames:

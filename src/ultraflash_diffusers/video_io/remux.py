@@ -88,9 +88,10 @@ def check_tracks(source: VideoInfo, output: Path) -> None:
     Raises:
         ValueError: it cannot.
     """
-    with open_container(source.path) as clip, av.open(
-        io.BytesIO(), "w", format=OUTPUT_SUFFIXES[output.suffix.lower()]
-    ) as result:
+    with (
+        open_container(source.path) as clip,
+        av.open(io.BytesIO(), "w", format=OUTPUT_SUFFIXES[output.suffix.lower()]) as result,
+    ):
         tracks, losses = _add_tracks(clip, result)
         for loss in losses:
             warnings.warn(f"{str(source.path)!r}: {loss}", stacklevel=3)

@@ -14,8 +14,8 @@ from diffusers.utils import BaseOutput
 
 from ...models.hr_autoencoder import HRAutoencoder
 from ...models.stream_state import StreamState
-from ..compilation import is_compiled
-from .background import Channel, ReaderLeft, background
+from ..execution.background import Channel, ReaderLeft, background
+from ..execution.compilation import is_compiled
 from .base import checked_state
 from .frames import frames_to_pixels
 from .latents import LatentsSource, LatentsSourceState

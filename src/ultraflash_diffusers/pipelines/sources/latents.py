@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from ...models.hr_autoencoder import HRAutoencoder
 from ...models.stream_state import StreamState
-from ..devices import execution_device
+from ..execution.devices import execution_device
 from .base import Source, SourceChunk, SourceEndedError, StageTimings, padded_size, stage_timer
 
 

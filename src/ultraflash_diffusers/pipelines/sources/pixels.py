@@ -12,8 +12,8 @@ import torch.nn.functional as F
 
 from ...models.hr_autoencoder import AutoencoderStreamState, HRAutoencoder
 from ...models.stream_state import StreamState
-from ..compilation import GuardedCalls
-from ..devices import execution_device
+from ..execution.compilation import GuardedCalls
+from ..execution.devices import execution_device
 from .base import Source, SourceChunk, SourceEndedError, StageTimings, padded_size, stage_timer
 
 

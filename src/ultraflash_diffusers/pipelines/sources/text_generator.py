@@ -16,8 +16,8 @@ from ...models.causal_wan_transformer import CausalWanStreamState, CausalWanTran
 from ...models.hr_autoencoder import HRAutoencoder
 from ...models.stream_state import StreamState
 from ..cache_management import DynamicCacheManagement
-from ..compilation import GuardedCalls
-from ..devices import execution_device, send
+from ..execution.compilation import GuardedCalls
+from ..execution.devices import execution_device, send
 from .base import FrameNoise, Source, SourceChunk, StageTimings, padded_size, stage_timer
 from .frames import frames_to_pixels
 

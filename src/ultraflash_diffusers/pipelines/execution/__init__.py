@@ -1,0 +1,2 @@
+# Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
+"""How the cascade runs: devices, threads, compilation, CUDA graphs; not what it computes."""

@@ -1,0 +1,649 @@
+# Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
+"""The streaming pipeline: any source of low-resolution video in, high-resolution frames out while they are made."""
+
+from __future__ import annotations
+
+import html
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import ftfy
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline, SchedulerMixin
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.utils import logging
+from diffusers.video_processor import VideoProcessor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..models.causal_latent_upsampler import CausalLatentUpsampler
+from ..models.causal_wan_transformer import CausalWanTransformer
+from ..models.hr_autoencoder import HRAutoencoder
+from ..models.ultraflash_sr_transformer import UltraFlashSRTransformer
+from .cache_management import DynamicCacheManagement
+from .color_correction import COLOR_CORRECTIONS, ColorCorrection
+from .execution.compilation import GuardedCalls
+from .execution.devices import execution_device, is_offloaded
+from .execution.optimization import OptimizationReport, optimize
+from .lora import UltraFlashLoraLoaderMixin
+from .noise import SeededFrameNoise, draw_seeds
+from .pipeline_output import Frames, StreamChunk, UltraFlashPipelineOutput
+from .sources import Source, make_source
+from .stages import OutputType, SRSettings, StreamSettings
+from .video_stream import PipelineStreamState, VideoStream
+
+logger = logging.get_logger(__name__)
+
+OUTPUT_TYPES: tuple[OutputType, ...] = ("pil", "np", "pt", "uint8", "latent")
+StepEndCallback = Callable[..., dict[str, Any]]
+
+
+class UltraFlashStreamingPipeline(DiffusionPipeline, UltraFlashLoraLoaderMixin):
+    r"""Streams high-resolution video from text, after another pipeline, or from frames.
+
+    A chain of stages, each with a state of its own that the stream carries (paper, "Ultra Flash"):
+
+        source -> latent upsampler -> SR transformer -> HR decoder -> frames
+
+    The pipeline itself keeps nothing between calls: it can run any number of streams in turns.
+
+    Args:
+        transformer ([`UltraFlashSRTransformer`]): refines noise and the upsampled latents in one step (or several).
+        latent_upsampler ([`CausalLatentUpsampler`]): low-resolution latents to the condition; its scale is the
+            pipeline's.
+        autoencoder ([`HRAutoencoder`]): decodes the result, and encodes the frames of pixel sources.
+        scheduler ([`FlowMatchEulerDiscreteScheduler`]): the sigmas of the SR steps. One step goes from 1 to 0.
+        text_encoder (`PreTrainedModel`, *optional*): UMT5 for the published weights. Without one, prompts are embedded
+            by the caller or left out.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*): of the text encoder.
+        generator_transformer ([`CausalWanTransformer`], *optional*): makes low-resolution video from text.
+        group_frames (`int`, *optional*, defaults to 6): latent frames that the SR transformer takes at once. It is
+            part of the model: which blocks attend to which depends on it, so another value gives another video.
+        kv_cache_blocks (`int`, *optional*, defaults to 3): temporal blocks of earlier groups that a group attends to.
+        condition_noise (`float`, *optional*, defaults to 0.0): default share of noise in the condition (the released
+            weights: 0; paper: 0.5).
+        color_correction_levels (`int`, *optional*, defaults to 5): what color correction takes from the source: all
+            that is coarser than about `2**levels` pixels. Few levels suit networks whose latents lose some of the
+            source's own detail.
+        default_height (`int`, *optional*, defaults to 960): height of the frames made from text.
+        default_width (`int`, *optional*, defaults to 1664): width of the frames made from text.
+        default_num_frames (`int`, *optional*, defaults to 81): frames of a whole video made from text.
+        default_fps (`int`, *optional*, defaults to 16): frames a second of the clips that the generator learnt from:
+            the rate at which to write what it makes.
+    """
+
+    # whether a group may be decoded while the next one is denoised; in turns they take less memory
+    overlap_decoding: bool = True
+
+    model_cpu_offload_seq = "text_encoder->generator_transformer->latent_upsampler->transformer->autoencoder"
+    _optional_components = ["text_encoder", "tokenizer", "generator_transformer"]
+    _callback_tensor_inputs = ["latents", "condition", "prompt_embeds", "negative_prompt_embeds"]
+
+    def __init__(
+        self,
+        transformer: UltraFlashSRTransformer,
+        latent_upsampler: CausalLatentUpsampler,
+        autoencoder: HRAutoencoder,
+        scheduler: SchedulerMixin,
+        text_encoder: PreTrainedModel | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        generator_transformer: CausalWanTransformer | None = None,
+        group_frames: int = 6,
+        kv_cache_blocks: int = 3,
+        condition_noise: float = 0.0,
+        color_correction_levels: int = 5,
+        default_height: int = 960,
+        default_width: int = 1664,
+        default_num_frames: int = 81,
+        default_fps: int = 16,
+    ) -> None:
+        super().__init__()
+        self.register_modules(
+            transformer=transformer,
+            latent_upsampler=latent_upsampler,
+            autoencoder=autoencoder,
+            scheduler=scheduler,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            generator_transformer=generator_transformer,
+        )
+        self.register_to_config(
+            group_frames=group_frames,
+            kv_cache_blocks=kv_cache_blocks,
+            condition_noise=condition_noise,
+            color_correction_levels=color_correction_levels,
+            default_height=default_height,
+            default_width=default_width,
+            default_num_frames=default_num_frames,
+            default_fps=default_fps,
+        )
+        self.video_processor = VideoProcessor()
+        self._text_calls = GuardedCalls()
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | list[str] | None = None,
+        source: Any = None,
+        *,
+        negative_prompt: str | list[str] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_frames: int | None = None,
+        scale: int | None = None,
+        num_inference_steps: int = 1,
+        guidance_scale: float = 1.0,
+        condition_noise: float | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        max_sequence_length: int | None = None,
+        frames_per_chunk: int | None = None,
+        cache_management: DynamicCacheManagement | None = None,
+        color_correction: ColorCorrection = "wavelet",
+        source_kwargs: dict[str, Any] | None = None,
+        state: PipelineStreamState | None = None,
+        output_type: OutputType = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: StepEndCallback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> UltraFlashPipelineOutput | tuple[Frames]:
+        """Makes a whole video: all chunks of [`~UltraFlashStreamingPipeline.stream`], joined.
+
+        Args:
+            num_frames (`int`, *optional*): frames of the result; `None` takes all that the source has, and from text
+                the config's `default_num_frames`.
+            return_dict (`bool`, *optional*, defaults to `True`): a plain tuple instead of the output class if `False`.
+            prompt, source and all others: see [`~UltraFlashStreamingPipeline.stream`].
+
+        Returns:
+            [`UltraFlashPipelineOutput`] or `tuple`: the frames.
+
+        Raises:
+            ValueError: all that `stream` raises.
+
+        Examples:
+        ```python
+        >>> pipe = UltraFlashStreamingPipeline.from_pretrained(folder)
+        >>> video = pipe(source="clip.mp4").frames[0]
+        >>> video = pipe("a red ball", source=wan_pipeline, num_frames=81).frames[0]
+        ```
+        """
+        if source is None and num_frames is None:
+            num_frames = self.config.default_num_frames
+        with self.stream(
+            prompt,
+            source,
+            negative_prompt=negative_prompt,
+            height=height,
+            width=width,
+            num_frames=num_frames,
+            scale=scale,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            condition_noise=condition_noise,
+            generator=generator,
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
+            max_sequence_length=max_sequence_length,
+            frames_per_chunk=frames_per_chunk,
+            cache_management=cache_management,
+            color_correction=color_correction,
+            source_kwargs=source_kwargs,
+            state=state,
+            output_type=output_type,
+            callback_on_step_end=callback_on_step_end,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+        ) as stream:
+            frames = _joined(list(stream), output_type)
+        return UltraFlashPipelineOutput(frames=frames) if return_dict else (frames,)
+
+    @torch.no_grad()
+    def stream(
+        self,
+        prompt: str | list[str] | None = None,
+        source: Any = None,
+        *,
+        negative_prompt: str | list[str] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_frames: int | None = None,
+        scale: int | None = None,
+        num_inference_steps: int = 1,
+        guidance_scale: float = 1.0,
+        condition_noise: float | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        max_sequence_length: int | None = None,
+        frames_per_chunk: int | None = None,
+        cache_management: DynamicCacheManagement | None = None,
+        color_correction: ColorCorrection = "wavelet",
+        source_kwargs: dict[str, Any] | None = None,
+        state: PipelineStreamState | None = None,
+        output_type: OutputType = "pil",
+        callback_on_step_end: StepEndCallback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> VideoStream:
+        """Starts a stream, which yields the frames as they are made, in constant memory.
+
+        The video depends on the arguments and the seed only, not on how the source delivers nor on
+        `frames_per_chunk`; it has exactly the frames and the size that were asked for.
+
+        Args:
+            prompt (`str` or `list[str]`, *optional*): what to show, one text for each video of the batch or one for
+                all. `None` refines without a text. A pipeline as `source` gets it too; where this pipeline has no text
+                encoder, only that one.
+            source (*optional*): `None` generates from text; a diffusers video pipeline; the path of a video file;
+                frames or an iterable of them, which may arrive live; normalised latents; see [`make_source`].
+            negative_prompt (`str` or `list[str]`, *optional*): what not to show, with guidance.
+            height, width (`int`, *optional*): pixels of the result. Text takes the config's defaults and makes any
+                size; for a pipeline they choose what it is asked for, by default its own size; other sources bring
+                theirs, times `scale`.
+            num_frames (`int`, *optional*): frames of the result; `None` takes all that the source has, and from text
+                goes on until the stream is closed.
+            scale (`int`, *optional*): how much larger than the source; only that of the latent upsampler.
+            num_inference_steps (`int`, *optional*, defaults to 1): SR steps; more for the multi-step teacher.
+            guidance_scale (`float`, *optional*, defaults to 1.0): classifier-free guidance of the SR steps against the
+                negative prompt, where above 1.
+            condition_noise (`float`, *optional*): share of noise in the condition, 0 to 1; the config's by default.
+            generator (`torch.Generator` or `list`, *optional*): seeds the stream; a list holds one for each video of
+                the batch, which then are as if made alone.
+            prompt_embeds (`torch.Tensor`, *optional*): `[prompts, length, text_dim]` instead of `prompt`.
+            negative_prompt_embeds (`torch.Tensor`, *optional*): instead of `negative_prompt`.
+            max_sequence_length (`int`, *optional*): tokens of a prompt; the transformer's text length by default.
+            frames_per_chunk (`int`, *optional*): latent frames whose pixels a chunk holds; a group's by default.
+            cache_management ([`DynamicCacheManagement`], *optional*): spends less on a stream that runs well.
+            color_correction (`str`, *optional*, defaults to `"wavelet"`): sources with pixels: `"wavelet"` keeps their
+                low frequencies, `"none"` does not.
+            source_kwargs (`dict`, *optional*): further arguments of a source pipeline's call, or of the text
+                generator ([`TextGeneratorSource`]: first frames, window and sink, steps).
+            state ([`PipelineStreamState`], *optional*): goes on after the chunk that it was taken from. Pass the same
+                arguments as for the stream before; `source` again from its beginning, `num_frames` of the whole video.
+                Prompt and seeds come from the state where they are not given.
+            output_type (`str`, *optional*, defaults to `"pil"`): `"pil"`, `"np"`, `"pt"`, `"uint8"` or `"latent"`.
+            callback_on_step_end (`Callable`, *optional*): called as `callback(pipe, step, timestep, tensors)` after
+                each SR step of each group, `step` counting from 0 in each; what it returns replaces the tensors. Where
+                decoding overlaps denoising it runs in the worker thread.
+            callback_on_step_end_tensor_inputs (`Sequence[str]`, *optional*, defaults to `("latents",)`): which tensors
+                it gets, of `_callback_tensor_inputs`.
+
+        Returns:
+            [`VideoStream`]: iterate it once; close it, or use it as a context manager, to leave early.
+
+        Raises:
+            TypeError, ValueError: arguments that are out of range or contradict each other, the model or the source.
+        """
+        condition_noise = self.config.condition_noise if condition_noise is None else condition_noise
+        self._check_components()
+        self._check_numbers(
+            height=(height, 1),
+            width=(width, 1),
+            num_frames=(num_frames, 1),
+            num_inference_steps=(num_inference_steps, 1),
+            frames_per_chunk=(frames_per_chunk, 1),
+            group_frames=(self.config.group_frames, 1),
+            kv_cache_blocks=(self.config.kv_cache_blocks, 1),
+        )
+        if not 0 <= condition_noise <= 1:
+            raise ValueError(f"`condition_noise` must be in [0, 1], got {condition_noise}")
+        _check_choice("output_type", output_type, OUTPUT_TYPES)
+        _check_choice("color_correction", color_correction, COLOR_CORRECTIONS)
+        size = self._requested_size(source, height, width, state)
+        seeds = self._seeds(generator, state)
+        embeds = self._stream_prompt_embeds(
+            prompt,
+            source,
+            guidance_scale,
+            state,
+            negative_prompt=negative_prompt,
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
+            max_sequence_length=max_sequence_length,
+        )
+        on_step = self._step_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
+        settings = StreamSettings(
+            sr=SRSettings(
+                group_frames=self.config.group_frames,
+                num_inference_steps=num_inference_steps,
+                guidance_scale=guidance_scale,
+                condition_noise=condition_noise,
+                kv_cache_blocks=self.config.kv_cache_blocks,
+            ),
+            scale=self._checked_scale(scale),
+            size=size,
+            num_frames=num_frames,
+            frames_per_chunk=frames_per_chunk or self.config.group_frames,
+            output_type=output_type,
+            correction_levels=self.config.color_correction_levels if color_correction == "wavelet" else None,
+            cache_management=cache_management,
+        )
+        # a copy, since a stream writes into the buffers of its state
+        state = None if state is None else state.clone()
+        opened = self._open_source(source, prompt, embeds[0], seeds, settings, source_kwargs, state)
+        return VideoStream(self, opened, settings, embeds, seeds, on_step, state)
+
+    def optimize(
+        self,
+        *,
+        cache_text: bool = True,
+        channels_last: bool = True,
+        fp8: bool = False,
+        attention_backend: str | None = None,
+        sparse_backend: str | None = None,
+        size: tuple[int, int] | None = None,
+        compile: bool = True,
+        compile_backend: str = "inductor",
+        cuda_graphs: bool = False,
+    ) -> OptimizationReport:
+        """Makes later streams faster, and reports what it did. To be called once, when all weights are in place.
+
+        Compiled code takes one shape: the first chunks of a stream of another size are slow again, for which the
+        limit of compiled variants is raised. PyTorch compiles nothing safely while other threads compute, so networks
+        run one at a time in all streams of the process until a stream's calls compile nothing more, which takes its
+        first two or three groups; then decoding overlaps. What the faster path costs in accuracy,
+        [`~optimization.record`] and [`~optimization.compare`] tell.
+
+        Networks may be on several GPUs, to be moved before: with `pipe.generator_transformer.to("cuda:1")` the
+        generator makes the next group's latents while this group is refined and decoded.
+
+        Args:
+            cache_text (`bool`, *optional*, defaults to `True`): computes the keys and values of the prompt once a
+                prompt. Exact; adapters that change in mid-stream reach them with the next prompt only.
+            channels_last (`bool`, *optional*, defaults to `True`): upsampler and autoencoder work on channels-last
+                features.
+            fp8 (`bool`, *optional*, defaults to `False`): the linear layers inside the transformers' blocks in FP8, by
+                torchao. Needs a GPU with FP8 units, networks in bfloat16, and adapters fused before.
+            attention_backend (`str`, *optional*): diffusers' name of a backend for the generator's self-attention (and
+                the SR transformer's where that is dense), or `"fastest"`: PyTorch's choice, cuDNN, FlashAttention 2
+                and 3 are timed here, at `size`, as far as they are installed, and the fastest that agrees with
+                PyTorch's choice is taken. At 1K more than half of the generator's time is this attention.
+            sparse_backend (`str`, *optional*): a backend of the sparse attention, or `"fastest"`: all that agree with
+                the masked reference are timed here, at `size`, and the fastest is taken.
+            size (`tuple[int, int]`, *optional*): height and width of the frames for `"fastest"`.
+            compile (`bool`, *optional*, defaults to `True`): `torch.compile` of the transformers' blocks, which fuses
+                norms, modulation and rotary embeddings, of the upsampler and of the decoder.
+            compile_backend (`str`, *optional*, defaults to `"inductor"`): of `torch.compile`.
+            cuda_graphs (`bool`, *optional*, defaults to `False`): one-step streams replay the SR transformer as a CUDA
+                graph from the third group of a clip on. The graph keeps what a group takes to itself. Adapters that
+                change in mid-stream do not reach it.
+
+        Raises:
+            ValueError: `fp8` without torchao, a GPU for it or bfloat16, `cuda_graphs` elsewhere than on a GPU, an
+                unknown `attention_backend` or `sparse_backend`, `"fastest"` without `size`.
+        """
+        return optimize(
+            self,
+            cache_text=cache_text,
+            channels_last=channels_last,
+            fp8=fp8,
+            attention_backend=attention_backend,
+            sparse_backend=sparse_backend,
+            size=size,
+            compile=compile,
+            compile_backend=compile_backend,
+            cuda_graphs=cuda_graphs,
+        )
+
+    def encode_prompt(
+        self,
+        prompt: str | list[str] | None = None,
+        negative_prompt: str | list[str] | None = None,
+        do_classifier_free_guidance: bool = False,
+        prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        max_sequence_length: int | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Embeds prompts, each padded with zeros to the full length.
+
+        The text encoder works in its own precision, also under `torch.autocast`.
+
+        Args:
+            prompt, negative_prompt (`str` or `list[str]`, *optional*): texts; `None` is the empty one or, without a
+                text encoder, zeros.
+            do_classifier_free_guidance (`bool`, *optional*, defaults to `False`): whether negative ones are needed.
+            prompt_embeds, negative_prompt_embeds (`torch.Tensor`, *optional*): `[prompts, length, text_dim]`, returned
+                as they are.
+            max_sequence_length (`int`, *optional*): tokens; the transformer's text length by default. What is longer
+                is cut off, with a warning.
+
+        Returns:
+            `tuple`: embeddings `[prompts, max_sequence_length, text_dim]` of the prompts and, with guidance, of the
+            negative prompts.
+
+        Raises:
+            ValueError: a text and its embeddings together, a text without a text encoder, embeddings of a wrong shape,
+                another number of negative prompts than of prompts, a `max_sequence_length` above the text length.
+        """
+        positive = self._embedded("prompt", prompt, prompt_embeds, max_sequence_length)
+        if not do_classifier_free_guidance:
+            return positive, None
+        negative = self._embedded("negative_prompt", negative_prompt, negative_prompt_embeds, max_sequence_length)
+        if negative.shape[0] not in (1, positive.shape[0]):
+            raise ValueError(f"`negative_prompt` holds {negative.shape[0]} texts, `prompt` {positive.shape[0]}")
+        return positive, negative.expand(positive.shape[0], -1, -1)
+
+    @property
+    def can_overlap_decoding(self) -> bool:
+        """Whether a group is decoded while the next one is being denoised: on GPUs, if nothing is offloaded.
+
+        `pipe.overlap_decoding = False` leaves it off.
+        """
+        networks = (self.transformer, self.autoencoder)
+        if not self.overlap_decoding or any(is_offloaded(network) for network in networks):
+            return False
+        devices = [execution_device(network) for network in networks]
+        return devices[0].type == "cuda" or devices[0] != devices[1]
+
+    def _embedded(
+        self,
+        name: str,
+        prompt: str | list[str] | None,
+        prompt_embeds: torch.Tensor | None,
+        max_sequence_length: int | None,
+    ) -> torch.Tensor:
+        length, channels = self.transformer.config.text_length, self.transformer.config.text_dim
+        if max_sequence_length is not None and not 1 <= max_sequence_length <= length:
+            raise ValueError(f"`max_sequence_length` must be 1 to {length}, got {max_sequence_length}")
+        if prompt_embeds is not None:
+            if prompt is not None:
+                raise ValueError(f"`{name}` and `{name}_embeds` were both given: pass one of them")
+            if prompt_embeds.ndim != 3 or prompt_embeds.shape[2] != channels or prompt_embeds.shape[1] > length:
+                raise ValueError(
+                    f"`{name}_embeds` must have shape [prompts, up to {length}, {channels}], got "
+                    f"{tuple(prompt_embeds.shape)}"
+                )
+            return prompt_embeds
+        if not isinstance(prompt, (str, list, type(None))) or prompt == []:
+            raise TypeError(f"`{name}` must be a text or a list of texts, got {prompt!r}")
+        if self.text_encoder is not None and self.tokenizer is not None:
+            texts = [prompt or ""] if isinstance(prompt, (str, type(None))) else prompt
+            return self._encoded_text(texts, max_sequence_length or length)
+        if prompt is not None:
+            raise ValueError(f"`{name}` is {prompt!r}, but the pipeline has no text encoder: pass `{name}_embeds`")
+        return torch.zeros(1, length, channels)
+
+    def _encoded_text(self, texts: list[str], length: int) -> torch.Tensor:
+        texts = [_cleaned(text) for text in texts]
+        for text, ids in zip(texts, self.tokenizer(texts).input_ids, strict=True):
+            if len(ids) > length:
+                logger.warning(f"a prompt of {len(ids)} tokens was cut off after {length} of them: {text[:60]!r}...")
+            if unknown := self._unknown_words(text, length):
+                logger.warning(f"the checkpoint's text encoder does not know {', '.join(map(repr, unknown))}")
+        tokens = self.tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        device = execution_device(self.text_encoder)
+        mask = tokens.attention_mask.to(device)
+        # transformers up to 5.14 mask with float32's least number, in autocast's bfloat16 -inf: NaN for a prompt
+        # without tokens, where the tokenizer adds none
+        with self._text_calls(mask.shape), torch.autocast(device.type, enabled=False):
+            embeds = self.text_encoder(tokens.input_ids.to(device), attention_mask=mask).last_hidden_state
+        return embeds * mask.unsqueeze(-1).to(embeds.dtype)
+
+    def _unknown_words(self, text: str, length: int) -> list[str]:
+        """The words that the tokenizer does not know, of those that are not cut off."""
+        found, room = [], length - self.tokenizer.num_special_tokens_to_add()
+        for word in text.split():
+            ids = self.tokenizer(word, add_special_tokens=False).input_ids[: max(room, 0)]
+            room -= len(ids)
+            if self.tokenizer.unk_token_id in ids:
+                found.append(word)
+        return found
+
+    def _stream_prompt_embeds(
+        self,
+        prompt: str | list[str] | None,
+        source: Any,
+        guidance_scale: float,
+        state: PipelineStreamState | None,
+        **arguments: Any,
+    ) -> list[torch.Tensor]:
+        """Embeddings of the prompt and, with guidance, of the negative prompt."""
+        guided = guidance_scale > 1
+        given = prompt is not None or arguments["prompt_embeds"] is not None
+        if state is not None and not given:
+            if len(state.prompt_embeds) != 1 + guided:
+                raise ValueError(
+                    f"`guidance_scale` is {guidance_scale}, but `state` is of a stream "
+                    f"{'without' if guided else 'with'} guidance"
+                )
+            return list(state.prompt_embeds)
+        if source is None and not given:
+            raise ValueError("`prompt` and `prompt_embeds` are None: video from text needs one of them")
+        if self.text_encoder is None and isinstance(source, DiffusionPipeline):
+            prompt = None
+        embeds = self.encode_prompt(prompt, do_classifier_free_guidance=guided, **arguments)
+        return [each for each in embeds if each is not None]
+
+    def _open_source(
+        self,
+        source: Any,
+        prompt: str | list[str] | None,
+        prompt_embeds: torch.Tensor,
+        seeds: list[int],
+        settings: StreamSettings,
+        source_kwargs: dict[str, Any] | None,
+        state: PipelineStreamState | None,
+    ) -> Source:
+        source_kwargs = dict(source_kwargs or {})
+        height, width = settings.size or (None, None)
+        if isinstance(source, DiffusionPipeline) and "generator" in inspect.signature(source.__call__).parameters:
+            # from our seeds, so that running it again, for a saved stream, gives the same video
+            generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+            source_kwargs.setdefault("generator", generators[0] if len(generators) == 1 else generators)
+        return make_source(
+            source,
+            autoencoder=self.autoencoder,
+            multiple_of=self._size_multiple(settings.scale),
+            latent_frames=self.config.group_frames,
+            generator=self.generator_transformer,
+            prompt=prompt,
+            prompt_embeds=prompt_embeds,
+            noise=SeededFrameNoise(seeds, prompt_embeds.shape[0]) if source is None else None,
+            height=None if height is None else -(-height // settings.scale),
+            width=None if width is None else -(-width // settings.scale),
+            num_frames=settings.num_frames,
+            cache_management=settings.cache_management,
+            state=None if state is None else state.source,
+            source_kwargs=source_kwargs,
+        )
+
+    def _size_multiple(self, scale: int) -> int:
+        """Low-resolution pixels of which height and width must be multiples for every network to divide them."""
+        _, *patch = self.transformer.config.patch_size
+        latents = math.lcm(*(side // math.gcd(side, scale) for side in patch))
+        return latents * self.autoencoder.spatial_compression_ratio
+
+    def _seeds(
+        self, generator: torch.Generator | list[torch.Generator] | None, state: PipelineStreamState | None
+    ) -> list[int]:
+        if state is None:
+            return draw_seeds(generator)
+        if generator is not None:
+            raise ValueError("`generator` and `state` were both given: a resumed stream keeps its seeds")
+        return list(state.seeds)
+
+    def _requested_size(
+        self, source: Any, height: int | None, width: int | None, state: PipelineStreamState | None
+    ) -> tuple[int, int] | None:
+        if (height is None) != (width is None):
+            raise ValueError(f"`height` is {height} and `width` is {width}: give both or none")
+        if height is None or width is None:
+            if state is not None:
+                return state.size
+            return (self.config.default_height, self.config.default_width) if source is None else None
+        if state is not None and (height, width) != state.size:
+            raise ValueError(f"`height` and `width` are {height} and {width}, those of `state` {state.size}")
+        return height, width
+
+    def _checked_scale(self, scale: int | None) -> int:
+        available = self.latent_upsampler.config.scale
+        if scale is not None and scale != available:
+            raise ValueError(f"`scale` is {scale}, but this pipeline's latent upsampler has scale {available}")
+        return available
+
+    def _check_components(self) -> None:
+        required = ("transformer", "latent_upsampler", "autoencoder", "scheduler")
+        missing = [name for name in required if getattr(self, name) is None]
+        if missing:
+            raise ValueError(f"the pipeline was loaded without {', '.join(missing)}")
+        upsampler = self.latent_upsampler.config
+        channels = {
+            "transformer": self.transformer.config.out_channels,
+            "latent_upsampler": upsampler.out_channels,
+            "latent_upsampler's input": upsampler.in_channels,
+            "autoencoder": self.autoencoder.config.latent_channels,
+        }
+        if len(set(channels.values())) > 1:
+            raise ValueError(f"the networks do not share a latent space, their latent channels are {channels}")
+        if upsampler.temporal_scale != 1:
+            raise ValueError(f"`latent_upsampler` has temporal_scale {upsampler.temporal_scale}, expected 1")
+
+    def _check_numbers(self, **numbers: tuple[int | None, int]) -> None:
+        for name, (value, least) in numbers.items():
+            if value is not None and (not isinstance(value, int) or value < least):
+                raise ValueError(f"`{name}` must be an integer of at least {least}, got {value!r}")
+
+    def _step_callback(self, callback: StepEndCallback | None, names: Sequence[str]) -> Any:
+        if callback is None:
+            return None
+        if isinstance(callback, PipelineCallback | MultiPipelineCallbacks):
+            names = callback.tensor_inputs
+        unknown = [name for name in names if name not in self._callback_tensor_inputs]
+        if unknown:
+            raise ValueError(
+                f"`callback_on_step_end_tensor_inputs` has {unknown}, expected some of {self._callback_tensor_inputs}"
+            )
+        return partial(_call_back, self, callback, tuple(names))
+
+
+def _call_back(
+    pipe: UltraFlashStreamingPipeline,
+    callback: Callable[..., dict[str, Any]],
+    names: tuple[str, ...],
+    step: int,
+    timestep: torch.Tensor,
+    tensors: dict[str, torch.Tensor | None],
+) -> dict[str, Any]:
+    return callback(pipe, step, timestep, {name: tensors[name] for name in names}) or {}
+
+
+def _cleaned(text: str) -> str:
+    """As Wan's networks were trained: broken Unicode repaired, HTML entities resolved, white space collapsed."""
+    return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split())
+
+
+def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def _joined(chunks: list[StreamChunk], output_type: OutputType) -> Frames:
+    parts: list[Any] = [chunk.frames for chunk in chunks]
+    if output_type == "pil":
+        return [[picture for video in videos for picture in video] for videos in zip(*parts, strict=True)]
+    if output_type in ("np", "uint8"):
+        return np.concatenate(parts, axis=1)
+    return torch.cat(parts, dim=2 if output_type == "latent" else 1)

@@ -1,0 +1,192 @@
+# Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
+"""The benchmark's measures against values found elsewhere or by hand, and the clips that it measures on."""
+
+import json
+
+import av
+import numpy as np
+import pytest
+
+from benchmarks import clips, metrics, quality, tables
+from benchmarks.peers import Method, bicubic
+from ultraflash_diffusers.training.perceptual import PerceptualLoss
+
+
+def pattern(height: int = 193, width: int = 210) -> np.ndarray:
+    """Two frames of crossed waves, odd sized."""
+    y, x = np.mgrid[:height, :width]
+    frame = np.stack([127.5 + 90 * np.sin(x / (3 + c)) * np.cos(y / (5 - c)) for c in range(3)], axis=-1)
+    return np.stack([frame, frame[::-1]]).round().astype(np.uint8)
+
+
+def disturbed(frames: np.ndarray) -> np.ndarray:
+    y, x = np.mgrid[: frames.shape[1], : frames.shape[2]]
+    return np.clip(frames + 20 * np.sin(x * 7.0 + y * 13.0)[..., None] + 5, 0, 255).round().astype(np.uint8)
+
+
+def sliding(texture: np.ndarray, frames: int, step: int, width: int) -> np.ndarray:
+    return np.stack([texture[:, t * step : t * step + width] for t in range(frames)])
+
+
+@pytest.fixture(scope="module")
+def texture() -> np.ndarray:
+    """Smooth grey random blobs, [192, 400, 3]: something that optical flow can hold on to."""
+    coarse = np.random.default_rng(0).integers(0, 256, (24, 50, 1), dtype=np.uint8).repeat(3, axis=2)
+    return bicubic(bicubic(bicubic(coarse[None])))[0]
+
+
+def test_psnr_by_hand():
+    truth = np.full((2, 8, 8, 3), 100, np.uint8)
+    frames = truth.copy()
+    frames[0] += 1
+    frames[1] += 10
+    expected = 20 * np.log10(255) - 10 * np.log10([1, 100]).mean()
+    assert metrics.psnr(frames, truth) == pytest.approx(expected)
+    assert metrics.psnr(frames[:1] * 0, frames[:1] * 0) == np.inf
+
+
+def test_psnr_does_not_wrap_around():
+    black, white = np.zeros((1, 4, 4, 3), np.uint8), np.full((1, 4, 4, 3), 255, np.uint8)
+    assert metrics.psnr(black, white) == metrics.psnr(white, black) == 0
+
+
+def test_structural_similarity_against_public_implementations():
+    truth = pattern()
+    frames = disturbed(truth)
+    # scikit-image 0.26, structural_similarity: Gaussian window, sigma 1.5, population covariance
+    assert metrics.ssim(frames, truth) == pytest.approx(0.6985715662010299, abs=1e-9)
+    # pytorch-msssim 1.0 (its window is single precision)
+    assert metrics.ms_ssim(frames, truth) == pytest.approx(0.927747999468912, abs=1e-6)
+    assert metrics.ssim(truth, truth) == pytest.approx(1) == metrics.ms_ssim(truth, truth)
+
+
+def test_batches_do_not_change_the_mean():
+    truth = np.concatenate([pattern()] * 5)
+    frames = np.concatenate([disturbed(pattern())] * 5)
+    assert metrics.ssim(frames, truth) == pytest.approx(metrics.ssim(frames[:2], truth[:2]))
+
+
+@pytest.mark.parametrize("measure", [metrics.psnr, metrics.ssim, metrics.ms_ssim])
+def test_wrong_pairs_are_refused(measure):
+    frames = pattern()
+    with pytest.raises(ValueError, match="equal"):
+        measure(frames, frames[:1])
+    with pytest.raises(ValueError, match="uint8"):
+        measure(frames.astype(np.float32), frames)
+
+
+def test_ms_ssim_needs_room_for_five_scales():
+    frames = pattern(161, 161)
+    assert metrics.ms_ssim(frames, frames) == pytest.approx(1)
+    with pytest.raises(ValueError, match="161"):
+        metrics.ms_ssim(frames[:, :160], frames[:, :160])
+
+
+def test_sharpness_falls_with_blur():
+    y, x = np.mgrid[:192, :208]
+    truth = pattern(192, 208) // 2 + 16 * ((x + y) % 2)[..., None].astype(np.uint8)
+    blurred = bicubic(np.stack([clips.area_resize(frame, 96, 104) for frame in truth]))
+    assert metrics.laplacian_variance(blurred) < 0.1 * metrics.laplacian_variance(truth)
+    assert metrics.laplacian_variance(truth * 0 + 7) == pytest.approx(0, abs=1e-6)
+
+
+def test_motion_follows_a_slide(texture):
+    truth = sliding(texture, frames=3, step=4, width=320)
+    motion = metrics.estimate_motion(truth)
+    # A pixel at x was at x + 4 one frame before, so that the last columns come from outside the frame.
+    flow = motion.maps[:, 96, 160, 0] - 160
+    assert flow == pytest.approx(4, abs=0.2)
+    assert motion.visible[:, 20:-20, 20:-20].mean() > 0.95
+    assert not motion.visible[:, :, -3:].any()
+
+
+def test_warping_error_sees_flicker_and_not_motion(texture):
+    truth = sliding(texture, frames=4, step=4, width=320)
+    motion = metrics.estimate_motion(truth)
+    own = metrics.warping_error(truth, motion)
+    still = np.abs(np.diff(truth.astype(float), axis=0)).mean()
+    assert own < 0.25 * still
+    flicker = np.clip(truth.astype(int) + 6 * (np.arange(4) % 2)[:, None, None, None], 0, 255).astype(np.uint8)
+    assert metrics.warping_error(flicker, motion) == pytest.approx(6, rel=0.15)
+    with pytest.raises(ValueError, match="4 frames"):
+        metrics.warping_error(truth[:2], motion)
+
+
+@pytest.fixture(scope="module")
+def clip_file(texture, tmp_path_factory):
+    """A file of six frames of 192 x 320; the tests ask for 192 x 256, so that only its sides are cropped."""
+    path = tmp_path_factory.mktemp("clips") / "slide.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=16, options={"crf": "4"})
+        stream.height, stream.width, stream.pix_fmt = 192, 320, "yuv420p"
+        for frame in sliding(texture, frames=6, step=4, width=320):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+def test_centre_crop():
+    frame = np.arange(6 * 10)[:, None].reshape(6, 10, 1).repeat(3, axis=2)
+    assert clips.centre_crop(frame, 1.0)[0, :, 0].tolist() == [2, 3, 4, 5, 6, 7]
+    assert clips.centre_crop(frame, 0.2)[:, 0, 0].tolist() == [20, 30]
+
+
+def test_prepared_clip(clip_file, texture, tmp_path):
+    pair = clips.prepare_clip(clip_file, 192, 256, tmp_path / "cache")
+    assert pair.truth.shape == (6, 192, 256, 3) and pair.low.shape == (6, 96, 128, 3)
+    expected = sliding(texture, frames=6, step=4, width=320)[:, :, 32:-32]
+    assert metrics.psnr(pair.truth, expected) > 38
+    uncompressed = np.stack([clips.area_resize(frame, 96, 128) for frame in pair.truth])
+    assert 20 < metrics.psnr(pair.low, uncompressed) < 45
+
+    again = clips.prepare_clip(clip_file, 192, 256, tmp_path / "cache")
+    anew = clips.prepare_clip(clip_file, 192, 256)
+    for other in (again, anew):
+        assert np.array_equal(other.truth, pair.truth) and np.array_equal(other.low, pair.low)
+    with pytest.raises(ValueError, match="190x256"):
+        clips.prepare_clip(clip_file, 190, 256)
+
+
+def test_a_clip_without_a_rate_is_refused(tmp_path):
+    path = tmp_path / "one_frame.nut"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=16, width=32, height=16)
+        container.mux(stream.encode(av.VideoFrame(32, 16, "yuv420p")))
+        container.mux(stream.encode())
+    with pytest.raises(ValueError, match="frames a second"):
+        clips.prepare_clip(path, 16, 32)
+
+
+def test_one_run_one_table(clip_file):
+    pair = clips.prepare_clip(clip_file, 192, 256)
+    methods = [Method("bicubic", "resize", bicubic), Method("copy", "nothing", lambda frames: frames, "truth")]
+    results, strip = quality.run(methods, [pair])
+    summary = quality.summarise(results)
+    assert summary["copy"]["psnr"] == np.inf and summary["copy"]["relative_sharpness"] == pytest.approx(1)
+    assert summary["bicubic"]["psnr"] == pytest.approx(metrics.psnr(bicubic(pair.low), pair.truth))
+    table = quality.markdown(summary, methods, quality.machine_facts(1)).splitlines()
+    assert [line.split(" | ")[0] for line in table[2:5]] == ["| bicubic", "| copy", "| truth"]
+    assert f"{summary['bicubic']['psnr']:.2f}" in table[2] and table[4].count(" - ") == 5
+    # the distance is a column where there is one: here that of the packaged scorer's features
+    lpips, blurred = PerceptualLoss("quality_scorer"), bicubic(pair.low)
+    row = quality.compare(blurred, pair.truth, metrics.estimate_motion(pair.truth), lpips)
+    every_fifth = [metrics.perceptual_distance(blurred[i : i + 1], pair.truth[i : i + 1], lpips) for i in (0, 5)]
+    assert row["lpips"] == pytest.approx(np.mean(every_fifth), rel=1e-4) and row["lpips"] > 0
+    assert tables.show(row, quality.COLUMNS["LPIPS ↓"][1]) == f"{row['lpips']:.4f}"
+    assert strip.size[0] == 3 * (quality.CROP * quality.ZOOM + 6)
+    json.dumps({"bicubic": results["bicubic"], "truth": results["truth"]}, allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    "extra, message",
+    [
+        (["--frames", "1"], "at least 2"),
+        (["--threads", "0"], "at least 1"),
+        (["--json", "/nowhere/x.json"], "no folder"),
+        (["--names", "y"], "no y"),
+    ],
+)
+def test_bad_options_are_named(clip_file, capsys, extra, message):
+    with pytest.raises(SystemExit):
+        quality.parse(["--clips", str(clip_file.parent), "--names", "slide", *extra])
+    assert message in capsys.readouterr().err

@@ -1,0 +1,142 @@
+# Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Runs of the training scripts in processes of their own: one, two that share the work, and one that is killed.
+
+    python -m helpers.distributed_runs FOLDER
+
+The processes are forked, which spares each of them the imports, and write to folders of their own in FOLDER.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils import DistributedType
+from accelerate.utils.launch import prepare_multi_gpu_env
+
+from helpers.training_runs import AUTOENCODER, SCRIPTS, TRANSFORMER, UPSAMPLER, run, texture, write_video
+from ultraflash_diffusers import CausalLatentUpsampler, HRAutoencoder, UltraFlashSRTransformer
+
+STEPS = 4
+KILLED = 9
+
+
+def prepare_material(folder: Path) -> None:
+    """Clips and networks with random weights."""
+    for name, seeds in {"train": (1, 2, 3), "held_out": (7,)}.items():
+        (folder / name).mkdir(parents=True)
+        for seed in seeds:
+            write_video(folder / name / f"clip_{seed}.mp4", texture(seed))
+    torch.manual_seed(0)
+    HRAutoencoder(**AUTOENCODER).save_pretrained(folder / "autoencoder")
+    CausalLatentUpsampler(**UPSAMPLER).save_pretrained(folder / "upsampler")
+    UltraFlashSRTransformer(**TRANSFORMER).save_pretrained(folder / "transformer")
+
+
+def train_sr(material: Path, output_dir: Path, *flags: str, **options: Any) -> None:
+    networks = ("--pretrained_model_name_or_path", f"{material}/transformer")
+    networks += ("--latent_upsampler", f"{material}/upsampler")
+    flags = (*networks, "--autoencoder", f"{material}/autoencoder", *flags)
+    base = {"max_train_steps": STEPS, "checkpointing_steps": 2, "temporal_loss": "difference", "learning_rate": 5e-3}
+    run("train_sr", material, output_dir, *flags, **base | options)
+
+
+def train_upsampler_and_decoder(material: Path, output_dir: Path, **options: Any) -> None:
+    """Some batches leave out the upsampler."""
+    networks = ("--pretrained_model_name_or_path", f"{material}/upsampler", "--autoencoder", f"{material}/autoencoder")
+    options = {"reconstruction_every": 2, "color_correction_levels": 1, "temporal_loss": "difference"} | options
+    run("train_latent_upsampler", material, output_dir, *networks, "--train_decoder", max_train_steps=8, **options)
+
+
+def killed_in_mid_save(material: Path, output_dir: Path, **options: Any) -> None:
+    def kill_before_the_last_checkpoint_counts(event: str, arguments: tuple) -> None:
+        if event == "os.rename" and str(arguments[0]).endswith(f"checkpoint-{STEPS}.tmp"):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(kill_before_the_last_checkpoint_counts)
+    train_sr(material, output_dir, "--use_ema", **options)
+
+
+def fsdp_environment() -> dict[str, str]:
+    """What `accelerate launch` makes of the shipped configuration."""
+    arguments = ["--config_file", str(SCRIPTS / "accelerate" / "fsdp2.yaml"), "script.py"]
+    settings, _, _ = _validate_launch_command(launch_command_parser().parse_args(arguments))
+    return {name: value for name, value in prepare_multi_gpu_env(settings).items() if "FSDP" in name}
+
+
+def launch(processes: int, train: Callable[..., None], *arguments: Any, sharded: bool = False, **options: Any) -> None:
+    """Runs a function in forked processes that know of each other, and checks how they ended."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("fork")
+    started = [
+        context.Process(target=_work, args=(rank, processes, port, sharded, train, arguments, options))
+        for rank in range(processes)
+    ]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join()
+    expected = -KILLED if train is killed_in_mid_save else 0
+    if any(process.exitcode != expected for process in started):
+        raise RuntimeError(f"{train.__name__} ended with {[process.exitcode for process in started]}: {arguments}")
+
+
+def _work(
+    rank: int, processes: int, port: int, sharded: bool, train: Callable[..., None], arguments: tuple, options: dict
+) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+    if sharded:
+        os.environ |= fsdp_environment()
+        # torch shards on CPUs as it does on GPUs; accelerate only looks for the latter
+        PartialState(cpu=True)
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    code = 0
+    try:
+        train(*arguments, **options)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    os._exit(code)  # without what the parent wants to do at its end
+
+
+def resumed(folder: Path, name: str, of: str) -> Path:
+    """A new output folder with the first checkpoint of another one."""
+    shutil.copytree(folder / of / "checkpoint-2", folder / name / "checkpoint-2")
+    return folder / name
+
+
+def main(folder: Path) -> None:
+    material, onward = folder / "material", ("--use_ema", "--resume_from_checkpoint", "latest")
+    prepare_material(material)
+    alone = {"gradient_accumulation_steps": 2}
+    launch(1, train_sr, material, folder / "single", "--use_ema", **alone)
+    launch(2, train_sr, material, folder / "ddp", "--use_ema")
+    launch(2, train_sr, material, folder / "fsdp", "--use_ema", sharded=True)
+    launch(2, train_sr, material, resumed(folder, "fsdp_resumed", "fsdp"), *onward, sharded=True)
+    launch(1, train_sr, material, resumed(folder, "fsdp_on_fewer", "fsdp"), *onward, sharded=True, **alone)
+    lora = {"rank": 2, "mixed_precision": "bf16"}
+    for name, processes, options in (("single_lora", 1, alone), ("fsdp_lora", 2, {})):
+        launch(processes, train_sr, material, folder / name, sharded=processes > 1, **lora, **options)
+    for name, processes, options in (("single_mixed", 1, alone), ("ddp_mixed", 2, {})):
+        launch(processes, train_upsampler_and_decoder, material, folder / name, **options)
+    launch(1, killed_in_mid_save, material, folder / "killed", **alone)
+    shutil.copytree(folder / "killed", folder / "after_kill")
+    launch(1, train_sr, material, folder / "after_kill", *onward, **alone)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
