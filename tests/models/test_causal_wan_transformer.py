@@ -130,6 +130,16 @@ def test_streamed_is_the_full_forward(kind: str, frames: int) -> None:
 
 @both_kinds
 @torch.no_grad()
+def test_the_full_forward_has_the_first_chunks_own_length(kind: str) -> None:
+    network, hidden_states = make(kind, first_chunk_frames=1), chunk(0, 8)
+    full = network(hidden_states, clean(), prompt()).sample
+    streamed, _ = run_stream(network, hidden_states.split([1, 2, 2, 2, 1], dim=2), prompt())
+    assert relative_error(torch.cat(streamed, dim=2), full) < TOLERANCE
+    assert relative_error(make(kind)(hidden_states, clean(), prompt()).sample, full) > 1e-3
+
+
+@both_kinds
+@torch.no_grad()
 def test_future_frames_leave_past_outputs_alone(kind: str) -> None:
     network, hidden_states = make(kind), chunk(0, 8)
     edited = hidden_states.clone()
@@ -476,3 +486,30 @@ def test_bad_streams_and_settings_are_named() -> None:
         make_generator(sink_frames=3, window_frames=4)
     with pytest.raises(ValueError, match="`frames_per_chunk`.*0"):
         make_generator(frames_per_chunk=0)
+
+
+@pytest.mark.parametrize(
+    "setting, message",
+    [
+        ({"first_chunk_frames": 0}, "`first_chunk_frames` must be positive or None, got 0"),
+        ({"first_chunk_frames": 4, "window_frames": 6, "sink_frames": 3}, "a first chunk of `first_chunk_frames` 4"),
+        ({"denoising_steps": ()}, "`denoising_steps` must decrease"),
+        ({"denoising_steps": (500, 1000)}, r"`denoising_steps` must decrease .*\(500, 1000\)"),
+        ({"denoising_steps": (1000, 500, 0)}, "`denoising_steps` must decrease"),
+        ({"first_chunk_denoising_steps": (1001,)}, "`first_chunk_denoising_steps` must decrease"),
+        ({"flow_shift": 0.0}, "`flow_shift` must be positive and finite, got 0.0"),
+        ({"flow_shift": float("nan")}, "`flow_shift` must be positive and finite, got nan"),
+        ({"context_noise": 1000}, r"`context_noise` must be a timestep in \[0, 1000\), got 1000"),
+    ],
+)
+def test_a_schedule_that_cannot_be_is_named(setting: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_generator(**setting)
+
+
+def test_the_schedule_is_saved_with_the_network(tmp_path: Path) -> None:
+    schedule = {"first_chunk_frames": 1, "denoising_steps": [1000, 500], "first_chunk_denoising_steps": [1000, 750]}
+    schedule |= {"flow_shift": 3.0, "context_noise": 20.0, "recompute_on_prompt_change": True, "recompute_sink": False}
+    make_generator(**schedule).save_pretrained(tmp_path)
+    network = CausalWanTransformer.from_pretrained(tmp_path)
+    assert {name: network.config[name] for name in schedule} == schedule

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -11,6 +13,7 @@ import torch
 from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 
+from .checks import check_denoising_steps
 from .frame_kv_cache import ChunkCausalAttention, FrameKVCache, PastKVCache, shapes_are_static
 from .stream_state import StreamState
 from .wan_layers import FramePositionEmbedding, TextKeyValues, WanBackbone
@@ -89,6 +92,21 @@ class CausalWanTransformer(WanBackbone):
             positions are relative, and a small network can hardly tell the middle from a border by them.
         sample_size (`tuple[int, int]`, *optional*): height and width of the latents that it was trained on, where it
             can make no others well; `None` where it can.
+        first_chunk_frames (`int`, *optional*): frames (temporal patches) of the first chunk, where it is not
+            `frames_per_chunk` long (LongLive: 1).
+        denoising_steps (`Sequence[float]`, *optional*, defaults to `(1000, 750, 500, 250)`): timesteps of a chunk
+            before the shift, decreasing inside (0, 1000]. This and what follows is how the weights were distilled: the
+            network computes alike with any, but gives good video with these.
+        first_chunk_denoising_steps (`Sequence[float]`, *optional*): those of the first generated chunk, where it has
+            its own (Causal-Forcing++).
+        flow_shift (`float`, *optional*, defaults to 5.0): warps the steps: with `t = step / 1000` to
+            `shift * t / (1 + (shift - 1) * t)`.
+        context_noise (`float`, *optional*, defaults to 0.0): timestep, in [0, 1000), of the pass that writes a
+            finished chunk's keys and values; not shifted, and the latents get no noise for it.
+        recompute_on_prompt_change (`bool`, *optional*, defaults to `False`): whether it was trained to have its cache
+            recomputed under a new prompt in mid-stream (LongLive).
+        recompute_sink (`bool`, *optional*, defaults to `True`): whether recomputing replaces the sink, too, once the
+            window has rolled (LongLive as released: `False`).
     """
 
     @register_to_config
@@ -113,6 +131,13 @@ class CausalWanTransformer(WanBackbone):
         prediction_type: Literal["flow", "sample"] = "flow",
         absolute_positions: bool = False,
         sample_size: tuple[int, int] | None = None,
+        first_chunk_frames: int | None = None,
+        denoising_steps: Sequence[float] = (1000, 750, 500, 250),
+        first_chunk_denoising_steps: Sequence[float] | None = None,
+        flow_shift: float = 5.0,
+        context_noise: float = 0.0,
+        recompute_on_prompt_change: bool = False,
+        recompute_sink: bool = True,
     ) -> None:
         super().__init__()
         if prediction_type not in ("flow", "sample"):
@@ -126,6 +151,15 @@ class CausalWanTransformer(WanBackbone):
                 f"`window_frames` must hold `sink_frames` {sink_frames} and a chunk of `frames_per_chunk` "
                 f"{frames_per_chunk}, got {window_frames}"
             )
+        if first_chunk_frames is not None:
+            _check_first_chunk(first_chunk_frames, window_frames, sink_frames)
+        check_denoising_steps("denoising_steps", denoising_steps)
+        if first_chunk_denoising_steps is not None:
+            check_denoising_steps("first_chunk_denoising_steps", first_chunk_denoising_steps)
+        if not (math.isfinite(flow_shift) and flow_shift > 0):
+            raise ValueError(f"`flow_shift` must be positive and finite, got {flow_shift}")
+        if not 0 <= context_noise < 1000:
+            raise ValueError(f"`context_noise` must be a timestep in [0, 1000), got {context_noise}")
         self._build()
         if absolute_positions:
             self.position_embedding = FramePositionEmbedding(num_attention_heads * attention_head_dim)
@@ -249,7 +283,11 @@ class CausalWanTransformer(WanBackbone):
     ) -> tuple[torch.Tensor, list[ChunkCausalAttention]]:
         config = self.config
         attention = ChunkCausalAttention(
-            grid[1] * grid[2], config.frames_per_chunk, config.window_frames, config.sink_frames
+            grid[1] * grid[2],
+            config.frames_per_chunk,
+            config.window_frames,
+            config.sink_frames,
+            config.first_chunk_frames,
         )
         return torch.zeros((), dtype=torch.int64, device=device), [attention] * config.num_layers
 
@@ -309,6 +347,16 @@ class CausalWanTransformer(WanBackbone):
             dtype=dtype,
         )
         return dataclasses.replace(state, cache=cache, position=state.position.to(device))
+
+
+def _check_first_chunk(frames: int, window_frames: int | None, sink_frames: int) -> None:
+    if frames < 1:
+        raise ValueError(f"`first_chunk_frames` must be positive or None, got {frames}")
+    if window_frames is not None and window_frames - sink_frames < frames:
+        raise ValueError(
+            f"`window_frames` must hold `sink_frames` {sink_frames} and a first chunk of `first_chunk_frames` "
+            f"{frames}, got {window_frames}"
+        )
 
 
 def _check_state(state: CausalWanStreamState, frames: int) -> None:

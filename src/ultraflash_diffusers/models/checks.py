@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
+
 import torch
 
 
@@ -33,3 +36,14 @@ def check_divisible(name: str, value: torch.Tensor, divisor: int, why: str) -> N
         raise ValueError(
             f"`{name}` has height {height} and width {width}; both must be multiples of {divisor} ({why})"
         )
+
+
+def check_denoising_steps(name: str, steps: Sequence[float]) -> None:
+    """Checks that `steps` are timesteps that decrease inside (0, 1000].
+
+    Raises:
+        ValueError: there are none, or they leave the range or do not decrease.
+    """
+    decrease = all(before > after for before, after in itertools.pairwise(steps))
+    if not steps or not decrease or not 0 < steps[-1] <= steps[0] <= 1000:
+        raise ValueError(f"`{name}` must decrease inside (0, 1000], got {tuple(steps)}")

@@ -351,19 +351,23 @@ class ChunkCausalAttention:
         chunk_frames (`int`): frames of a chunk; the last chunk may be shorter.
         window_frames (`int`, *optional*): frames that a chunk sees, sink and itself included; `None` for all.
         sink_frames (`int`, *optional*, defaults to 0): first frames that all chunks see.
+        first_chunk_frames (`int`, *optional*): frames of the first chunk, where it is not `chunk_frames` long.
     """
 
     frame_tokens: int
     chunk_frames: int
     window_frames: int | None = None
     sink_frames: int = 0
+    first_chunk_frames: int | None = None
 
     def __call__(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, backend: AttentionBackendName
     ) -> tuple[torch.Tensor, None]:
         outputs = []
-        for start in range(0, query.shape[1], self.chunk_frames * self.frame_tokens):
-            end = min(start + self.chunk_frames * self.frame_tokens, query.shape[1])
+        frames = query.shape[1] // self.frame_tokens
+        ends = [*range(self.first_chunk_frames or self.chunk_frames, frames, self.chunk_frames), frames]
+        for first, last in zip([0, *ends], ends, strict=False):
+            start, end = first * self.frame_tokens, last * self.frame_tokens
             keys, values = self._seen(key, end), self._seen(value, end)
             outputs.append(dispatch_attention_fn(query[:, start:end], keys, values, backend=backend))
         return torch.cat(outputs, dim=1), None

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from diffusers.utils import logging
 
 from ...models.causal_wan_transformer import CausalWanStreamState, CausalWanTransformer
+from ...models.checks import check_denoising_steps
 from ...models.hr_autoencoder import HRAutoencoder
 from ...models.stream_state import StreamState
 from ..cache_management import DynamicCacheManagement
@@ -35,8 +36,7 @@ def warped_sigmas(steps: Sequence[float], shift: float) -> list[float]:
     Raises:
         ValueError: `steps` is empty, does not decrease or leaves (0, 1000], or `shift` is not positive.
     """
-    if not steps or list(steps) != sorted(set(steps), reverse=True) or not 0 < steps[-1] <= steps[0] <= 1000:
-        raise ValueError(f"`denoising_steps` must decrease inside (0, 1000], got {tuple(steps)}")
+    check_denoising_steps("denoising_steps", steps)
     if shift <= 0:
         raise ValueError(f"`flow_shift` must be positive, got {shift}")
     return [shift * step / (1000 + (shift - 1) * step) for step in steps]
