@@ -691,15 +691,18 @@ def test_a_dataset_trains_as_a_folder_does(quick: Callable[..., Path], tmp_path:
 
 
 def test_the_commands_that_are_described_are_understood() -> None:
-    text = (SCRIPTS / "README.md").read_text().replace("\\\n", " ")
-    variables = dict(re.findall(r'^(\w+)="(.*)"$', text, re.MULTILINE))
     launcher = r"(?:python|accelerate launch(?: --config_file \S+)?)"
-    commands = re.findall(rf"^{launcher} training/(\w+)\.py (.*)$", text, re.MULTILINE)
-    assert {name for name, _ in commands} == {file.stem for file in SCRIPTS.glob("*.py")}
-    for name, arguments in commands:
-        while "$" in arguments:  # a variable may name another one
-            arguments = re.sub(r"\$(\w+)", lambda found: variables[found[1]], arguments)
-        script(name).parse_arguments(shlex.split(arguments, comments=True))
+    described = set()
+    for path in [SCRIPTS / "README.md", *SCRIPTS.glob("recipes/*.sh"), *SCRIPTS.glob("results/*.md")]:
+        text = path.read_text().replace("\\\n", " ")
+        variables = dict(re.findall(r'^(\w+)="(.*)"$', text, re.MULTILINE))
+        for name, arguments in re.findall(rf"^{launcher} training/(\w+)\.py (.*)$", text, re.MULTILINE):
+            while re.search(r"\$\w", arguments):  # a variable may name another one
+                arguments = re.sub(r"\$(\w+)", lambda found, known=variables: known[found[1]], arguments)
+            arguments = re.sub(r"\$\{.*?\}", "FOLDER", arguments)  # what a recipe is given
+            script(name).parse_arguments(shlex.split(arguments, comments=True))
+            described.add(name)
+    assert described == {file.stem for file in SCRIPTS.glob("*.py")}
 
 
 def test_bad_command_lines_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
