@@ -3,6 +3,7 @@
 
 import os
 import signal
+from pathlib import Path
 
 # Ctrl-C interrupts, also where a shell has started pytest in its background, with Ctrl-C ignored
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -13,6 +14,13 @@ if not os.path.exists("/dev/nvidiactl"):
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With `-m gpu`, files without such a test are not imported: what they need may be missing beside a GPU."""
+    if config.option.markexpr == "gpu" and collection_path.suffix == ".py":
+        return "@pytest.mark.gpu" not in collection_path.read_text() or None
+    return None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -35,11 +35,11 @@ from ultraflash_diffusers.pipelines.noise import SeededFrameNoise
 from ultraflash_diffusers.pipelines.sources import (
     LatentsSource,
     SourceEndedError,
-    VideoFileSource,
     frames_to_pixels,
     has_wan_latents,
     make_source,
 )
+from ultraflash_diffusers.pipelines.sources.video_file import VideoFileSource
 from ultraflash_diffusers.video_io import VideoReader
 
 

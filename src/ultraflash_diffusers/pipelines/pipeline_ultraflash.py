@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import ftfy
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
@@ -632,6 +631,8 @@ def _call_back(
 
 def _cleaned(text: str) -> str:
     """As Wan's networks were trained: broken Unicode repaired, HTML entities resolved, white space collapsed."""
+    import ftfy  # here: embedded prompts do without it
+
     return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split())
 
 

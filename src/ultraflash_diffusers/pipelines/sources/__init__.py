@@ -19,7 +19,6 @@ from PIL import Image
 from ...models.causal_wan_transformer import CausalWanTransformer
 from ...models.hr_autoencoder import HRAutoencoder
 from ...models.stream_state import StreamState
-from ...video_io import VideoReader
 from ..cache_management import DynamicCacheManagement
 from .base import FrameNoise, Source, SourceChunk, SourceEndedError, checked_state, padded_size
 from .diffusers_pipeline import LIVE_CHUNKS, WAN_LATENT_SPACE, LiveChunks, has_wan_latents, pipeline_source
@@ -27,7 +26,6 @@ from .frames import frames_to_pixels, pixel_pieces
 from .latents import LatentsSource, LatentsSourceState
 from .pixels import PixelSource, PixelSourceState
 from .text_generator import TextGeneratorSource, TextGeneratorState
-from .video_file import VideoFileSource
 
 __all__ = [
     "LIVE_CHUNKS",
@@ -43,7 +41,6 @@ __all__ = [
     "SourceEndedError",
     "TextGeneratorSource",
     "TextGeneratorState",
-    "VideoFileSource",
     "frames_to_pixels",
     "has_wan_latents",
     "make_source",
@@ -129,7 +126,9 @@ def make_source(
         raise ValueError(f"`source_kwargs` {sorted(extra)} mean nothing to a source of type {type(source).__name__}")
     if isinstance(source, Source):
         return source
-    if isinstance(source, (str, Path, VideoReader)):
+    if _is_video_file(source):
+        from .video_file import VideoFileSource
+
         sizes |= {"state": checked_state(state, PixelSourceState), "latent_frames": latent_frames}
         return VideoFileSource(source, autoencoder, **sizes)
     items = _items(source)
@@ -141,6 +140,17 @@ def make_source(
         return LatentsSource(_passed_on(items), autoencoder, state=checked_state(state, LatentsSourceState), **sizes)
     sizes |= {"state": checked_state(state, PixelSourceState), "latent_frames": latent_frames}
     return PixelSource(pixel_pieces(items), autoencoder, **sizes)
+
+
+def _is_video_file(source: Any) -> bool:
+    """Whether it is a path or a reader. PyAV, which these need, is imported here: other sources do without it."""
+    if isinstance(source, (str, Path)):
+        return True
+    try:
+        from ...video_io import VideoReader
+    except ModuleNotFoundError:  # then nobody can have a reader
+        return False
+    return isinstance(source, VideoReader)
 
 
 def _items(source: Any) -> Iterator[Any]:
