@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ultraflash_diffusers.training.perceptual import PerceptualLoss
+from ultraflash_diffusers.training.losses.perceptual import PerceptualLoss
 
 LUMA = (0.299, 0.587, 0.114)
 MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)

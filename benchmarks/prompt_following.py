@@ -28,9 +28,9 @@ from benchmarks.metrics import psnr
 from ultraflash_diffusers import CausalWanTransformer, HRAutoencoder, UltraFlashStreamingPipeline
 from ultraflash_diffusers.pipelines.noise import SeededFrameNoise
 from ultraflash_diffusers.pipelines.sources.text_generator import TextGeneratorSource
-from ultraflash_diffusers.training.scenes import COLORS, MOTIONS, OBJECTS, Scene, all_scenes
-from ultraflash_diffusers.training.stage import load_network
-from ultraflash_diffusers.training.text_encoding import TextEncoding
+from ultraflash_diffusers.training.data.scenes import COLORS, MOTIONS, OBJECTS, Scene, all_scenes
+from ultraflash_diffusers.training.stages.base import load_network
+from ultraflash_diffusers.training.starting_points.text_encoding import TextEncoding
 from ultraflash_diffusers.video_io.reader import open_container
 
 # frames, uint8 [frames, height, width, 3], of a prompt and a seed

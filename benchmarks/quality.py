@@ -28,7 +28,7 @@ from benchmarks.clips import CRF, ClipPair, prepare_clip
 from benchmarks.ours import ours
 from benchmarks.peers import Method, peers
 from ultraflash_diffusers import default_checkpoint
-from ultraflash_diffusers.training.perceptual import PerceptualLoss
+from ultraflash_diffusers.training.losses.perceptual import PerceptualLoss
 
 CLIPS = ("clip_10", "clip_12", "clip_16")
 HEIGHT, WIDTH = 384, 640

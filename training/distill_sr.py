@@ -16,7 +16,9 @@ from accelerate.utils import set_seed
 
 from ultraflash_diffusers import CausalLatentUpsampler, HRAutoencoder, UltraFlashSRTransformer
 from ultraflash_diffusers.rewards import load_reward
-from ultraflash_diffusers.training.arguments import (
+from ultraflash_diffusers.training.data.inputs import cache_folder, load_data
+from ultraflash_diffusers.training.data.prompts import Prompts, text_pipeline
+from ultraflash_diffusers.training.loop.arguments import (
     add_channel_weights_argument,
     add_color_correction_argument,
     add_decoder_arguments,
@@ -28,21 +30,19 @@ from ultraflash_diffusers.training.arguments import (
     share,
     training_parser,
 )
-from ultraflash_diffusers.training.distill_stage import (
+from ultraflash_diffusers.training.loop.train import make_accelerator, train
+from ultraflash_diffusers.training.losses.distribution_matching import DistributionMatching
+from ultraflash_diffusers.training.losses.linear_decoding import check_linear_shortcut
+from ultraflash_diffusers.training.losses.perceptual import PERCEPTUAL_LOSSES, PerceptualLoss
+from ultraflash_diffusers.training.stages.base import choose_trained, load_network
+from ultraflash_diffusers.training.stages.distillation import (
     DistillationObjective,
     DistillationStage,
     check_networks,
     fake_score_of,
     sparse_student,
 )
-from ultraflash_diffusers.training.distribution_matching import DistributionMatching
-from ultraflash_diffusers.training.inputs import cache_folder, load_data
-from ultraflash_diffusers.training.linear_decoding import check_linear_shortcut
-from ultraflash_diffusers.training.loop import make_accelerator, train
-from ultraflash_diffusers.training.perceptual import PERCEPTUAL_LOSSES, PerceptualLoss
-from ultraflash_diffusers.training.prompts import Prompts, text_pipeline
-from ultraflash_diffusers.training.sr_stage import SRObjective
-from ultraflash_diffusers.training.stage import choose_trained, load_network
+from ultraflash_diffusers.training.stages.sr import SRObjective
 
 # the packaged scorer answers to the slightest change: in latents its gradients are some thousand times those of the
 # wavelet loss, and at larger weights the student learns nothing else

@@ -19,27 +19,27 @@ from torch.utils.data import Dataset
 
 from ultraflash_diffusers import UltraFlashSRTransformer, UltraFlashStreamingPipeline
 from ultraflash_diffusers.rewards import load_reward
-from ultraflash_diffusers.training.arguments import (
+from ultraflash_diffusers.training.data.crops import Batch
+from ultraflash_diffusers.training.data.inputs import cache_folder, load_data
+from ultraflash_diffusers.training.data.prompts import Prompts
+from ultraflash_diffusers.training.loop.arguments import (
     add_channel_weights_argument,
     non_negative,
     positive,
     share,
     training_parser,
 )
-from ultraflash_diffusers.training.data import Batch
-from ultraflash_diffusers.training.inputs import cache_folder, load_data
-from ultraflash_diffusers.training.linear_decoding import check_linear_shortcut
-from ultraflash_diffusers.training.loop import make_accelerator, train
-from ultraflash_diffusers.training.preference_pairs import BestOfPairs, PairMaker, TeacherPairs
-from ultraflash_diffusers.training.preference_stage import (
+from ultraflash_diffusers.training.loop.train import make_accelerator, train
+from ultraflash_diffusers.training.losses.linear_decoding import check_linear_shortcut
+from ultraflash_diffusers.training.stages.base import choose_trained, load_network
+from ultraflash_diffusers.training.stages.preference import (
     PreferenceStage,
     PromptBatch,
     PromptDataset,
     check_reference,
     whole_groups,
 )
-from ultraflash_diffusers.training.prompts import Prompts
-from ultraflash_diffusers.training.stage import choose_trained, load_network
+from ultraflash_diffusers.training.stages.preference_pairs import BestOfPairs, PairMaker, TeacherPairs
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -25,10 +25,7 @@ from accelerate.utils import set_seed
 from diffusers import WanTransformer3DModel
 
 from ultraflash_diffusers import CausalWanTransformer, HRAutoencoder
-from ultraflash_diffusers.training.arguments import non_negative, positive, share, training_parser
-from ultraflash_diffusers.training.cache import weights_fingerprint
-from ultraflash_diffusers.training.distribution_matching import DistributionMatching
-from ultraflash_diffusers.training.generator_data import (
+from ultraflash_diffusers.training.data.chunks import (
     CachedLatents,
     CaptionedClip,
     ChunkBatch,
@@ -41,21 +38,34 @@ from ultraflash_diffusers.training.generator_data import (
     encode_clips,
     pixels_of,
 )
-from ultraflash_diffusers.training.generator_stage import DiffusionForcingStage, ForcingObjective, SelfForcingStage
-from ultraflash_diffusers.training.inputs import load_data
-from ultraflash_diffusers.training.linear_decoding import check_linear_shortcut, encode_linearly
-from ultraflash_diffusers.training.loop import make_accelerator, train
-from ultraflash_diffusers.training.preparation import CachedClip
-from ultraflash_diffusers.training.scenes import (
+from ultraflash_diffusers.training.data.inputs import load_data
+from ultraflash_diffusers.training.data.preparation import CachedClip
+from ultraflash_diffusers.training.data.scenes import (
     all_scenes,
     captioned_clips,
     drawing_fingerprint,
     nameless_colors,
     recolorings,
 )
-from ultraflash_diffusers.training.stage import load_network, new_network
-from ultraflash_diffusers.training.text_encoding import TextEncoding, make_text_encoder, make_tokenizer, words_of
-from ultraflash_diffusers.training.token_subspace import TokenSubspace, arguments_of, cut_patches, scale_ends
+from ultraflash_diffusers.training.files import weights_fingerprint
+from ultraflash_diffusers.training.loop.arguments import non_negative, positive, share, training_parser
+from ultraflash_diffusers.training.loop.train import make_accelerator, train
+from ultraflash_diffusers.training.losses.distribution_matching import DistributionMatching
+from ultraflash_diffusers.training.losses.linear_decoding import check_linear_shortcut, encode_linearly
+from ultraflash_diffusers.training.stages.base import load_network, new_network
+from ultraflash_diffusers.training.stages.generator import DiffusionForcingStage, ForcingObjective, SelfForcingStage
+from ultraflash_diffusers.training.starting_points.text_encoding import (
+    TextEncoding,
+    make_text_encoder,
+    make_tokenizer,
+    words_of,
+)
+from ultraflash_diffusers.training.starting_points.token_subspace import (
+    TokenSubspace,
+    arguments_of,
+    cut_patches,
+    scale_ends,
+)
 
 Encode = Callable[[torch.Tensor], torch.Tensor]
 

@@ -15,19 +15,19 @@ import torch
 from accelerate.utils import set_seed
 
 from ultraflash_diffusers import HRAutoencoder
-from ultraflash_diffusers.training.arguments import (
+from ultraflash_diffusers.training.data.crops import Batch, CropDataset
+from ultraflash_diffusers.training.data.inputs import load_data
+from ultraflash_diffusers.training.loop.arguments import (
     add_pixel_loss_arguments,
     non_negative,
     pixel_loss,
     positive,
     training_parser,
 )
-from ultraflash_diffusers.training.data import Batch, CropDataset
-from ultraflash_diffusers.training.initialization import fit_linear_shortcut, initialize_convolutions
-from ultraflash_diffusers.training.inputs import load_data
-from ultraflash_diffusers.training.loop import make_accelerator, train
-from ultraflash_diffusers.training.losses import PixelLoss, detail_ratio, psnr
-from ultraflash_diffusers.training.stage import Stage, load_network, new_network
+from ultraflash_diffusers.training.loop.train import make_accelerator, train
+from ultraflash_diffusers.training.losses.pixels import PixelLoss, detail_ratio, psnr
+from ultraflash_diffusers.training.stages.base import Stage, load_network, new_network
+from ultraflash_diffusers.training.starting_points.initialization import fit_linear_shortcut, initialize_convolutions
 
 
 class AutoencoderStage(Stage):

@@ -18,7 +18,9 @@ from accelerate.utils import set_seed
 from torch.nn import functional as F
 
 from ultraflash_diffusers import CausalLatentUpsampler, HRAutoencoder
-from ultraflash_diffusers.training.arguments import (
+from ultraflash_diffusers.training.data.crops import Batch
+from ultraflash_diffusers.training.data.inputs import load_data
+from ultraflash_diffusers.training.loop.arguments import (
     add_color_correction_argument,
     add_decoder_arguments,
     add_pixel_loss_arguments,
@@ -28,12 +30,9 @@ from ultraflash_diffusers.training.arguments import (
     positive,
     training_parser,
 )
-from ultraflash_diffusers.training.data import Batch
-from ultraflash_diffusers.training.initialization import initialize_convolutions, set_bicubic_upsampling
-from ultraflash_diffusers.training.inputs import load_data
-from ultraflash_diffusers.training.loop import make_accelerator, train
-from ultraflash_diffusers.training.losses import PixelLoss, psnr
-from ultraflash_diffusers.training.stage import (
+from ultraflash_diffusers.training.loop.train import make_accelerator, train
+from ultraflash_diffusers.training.losses.pixels import PixelLoss, psnr
+from ultraflash_diffusers.training.stages.base import (
     Stage,
     decoder_parameters,
     load_network,
@@ -41,6 +40,10 @@ from ultraflash_diffusers.training.stage import (
     one_in,
     train_only,
     upsampler_parameters,
+)
+from ultraflash_diffusers.training.starting_points.initialization import (
+    initialize_convolutions,
+    set_bicubic_upsampling,
 )
 
 

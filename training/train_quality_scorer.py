@@ -13,11 +13,11 @@ from pathlib import Path
 from accelerate.utils import set_seed
 
 from ultraflash_diffusers.rewards import QualityScorer
-from ultraflash_diffusers.training.arguments import non_negative, positive, share, training_parser
-from ultraflash_diffusers.training.inputs import load_data
-from ultraflash_diffusers.training.loop import make_accelerator, train
-from ultraflash_diffusers.training.quality_stage import QualityObjective, QualityStage
-from ultraflash_diffusers.training.stage import load_network, new_network
+from ultraflash_diffusers.training.data.inputs import load_data
+from ultraflash_diffusers.training.loop.arguments import non_negative, positive, share, training_parser
+from ultraflash_diffusers.training.loop.train import make_accelerator, train
+from ultraflash_diffusers.training.stages.base import load_network, new_network
+from ultraflash_diffusers.training.stages.quality import QualityObjective, QualityStage
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -17,7 +17,9 @@ import torch
 from accelerate.utils import set_seed
 
 from ultraflash_diffusers import CausalLatentUpsampler, HRAutoencoder, UltraFlashSRTransformer
-from ultraflash_diffusers.training.arguments import (
+from ultraflash_diffusers.training.data.inputs import cache_folder, load_data, load_latents
+from ultraflash_diffusers.training.data.prompts import Prompts, text_pipeline
+from ultraflash_diffusers.training.loop.arguments import (
     add_channel_weights_argument,
     add_color_correction_argument,
     add_decoder_arguments,
@@ -29,12 +31,10 @@ from ultraflash_diffusers.training.arguments import (
     share,
     training_parser,
 )
-from ultraflash_diffusers.training.inputs import cache_folder, load_data, load_latents
-from ultraflash_diffusers.training.linear_decoding import check_linear_shortcut
-from ultraflash_diffusers.training.loop import make_accelerator, train
-from ultraflash_diffusers.training.prompts import Prompts, text_pipeline
-from ultraflash_diffusers.training.sr_stage import SRObjective, SRStage
-from ultraflash_diffusers.training.stage import choose_trained, load_network, new_network
+from ultraflash_diffusers.training.loop.train import make_accelerator, train
+from ultraflash_diffusers.training.losses.linear_decoding import check_linear_shortcut
+from ultraflash_diffusers.training.stages.base import choose_trained, load_network, new_network
+from ultraflash_diffusers.training.stages.sr import SRObjective, SRStage
 
 # condition noise, condition dropout, text dropout: the paper's for flow matching; a one-step network starts clean
 CORRUPTION = {"flow_matching": ((0.4, 0.6), 0.4, 0.1), "one_step": ((0.0, 0.0), 0.0, 0.0)}

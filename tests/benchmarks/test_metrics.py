@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import clips, metrics, quality, tables
 from benchmarks.peers import Method, bicubic
-from ultraflash_diffusers.training.perceptual import PerceptualLoss
+from ultraflash_diffusers.training.losses.perceptual import PerceptualLoss
 
 
 def pattern(height: int = 193, width: int = 210) -> np.ndarray:

@@ -24,7 +24,7 @@ from helpers.tiny import make_tiny_pipeline
 from benchmarks.prompt_following import Reading, read_frames
 from ultraflash_diffusers import UltraFlashStreamingPipeline, default_checkpoint
 from ultraflash_diffusers.cli import main
-from ultraflash_diffusers.training.scenes import Scene
+from ultraflash_diffusers.training.data.scenes import Scene
 from ultraflash_diffusers.video_io import VideoReader
 
 WIDTH, HEIGHT = SIZE = 32, 16

@@ -30,10 +30,10 @@ from ultraflash_diffusers.rewards import (
     load_reward,
     packaged_quality_scorer,
 )
-from ultraflash_diffusers.training import perceptual
-from ultraflash_diffusers.training.data import Batch
-from ultraflash_diffusers.training.perceptual import PerceptualLoss
-from ultraflash_diffusers.training.quality_stage import DEGRADATIONS, QualityObjective, QualityStage
+from ultraflash_diffusers.training.data.crops import Batch
+from ultraflash_diffusers.training.losses import perceptual
+from ultraflash_diffusers.training.losses.perceptual import PerceptualLoss
+from ultraflash_diffusers.training.stages.quality import DEGRADATIONS, QualityObjective, QualityStage
 from ultraflash_diffusers.video_io import VideoReader
 
 REPOSITORY = ROOT

@@ -17,15 +17,9 @@ from torch import nn
 
 from ultraflash_diffusers import CausalLatentUpsampler, UltraFlashSRTransformer
 from ultraflash_diffusers.rewards import QualityScorer
-from ultraflash_diffusers.training.data import Batch
-from ultraflash_diffusers.training.distill_stage import (
-    DistillationObjective,
-    DistillationStage,
-    check_networks,
-    fake_score_of,
-    sparse_student,
-)
-from ultraflash_diffusers.training.distribution_matching import (
+from ultraflash_diffusers.training.data.crops import Batch
+from ultraflash_diffusers.training.data.prompts import Prompts
+from ultraflash_diffusers.training.losses.distribution_matching import (
     DistributionMatching,
     Flow,
     clean_from_flow,
@@ -34,7 +28,7 @@ from ultraflash_diffusers.training.distribution_matching import (
     integrate,
     surrogate_loss,
 )
-from ultraflash_diffusers.training.losses import (
+from ultraflash_diffusers.training.losses.pixels import (
     PixelLoss,
     add_noise,
     inverse_wavelet_transform,
@@ -42,8 +36,14 @@ from ultraflash_diffusers.training.losses import (
     wavelet_loss,
     wavelet_transform,
 )
-from ultraflash_diffusers.training.prompts import Prompts
-from ultraflash_diffusers.training.sr_stage import SRObjective
+from ultraflash_diffusers.training.stages.distillation import (
+    DistillationObjective,
+    DistillationStage,
+    check_networks,
+    fake_score_of,
+    sparse_student,
+)
+from ultraflash_diffusers.training.stages.sr import SRObjective
 
 
 def seeded(seed: int = 0) -> torch.Generator:

@@ -20,8 +20,7 @@ from benchmarks.prompt_following import measure, read_captions, read_frames, rec
 from ultraflash_diffusers import CausalWanTransformer, HRAutoencoder
 from ultraflash_diffusers.pipelines.noise import SeededFrameNoise
 from ultraflash_diffusers.pipelines.sources.text_generator import TextGeneratorSource
-from ultraflash_diffusers.training.distribution_matching import DistributionMatching
-from ultraflash_diffusers.training.generator_data import (
+from ultraflash_diffusers.training.data.chunks import (
     ChunkBatch,
     ChunkDataset,
     MixedLatents,
@@ -30,9 +29,7 @@ from ultraflash_diffusers.training.generator_data import (
     claim_folder,
     encode_clips,
 )
-from ultraflash_diffusers.training.generator_stage import DiffusionForcingStage, ForcingObjective, SelfForcingStage
-from ultraflash_diffusers.training.linear_decoding import encode_linearly
-from ultraflash_diffusers.training.scenes import (
+from ultraflash_diffusers.training.data.scenes import (
     BACKGROUNDS,
     COLORS,
     Scene,
@@ -42,8 +39,21 @@ from ultraflash_diffusers.training.scenes import (
     recolorings,
     vocabulary,
 )
-from ultraflash_diffusers.training.text_encoding import TextEncoding, make_text_encoder, make_tokenizer, words_of
-from ultraflash_diffusers.training.token_subspace import TokenSubspace, cut_patches, plain_state_dict, scale_ends
+from ultraflash_diffusers.training.losses.distribution_matching import DistributionMatching
+from ultraflash_diffusers.training.losses.linear_decoding import encode_linearly
+from ultraflash_diffusers.training.stages.generator import DiffusionForcingStage, ForcingObjective, SelfForcingStage
+from ultraflash_diffusers.training.starting_points.text_encoding import (
+    TextEncoding,
+    make_text_encoder,
+    make_tokenizer,
+    words_of,
+)
+from ultraflash_diffusers.training.starting_points.token_subspace import (
+    TokenSubspace,
+    cut_patches,
+    plain_state_dict,
+    scale_ends,
+)
 
 GENERATOR: dict[str, Any] = {
     "patch_size": (1, 4, 4),

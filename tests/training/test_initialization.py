@@ -12,7 +12,7 @@ from helpers.training_runs import UPSAMPLER, log, run, texture, write_video
 from torch.nn import functional as F
 
 from ultraflash_diffusers import CausalLatentUpsampler, HRAutoencoder
-from ultraflash_diffusers.training.initialization import (
+from ultraflash_diffusers.training.starting_points.initialization import (
     fit_linear_shortcut,
     initialize_convolutions,
     set_bicubic_upsampling,

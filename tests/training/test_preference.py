@@ -24,13 +24,13 @@ from safetensors.torch import load_file
 from ultraflash_diffusers import UltraFlashSRTransformer, UltraFlashStreamingPipeline
 from ultraflash_diffusers.pipelines.noise import SeededFrameNoise, draw_seeds
 from ultraflash_diffusers.rewards import QualityScorer
-from ultraflash_diffusers.training.cascade_rollout import SRStream, clip_source, rollout_groups, text_source
-from ultraflash_diffusers.training.data import Batch, Crop
-from ultraflash_diffusers.training.preference import preference_loss, preference_margin, squared_error_change
-from ultraflash_diffusers.training.preference_pairs import BestOfPairs, PairMaker, TeacherPairs
-from ultraflash_diffusers.training.preference_stage import PreferenceStage, PromptBatch, PromptDataset
-from ultraflash_diffusers.training.prompts import Prompts
-from ultraflash_diffusers.training.stage import choose_trained
+from ultraflash_diffusers.training.data.crops import Batch, Crop
+from ultraflash_diffusers.training.data.prompts import Prompts
+from ultraflash_diffusers.training.losses.preference import preference_loss, preference_margin, squared_error_change
+from ultraflash_diffusers.training.stages.base import choose_trained
+from ultraflash_diffusers.training.stages.cascade_rollout import SRStream, clip_source, rollout_groups, text_source
+from ultraflash_diffusers.training.stages.preference import PreferenceStage, PromptBatch, PromptDataset
+from ultraflash_diffusers.training.stages.preference_pairs import BestOfPairs, PairMaker, TeacherPairs
 
 SCRIPT = ROOT / "training" / "train_cascade_dpo.py"
 BETA = 0.1

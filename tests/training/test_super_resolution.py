@@ -13,11 +13,11 @@ from helpers.tiny import make_tiny_autoencoder, make_tiny_pipeline, make_tiny_tr
 
 from benchmarks import super_resolution
 from ultraflash_diffusers import HRAutoencoder
-from ultraflash_diffusers.training.data import Batch
-from ultraflash_diffusers.training.linear_decoding import decode_linearly, pixel_weights
-from ultraflash_diffusers.training.losses import PixelLoss, weighted_mse
-from ultraflash_diffusers.training.prompts import Prompts
-from ultraflash_diffusers.training.sr_stage import SRObjective, SRStage
+from ultraflash_diffusers.training.data.crops import Batch
+from ultraflash_diffusers.training.data.prompts import Prompts
+from ultraflash_diffusers.training.losses.linear_decoding import decode_linearly, pixel_weights
+from ultraflash_diffusers.training.losses.pixels import PixelLoss, weighted_mse
+from ultraflash_diffusers.training.stages.sr import SRObjective, SRStage
 
 
 def seeded(seed: int = 0) -> torch.Generator:

@@ -7,7 +7,7 @@ import torch
 from helpers.training_runs import TRANSFORMER
 
 from ultraflash_diffusers import UltraFlashSRTransformer
-from ultraflash_diffusers.training.text_free import absorb_empty_text
+from ultraflash_diffusers.training.starting_points.text_free import absorb_empty_text
 
 
 @torch.no_grad()

@@ -37,13 +37,14 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from ultraflash_diffusers import CausalLatentUpsampler, HRAutoencoder, UltraFlashSRTransformer
 from ultraflash_diffusers.degradation import Downscale
-from ultraflash_diffusers.training import hub, losses
-from ultraflash_diffusers.training.camera_motion import animate_picture
-from ultraflash_diffusers.training.data import Crop, CropDataset, batches, optical_flow, validation_crop
-from ultraflash_diffusers.training.linear_decoding import decode_linearly
-from ultraflash_diffusers.training.preparation import CachedClip, Preparation, find_sources, prepare_clips
-from ultraflash_diffusers.training.prompts import Prompts
-from ultraflash_diffusers.training.video_dataset import dataset_sources
+from ultraflash_diffusers.training.data.camera_motion import animate_picture
+from ultraflash_diffusers.training.data.crops import Crop, CropDataset, batches, optical_flow, validation_crop
+from ultraflash_diffusers.training.data.preparation import CachedClip, Preparation, find_sources, prepare_clips
+from ultraflash_diffusers.training.data.prompts import Prompts
+from ultraflash_diffusers.training.data.video_dataset import dataset_sources
+from ultraflash_diffusers.training.loop import hub
+from ultraflash_diffusers.training.losses import pixels as losses
+from ultraflash_diffusers.training.losses.linear_decoding import decode_linearly
 
 
 @pytest.fixture(scope="module")

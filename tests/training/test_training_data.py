@@ -28,15 +28,15 @@ from ultraflash_diffusers.degradation import (
     from_config,
     to_config,
 )
-from ultraflash_diffusers.training.arguments import training_parser
-from ultraflash_diffusers.training.cache import LeftOut, save_array, weights_fingerprint
-from ultraflash_diffusers.training.camera_motion import animate_picture
-from ultraflash_diffusers.training.data import Crop, CropDataset, batches
-from ultraflash_diffusers.training.inputs import load_data, load_degradation, load_latents
-from ultraflash_diffusers.training.latents import LatentDataset, cache_latents, encode_stream
-from ultraflash_diffusers.training.preparation import CachedClip, Preparation, Source, find_sources, prepare_clips
-from ultraflash_diffusers.training.prompts import Prompts
-from ultraflash_diffusers.training.video_dataset import dataset_sources
+from ultraflash_diffusers.training.data.camera_motion import animate_picture
+from ultraflash_diffusers.training.data.crops import Crop, CropDataset, batches
+from ultraflash_diffusers.training.data.inputs import load_data, load_degradation, load_latents
+from ultraflash_diffusers.training.data.latents import LatentDataset, cache_latents, encode_stream
+from ultraflash_diffusers.training.data.preparation import CachedClip, Preparation, Source, find_sources, prepare_clips
+from ultraflash_diffusers.training.data.prompts import Prompts
+from ultraflash_diffusers.training.data.video_dataset import dataset_sources
+from ultraflash_diffusers.training.files import LeftOut, save_array, weights_fingerprint
+from ultraflash_diffusers.training.loop.arguments import training_parser
 
 SIZES = {"wide": (9, 32, 64), "tall": (9, 64, 32), "short": (5, 64, 64), "small": (9, 24, 24)}
 

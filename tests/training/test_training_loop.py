@@ -29,9 +29,9 @@ from safetensors.torch import load_file
 from torch.nn.modules.module import register_module_forward_hook
 
 from ultraflash_diffusers.models.wan_layers import CausalWanBlock
-from ultraflash_diffusers.training.checkpoints import find_checkpoints
-from ultraflash_diffusers.training.illustrations import draw_curves, write_comparison
-from ultraflash_diffusers.training.loop import mean_measures
+from ultraflash_diffusers.training.loop.checkpoints import find_checkpoints
+from ultraflash_diffusers.training.loop.illustrations import draw_curves, write_comparison
+from ultraflash_diffusers.training.loop.train import mean_measures
 from ultraflash_diffusers.video_io import VideoReader
 
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
@@ -301,7 +301,7 @@ def test_8_bit_adam_that_does_not_work_on_the_device(
     optim = ModuleType("bitsandbytes.optim")  # without the optimizer, as a broken installation
     monkeypatch.setitem(sys.modules, "bitsandbytes", ModuleType("bitsandbytes"))
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", optim)
-    monkeypatch.setattr("ultraflash_diffusers.training.loop.is_bitsandbytes_available", lambda: True)
+    monkeypatch.setattr("ultraflash_diffusers.training.loop.train.is_bitsandbytes_available", lambda: True)
     with pytest.raises(RuntimeError, match="--use_8bit_adam: the installed bitsandbytes cannot train on the device"):
         train("run", "--use_8bit_adam")
     assert not list((tmp_path / "run").iterdir())

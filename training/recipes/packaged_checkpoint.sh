@@ -32,7 +32,7 @@ from ultraflash_diffusers import (
     UltraFlashSRTransformer,
     UltraFlashStreamingPipeline,
 )
-from ultraflash_diffusers.training.text_free import absorb_empty_text
+from ultraflash_diffusers.training.starting_points.text_free import absorb_empty_text
 
 folder, transformer, upsampler, autoencoder, *generator = sys.argv[1:]
 transformer = UltraFlashSRTransformer.from_pretrained(transformer)

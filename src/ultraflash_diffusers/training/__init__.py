@@ -1,6 +1,7 @@
 # Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
-"""Training: data, losses, closed-form starting points and one loop for all stages. Needs the `train` extra.
+"""Training, in five rooms. Needs the `train` extra.
 
-The scripts in the repository's `training` folder define a [`~ultraflash_diffusers.training.stage.Stage`] each and hand
-it to [`~ultraflash_diffusers.training.loop.train`].
+`loop` -> `stages` -> `data` -> `losses`, `starting_points`: imports run in this direction only. The scripts in the
+repository's `training` folder hand a [`~ultraflash_diffusers.training.stages.base.Stage`] to
+[`~ultraflash_diffusers.training.loop.train.train`].
 """

@@ -14,11 +14,11 @@ from diffusers.utils import logging
 from tqdm import tqdm
 from transformers import AutoTokenizer, UMT5EncoderModel
 
-from ..models.causal_latent_upsampler import CausalLatentUpsampler
-from ..models.hr_autoencoder import HRAutoencoder
-from ..models.ultraflash_sr_transformer import UltraFlashSRTransformer
-from ..pipelines.pipeline_ultraflash import UltraFlashStreamingPipeline
-from .cache import save_array, tokenizer_fingerprint, weights_fingerprint
+from ...models.causal_latent_upsampler import CausalLatentUpsampler
+from ...models.hr_autoencoder import HRAutoencoder
+from ...models.ultraflash_sr_transformer import UltraFlashSRTransformer
+from ...pipelines.pipeline_ultraflash import UltraFlashStreamingPipeline
+from ..files import save_array, tokenizer_fingerprint, weights_fingerprint
 
 logger = logging.get_logger(__name__)
 

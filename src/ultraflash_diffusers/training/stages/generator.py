@@ -18,14 +18,14 @@ from typing import Literal
 import torch
 from torch import nn
 
-from ..models.causal_wan_transformer import CausalWanStreamState, CausalWanTransformer
-from ..pipelines.sources.text_generator import DENOISING_STEPS, FLOW_SHIFT, warped_sigmas
-from .distribution_matching import DistributionMatching, surrogate_loss
-from .generator_data import ChunkBatch
-from .losses import psnr, randn_like
-from .stage import Stage
-from .text_encoding import TextEncoding
-from .token_subspace import TokenSubspace
+from ...models.causal_wan_transformer import CausalWanStreamState, CausalWanTransformer
+from ...pipelines.sources.text_generator import DENOISING_STEPS, FLOW_SHIFT, warped_sigmas
+from ..data.chunks import ChunkBatch
+from ..losses.distribution_matching import DistributionMatching, surrogate_loss
+from ..losses.pixels import psnr, randn_like
+from ..starting_points.text_encoding import TextEncoding
+from ..starting_points.token_subspace import TokenSubspace
+from .base import Stage
 
 Decode = Callable[[torch.Tensor], torch.Tensor]
 

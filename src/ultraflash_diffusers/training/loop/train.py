@@ -35,7 +35,9 @@ from diffusers.utils import is_bitsandbytes_available, logging
 from torch import nn
 from tqdm import tqdm
 
-from .cache import replace_text
+from ..data.crops import Batch, CropDataset, batches
+from ..files import replace_text
+from ..stages.base import Stage
 from .checkpoints import (
     check_checkpoint,
     delete_leftovers,
@@ -45,11 +47,9 @@ from .checkpoints import (
     save_trained,
     unfinished_checkpoint,
 )
-from .data import Batch, CropDataset, batches
 from .hub import FinishedRun, create_repository, upload
 from .illustrations import draw_curves, write_comparison
 from .sharding import WeightAverage, reshard, whole, whole_parameters
-from .stage import Stage
 
 logger = logging.get_logger(__name__)
 
@@ -61,7 +61,7 @@ def make_accelerator(arguments: argparse.Namespace, leaves_out_parameters: bool 
     """Makes the accelerator that the arguments ask for, the output folder and, to push to, the repository.
 
     Args:
-        arguments (`argparse.Namespace`): of [`~ultraflash_diffusers.training.arguments.training_parser`].
+        arguments (`argparse.Namespace`): of [`~ultraflash_diffusers.training.loop.arguments.training_parser`].
         leaves_out_parameters (`bool`, *optional*, defaults to `False`): some batches give some of the trained
             parameters no gradient, for which distributed training has to look.
 
@@ -154,7 +154,7 @@ def train(
         stage (`Stage`): what is trained.
         dataset (`CropDataset`): the batches.
         validation (list of `Batch`): held-out clips, in uint8; empty for no validation.
-        arguments (`argparse.Namespace`): of [`~ultraflash_diffusers.training.arguments.training_parser`].
+        arguments (`argparse.Namespace`): of [`~ultraflash_diffusers.training.loop.arguments.training_parser`].
         accelerator (`Accelerator`): from [`make_accelerator`].
 
     Returns:

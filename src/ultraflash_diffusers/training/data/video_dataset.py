@@ -12,7 +12,7 @@ import fsspec
 from datasets import Video, load_dataset
 from diffusers.utils import logging
 
-from .cache import LeftOut, written_whole
+from ..files import LeftOut, written_whole
 from .preparation import Source
 
 logger = logging.get_logger(__name__)

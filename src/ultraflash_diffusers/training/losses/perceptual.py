@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..rewards import QualityScorer, packaged_quality_scorer
+from ...rewards import QualityScorer, packaged_quality_scorer
 
 PERCEPTUAL_LOSSES = ("quality_scorer", "st_lpips_alex", "st_lpips_vgg", "lpips_alex", "lpips_vgg")
 

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from ..degradation import smooth_trajectory
+from ...degradation import smooth_trajectory
 
 # how much larger than the frame the picture is at first: room for the camera to move
 ROOM = 1.25

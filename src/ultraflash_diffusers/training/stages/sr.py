@@ -12,14 +12,15 @@ from typing import Literal
 import torch
 from peft import get_peft_model_state_dict
 
-from ..models.causal_latent_upsampler import CausalLatentUpsampler
-from ..models.hr_autoencoder import HRAutoencoder
-from ..models.ultraflash_sr_transformer import UltraFlashSRTransformer
-from ..pipelines.lora import UltraFlashLoraLoaderMixin
-from .data import Batch
-from .distribution_matching import clean_from_flow
-from .linear_decoding import decode_linearly, pixel_weights
-from .losses import (
+from ...models.causal_latent_upsampler import CausalLatentUpsampler
+from ...models.hr_autoencoder import HRAutoencoder
+from ...models.ultraflash_sr_transformer import UltraFlashSRTransformer
+from ...pipelines.lora import UltraFlashLoraLoaderMixin
+from ..data.crops import Batch
+from ..data.prompts import Prompts
+from ..losses.distribution_matching import clean_from_flow
+from ..losses.linear_decoding import decode_linearly, pixel_weights
+from ..losses.pixels import (
     PixelLoss,
     add_noise,
     corrupt_condition,
@@ -29,8 +30,7 @@ from .losses import (
     sample_sigmas,
     weighted_mse,
 )
-from .prompts import Prompts
-from .stage import Stage, decoder_parameters, one_in, train_only, upsampler_parameters
+from .base import Stage, decoder_parameters, one_in, train_only, upsampler_parameters
 
 # blocks that a validation stream remembers, the pipeline's default
 KV_CACHE_BLOCKS = 3
@@ -55,7 +55,7 @@ class SRObjective:
         decode_linearly (`bool`, *optional*, defaults to `False`): one step: the pixel losses see the latents through
             the autoencoder's linear shortcut (see [`decode_linearly`]), and not through the whole decoder.
         weigh_channels (`bool`, *optional*, defaults to `False`): squared errors of latents count as much as they show
-            in pixels, see [`~ultraflash_diffusers.training.linear_decoding.pixel_weights`].
+            in pixels, see [`~ultraflash_diffusers.training.losses.linear_decoding.pixel_weights`].
         flow_shift (`float`, *optional*, defaults to 1.5): flow matching: see [`sample_sigmas`].
         condition_noise (pair of `float`, *optional*, defaults to `(0.0, 0.0)`): bounds of the noise share in the
             condition (paper: 0.4, 0.6).

@@ -14,9 +14,9 @@ from diffusers.models.modeling_utils import ModelMixin
 from peft import LoraConfig
 from torch import nn
 
-from ..models.causal_latent_upsampler import CausalLatentUpsampler
-from ..models.hr_autoencoder import HRAutoencoder
-from .data import Batch
+from ...models.causal_latent_upsampler import CausalLatentUpsampler
+from ...models.hr_autoencoder import HRAutoencoder
+from ..data.crops import Batch
 
 Network = TypeVar("Network", bound=ModelMixin)
 

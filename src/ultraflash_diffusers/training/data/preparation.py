@@ -4,7 +4,7 @@
 The folder is laid out as `datasets`' video folders are: files at any depth and, optionally, a `metadata.jsonl` with
 `file_name`, `text` and `low_resolution_file_name`. Each source has its own folder in the cache, named after the source
 and the settings, and an index that is written last: an interrupted preparation goes on where it stopped. What cannot
-be used is counted, and listed as [`~ultraflash_diffusers.training.cache.LeftOut`].
+be used is counted, and listed as [`~ultraflash_diffusers.training.files.LeftOut`].
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from diffusers.utils import logging
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from ..degradation import Transform
-from ..video_io import VideoReader
-from .cache import LeftOut, replace_text, save_array
+from ...degradation import Transform
+from ...video_io import VideoReader
+from ..files import LeftOut, replace_text, save_array
 from .camera_motion import animate_picture
 
 logger = logging.get_logger(__name__)

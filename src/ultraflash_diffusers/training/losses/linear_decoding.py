@@ -8,7 +8,7 @@ import argparse
 import torch
 from torch.nn import functional as F
 
-from ..models.hr_autoencoder import HRAutoencoder
+from ...models.hr_autoencoder import HRAutoencoder
 
 
 def check_linear_shortcut(arguments: argparse.Namespace, source: str, autoencoder: HRAutoencoder) -> None:

@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch.nn import functional as F
 
-from .losses import add_noise, randn_like, weighted_mse
+from .pixels import add_noise, randn_like, weighted_mse
 
 # noisy samples [batch, ...] and their noise levels [batch] -> the flow [batch, ...], float32
 Flow = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]

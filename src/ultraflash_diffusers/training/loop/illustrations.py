@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch.nn import functional as F
 
-from ..video_io import VideoWriter, tensor_to_frames, write_side_by_side_png
+from ...video_io import VideoWriter, tensor_to_frames, write_side_by_side_png
 
 _FPS = 24
 _PANEL_WIDTH, _PANEL_HEIGHT, _COLUMNS = 360, 220, 3

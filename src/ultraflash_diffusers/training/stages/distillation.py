@@ -11,17 +11,17 @@ from typing import Literal, Self
 import torch
 from torch import nn
 
-from ..models.causal_latent_upsampler import CausalLatentUpsampler
-from ..models.hr_autoencoder import HRAutoencoder
-from ..models.ultraflash_sr_transformer import UltraFlashSRTransformer
-from ..rewards import Reward
-from .data import Batch
-from .distribution_matching import DistributionMatching, Flow, guided, integrate, surrogate_loss
-from .losses import detail_ratio, psnr, weighted_mse
-from .perceptual import PerceptualLoss
-from .prompts import Prompts
-from .sr_stage import SRObjective, SRStage
-from .stage import choose_trained, decoder_parameters, one_in
+from ...models.causal_latent_upsampler import CausalLatentUpsampler
+from ...models.hr_autoencoder import HRAutoencoder
+from ...models.ultraflash_sr_transformer import UltraFlashSRTransformer
+from ...rewards import Reward
+from ..data.crops import Batch
+from ..data.prompts import Prompts
+from ..losses.distribution_matching import DistributionMatching, Flow, guided, integrate, surrogate_loss
+from ..losses.perceptual import PerceptualLoss
+from ..losses.pixels import detail_ratio, psnr, weighted_mse
+from .base import choose_trained, decoder_parameters, one_in
+from .sr import SRObjective, SRStage
 
 # what student and teacher must have in common: the latents, the texts and what the last layer says of them
 _SHARED_SETTINGS = ("out_channels", "text_dim", "patch_size", "prediction_type")

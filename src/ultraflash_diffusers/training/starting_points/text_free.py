@@ -9,7 +9,7 @@ import torch
 from diffusers.models.transformers.transformer_wan import WanAttention
 from torch import nn
 
-from ..models.ultraflash_sr_transformer import UltraFlashSRTransformer
+from ...models.ultraflash_sr_transformer import UltraFlashSRTransformer
 
 
 @torch.no_grad()

@@ -40,7 +40,7 @@ def squared_error_change(
         reference_flow (`torch.Tensor`): the same shape.
         target (`torch.Tensor`): the same shape, `eps - x`.
         weights (`torch.Tensor`, *optional*): of the squares, broadcast over a sample, for instance
-            [`~ultraflash_diffusers.training.linear_decoding.pixel_weights`].
+            [`~ultraflash_diffusers.training.losses.linear_decoding.pixel_weights`].
 
     Returns:
         `torch.Tensor`: `[batch]`.

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch.nn import functional as F
 
-from ..pipelines.color_correction import wavelet_color_correction
+from ...pipelines.color_correction import wavelet_color_correction
 
 # of the pixel losses before color correction, where they are computed after it: the network still learns the colours
 UNCORRECTED_WEIGHT = 0.3
@@ -339,7 +339,7 @@ def weighted_mse(prediction: torch.Tensor, target: torch.Tensor, weights: torch.
         prediction (`torch.Tensor`): any shape.
         target (`torch.Tensor`): the same shape.
         weights (`torch.Tensor`, *optional*): broadcast over it, for instance
-            [`~ultraflash_diffusers.training.linear_decoding.pixel_weights`]; `None` for equal ones.
+            [`~ultraflash_diffusers.training.losses.linear_decoding.pixel_weights`]; `None` for equal ones.
     """
     if weights is None:
         return F.mse_loss(prediction, target)

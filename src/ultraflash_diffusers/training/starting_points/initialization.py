@@ -14,9 +14,9 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 from torch.nn import functional as F
 
-from ..models.causal_latent_upsampler import CausalLatentUpsampler
-from ..models.causal_memory import CausalMemoryBlock
-from ..models.hr_autoencoder import HRAutoencoder
+from ...models.causal_latent_upsampler import CausalLatentUpsampler
+from ...models.causal_memory import CausalMemoryBlock
+from ...models.hr_autoencoder import HRAutoencoder
 
 LINEAR_PATHS = ("encoder_shortcut", "decoder_shortcut", "skip_up")
 # of the last convolution of a memory block, so that the block passes on little more than what entered it

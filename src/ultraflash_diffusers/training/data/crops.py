@@ -14,8 +14,8 @@ import torch
 from diffusers.utils import logging
 from torch.utils.data import DataLoader, Dataset
 
-from ..models.hr_autoencoder import HRAutoencoder
-from .cache import LeftOut
+from ...models.hr_autoencoder import HRAutoencoder
+from ..files import LeftOut
 from .preparation import CachedClip
 
 logger = logging.get_logger(__name__)

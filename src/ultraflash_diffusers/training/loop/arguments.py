@@ -10,8 +10,8 @@ from typing import TypeVar
 
 from diffusers.optimization import SchedulerType
 
-from .data import Crop
-from .losses import PixelLoss
+from ..data.crops import Crop
+from ..losses.pixels import PixelLoss
 
 T = TypeVar("T", int, float)
 

@@ -12,9 +12,9 @@ import torch
 from diffusers.utils import logging
 from tqdm import tqdm
 
-from ..models.hr_autoencoder import HRAutoencoder
-from .cache import LeftOut, save_array, weights_fingerprint
-from .data import Batch, Crop, CropDataset
+from ...models.hr_autoencoder import HRAutoencoder
+from ..files import LeftOut, save_array, weights_fingerprint
+from .crops import Batch, Crop, CropDataset
 from .preparation import CachedClip
 
 logger = logging.get_logger(__name__)
@@ -118,7 +118,7 @@ def cache_latents(
     encoder made are not found. Training the decoder does not change it.
 
     Args:
-        clips (list of `CachedClip`): from [`~ultraflash_diffusers.training.preparation.prepare_clips`].
+        clips (list of `CachedClip`): from [`~ultraflash_diffusers.training.data.preparation.prepare_clips`].
         autoencoder (`HRAutoencoder`): with an encoder; on the device that is to encode.
         cache_dir (`str` or `Path`): created if there is none.
         crops (list of `Crop`): what training will cut out, in pixels.

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 
 import torch
 
-from ..models.ultraflash_sr_transformer import SRStreamState, UltraFlashSRTransformer
-from ..pipelines.noise import SeededFrameNoise
-from ..pipelines.pipeline_ultraflash import UltraFlashStreamingPipeline
-from ..pipelines.sources import Source, make_source
-from ..pipelines.sources.base import StageTimings
-from ..pipelines.stages import Regrouper, SRSettings, SRStage, UpsampleStage
+from ...models.ultraflash_sr_transformer import SRStreamState, UltraFlashSRTransformer
+from ...pipelines.noise import SeededFrameNoise
+from ...pipelines.pipeline_ultraflash import UltraFlashStreamingPipeline
+from ...pipelines.sources import Source, make_source
+from ...pipelines.sources.base import StageTimings
+from ...pipelines.stages import Regrouper, SRSettings, SRStage, UpsampleStage
 
 
 @dataclass(frozen=True)

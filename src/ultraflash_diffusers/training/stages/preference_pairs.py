@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from ..models.hr_autoencoder import AutoencoderStreamState
-from ..models.ultraflash_sr_transformer import UltraFlashSRTransformer
-from ..pipelines.noise import SeededFrameNoise
-from ..pipelines.pipeline_ultraflash import UltraFlashStreamingPipeline
-from ..rewards import Reward
+from ...models.hr_autoencoder import AutoencoderStreamState
+from ...models.ultraflash_sr_transformer import UltraFlashSRTransformer
+from ...pipelines.noise import SeededFrameNoise
+from ...pipelines.pipeline_ultraflash import UltraFlashStreamingPipeline
+from ...rewards import Reward
 from .cascade_rollout import ResampledNoise, RolloutGroup, SRStream
 
 

@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.utils import parametrize
 
-from ..models.causal_wan_transformer import CausalWanTransformer
-from .cache import written_whole
+from ...models.causal_wan_transformer import CausalWanTransformer
+from ..files import written_whole
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from pathlib import Path
 from accelerate import Accelerator
 from diffusers.utils import logging
 
-from ..degradation import H264, PRESETS, Compose, Downscale, Transform, degradation_preset, from_config, to_config
-from ..models.hr_autoencoder import HRAutoencoder
-from .cache import LeftOut, write_left_out
-from .data import Batch, CropDataset, validation_crop
+from ...degradation import H264, PRESETS, Compose, Downscale, Transform, degradation_preset, from_config, to_config
+from ...models.hr_autoencoder import HRAutoencoder
+from ..files import LeftOut, write_left_out
+from .crops import Batch, CropDataset, validation_crop
 from .latents import LatentDataset, cache_latents
 from .preparation import CachedClip, Preparation, Source, find_sources, prepare_clips
 
@@ -38,7 +38,7 @@ def load_data(
     `degradation.json`, what made the low-resolution clips of training.
 
     Args:
-        arguments (`argparse.Namespace`): of [`~ultraflash_diffusers.training.arguments.training_parser`].
+        arguments (`argparse.Namespace`): of [`~ultraflash_diffusers.training.loop.arguments.training_parser`].
         accelerator (`Accelerator`): its first local process prepares, the others wait.
         spatial (`int`): what heights and widths must be multiples of at high resolution.
         temporal (`int`): the temporal compression.

@@ -17,19 +17,19 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from ..models.ultraflash_sr_transformer import SRStreamState, UltraFlashSRTransformer
-from ..pipelines.lora import UltraFlashLoraLoaderMixin
-from ..pipelines.noise import SeededFrameNoise
-from ..pipelines.pipeline_ultraflash import UltraFlashStreamingPipeline
-from ..pipelines.sources import Source
+from ...models.ultraflash_sr_transformer import SRStreamState, UltraFlashSRTransformer
+from ...pipelines.lora import UltraFlashLoraLoaderMixin
+from ...pipelines.noise import SeededFrameNoise
+from ...pipelines.pipeline_ultraflash import UltraFlashStreamingPipeline
+from ...pipelines.sources import Source
+from ..data.crops import Batch, Crop
+from ..data.prompts import Prompts
+from ..losses.linear_decoding import pixel_weights
+from ..losses.pixels import add_noise, randn_like
+from ..losses.preference import preference_loss, preference_margin, squared_error_change
+from .base import Stage
 from .cascade_rollout import SRStream, clip_source, rollout_groups, text_source
-from .data import Batch, Crop
-from .linear_decoding import pixel_weights
-from .losses import add_noise, randn_like
-from .preference import preference_loss, preference_margin, squared_error_change
 from .preference_pairs import Pair, PairMaker
-from .prompts import Prompts
-from .stage import Stage
 
 _SEED_LIMIT = 2**63 - 1
 
@@ -105,7 +105,7 @@ class PreferenceStage(Stage):
         beta (`float`, *optional*, defaults to 0.1): see [`preference_margin`].
         num_inference_steps (`int`, *optional*, defaults to 1): of the trained network.
         weigh_channels (`bool`, *optional*, defaults to `False`): winner and loser differ by what shows in pixels, see
-            [`~ultraflash_diffusers.training.linear_decoding.pixel_weights`].
+            [`~ultraflash_diffusers.training.losses.linear_decoding.pixel_weights`].
         reference (`UltraFlashSRTransformer`, *optional*): the Phase I checkpoint, for a whole network that is already
             beyond it; by default a copy of the network. LoRA layers are switched off instead.
 

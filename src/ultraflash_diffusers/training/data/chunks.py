@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from .cache import replace_text, save_array
+from ..files import replace_text, save_array
 from .latents import LatentBatch
 
 # a clip, uint8 [frames, height, width, 3], and texts that describe it

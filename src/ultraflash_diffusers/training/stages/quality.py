@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from ..degradation import H264, Compose, GaussianBlur, GaussianNoise, Jpeg, Rescale, Transform, UnsharpMask
-from ..pipelines.cache_management import SCORED_SIZE, DynamicCacheManagement
-from ..rewards import QualityScorer
-from .data import Batch
-from .stage import Stage
+from ...degradation import H264, Compose, GaussianBlur, GaussianNoise, Jpeg, Rescale, Transform, UnsharpMask
+from ...pipelines.cache_management import SCORED_SIZE, DynamicCacheManagement
+from ...rewards import QualityScorer
+from ..data.crops import Batch
+from .base import Stage
 
 DEGRADATIONS: dict[str, Callable[[float], Transform]] = {
     "blur": lambda strength: GaussianBlur(0.3 + 2.7 * strength),

@@ -1,0 +1,2 @@
+# Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Closed-form starting points of networks, and small networks to begin with."""
