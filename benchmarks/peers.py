@@ -53,7 +53,7 @@ class NcnnUpscaler:
     """
 
     def __init__(self, package: str, model: str, threads: int):
-        import ncnn  # type: ignore[import-untyped]
+        import ncnn
 
         spec = importlib.util.find_spec(package)
         if spec is None or not spec.submodule_search_locations:

@@ -105,3 +105,14 @@ def test_the_packaged_checkpoint_is_small_and_whole():
     for name, entry in index.items():
         if isinstance(entry, list):
             assert (folder / name).is_dir() and any(path.suffix == ".json" for path in (folder / name).iterdir())
+
+
+@pytest.mark.skipif(torch.version.cuda is not None, reason="where there is CUDA, torchao's notices are of use")
+def test_torchao_says_nothing_on_a_cpu_build() -> None:
+    pytest.importorskip("torchao")
+    code = (
+        "import logging, ultraflash_diffusers; ultraflash_diffusers.UltraFlashStreamingPipeline; import torchao; "
+        "logging.getLogger('torchao').warning('something else')"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (result.stdout + result.stderr).strip() == "something else"

@@ -12,6 +12,8 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .torchao_notices import hide_on_cpu_builds
+
 if TYPE_CHECKING:  # for editors and type checkers, which cannot follow `_EXPORTS`
     from .models.causal_latent_upsampler import CausalLatentUpsampler as CausalLatentUpsampler
     from .models.causal_wan_transformer import CausalWanTransformer as CausalWanTransformer
@@ -44,6 +46,9 @@ _EXPORTS = {
 }
 
 __all__ = [*_EXPORTS, "__version__", "default_checkpoint"]
+
+
+hide_on_cpu_builds()
 
 
 def default_checkpoint() -> Path:
