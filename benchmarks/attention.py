@@ -129,7 +129,7 @@ class Layer:
             with nullcontext() if kernel is None else sdpa_kernel(kernel):
                 return F.scaled_dot_product_attention(query, key, value)
 
-        kernels = {"PyTorch's choice": attend}
+        kernels: dict[str, Callable[[], torch.Tensor]] = {"PyTorch's choice": attend}
         if self.device.type == "cuda" and self.dtype != torch.float32:
             kernels["cuDNN"] = functools.partial(attend, SDPBackend.CUDNN_ATTENTION)
             kernels["FlashAttention"] = functools.partial(attend, SDPBackend.FLASH_ATTENTION)

@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -152,12 +153,12 @@ def load_pipeline(checkpoint: str, tuned: Path | None = None) -> UltraFlashStrea
     return pipe
 
 
-def stream_frames(pipe: UltraFlashStreamingPipeline, **arguments: object) -> Iterator[np.ndarray]:
+def stream_frames(pipe: UltraFlashStreamingPipeline, **arguments: Any) -> Iterator[np.ndarray]:
     """A stream's frames, uint8 RGB."""
     generator = torch.Generator().manual_seed(0)
     with pipe.stream(generator=generator, output_type="np", **arguments) as stream:
         for chunk in stream:
-            yield from np.rint(chunk.frames[0] * 255).astype(np.uint8)
+            yield from np.rint(np.asarray(chunk.frames[0]) * 255).astype(np.uint8)
 
 
 def enlarged(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:

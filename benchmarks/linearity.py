@@ -94,7 +94,7 @@ def sizes(options: argparse.Namespace, pipe: UltraFlashStreamingPipeline) -> lis
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     pipe = make_pipeline(options)
-    by_pixels = []
+    by_pixels: list[dict[str, Any]] = []
     for height, width in sizes(options, pipe):
         fastest = min(times(pipe, height, width, options.warmup + options.cycles)[options.warmup :])
         by_pixels.append({"height": height, "width": width, "seconds": fastest})

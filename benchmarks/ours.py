@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from benchmarks.clips import SCALE
 from benchmarks.peers import Method
 from ultraflash_diffusers import UltraFlashStreamingPipeline
+from ultraflash_diffusers.pipelines.color_correction import ColorCorrection
 from ultraflash_diffusers.video_io import frames_to_tensor, tensor_to_frames
 
 
@@ -34,10 +35,10 @@ def ours(checkpoint: str) -> list[Method]:
     ]
 
 
-def _cascade(pipe: UltraFlashStreamingPipeline, color_correction: str, frames: np.ndarray) -> np.ndarray:
+def _cascade(pipe: UltraFlashStreamingPipeline, color_correction: ColorCorrection, frames: np.ndarray) -> np.ndarray:
     generator = torch.Generator().manual_seed(0)
     stream = pipe.stream(source=iter(frames), generator=generator, color_correction=color_correction, output_type="np")
-    chunks = [np.rint(chunk.frames[0] * 255).astype(np.uint8) for chunk in stream]
+    chunks = [np.rint(np.asarray(chunk.frames[0]) * 255).astype(np.uint8) for chunk in stream]
     return np.concatenate(chunks)
 
 

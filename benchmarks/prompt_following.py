@@ -159,7 +159,8 @@ def score(scenes: Iterable[Scene], readings: Iterable[Reading]) -> Result:
             for scene, reading in zip(scenes, readings, strict=True)
         ]
     )
-    return Result(len(hits), *hits.mean(0).tolist(), float(hits.all(1).mean()))
+    color, object, motion = hits.mean(0).tolist()
+    return Result(len(hits), color, object, motion, float(hits.all(1).mean()))
 
 
 def whole_pipeline(folder: str, num_frames: int) -> Generate:
@@ -319,7 +320,8 @@ def main(arguments: argparse.Namespace) -> dict[str, Result]:
     calibration = held_out[:60]
     rendered = [read_frames(scene.render(arguments.num_frames)) for scene in calibration]
     rows = {"rendered (calibration)": score(calibration, rendered)}
-    generate, pictures = load_generate(arguments), []
+    generate = load_generate(arguments)
+    pictures: list[np.ndarray] = []
     likeness = {}
     readings, likeness["held-out combinations"] = measure(generate, held_out, arguments.seed, pictures)
     rows["held-out combinations"] = score(held_out, readings)
@@ -332,7 +334,8 @@ def main(arguments: argparse.Namespace) -> dict[str, Result]:
         print(f"{name}: PSNR {value:.2f} dB to the rendered scenes, at their size")
     recital = None
     if arguments.clips is not None:
-        recital = recite(generate, arguments.clips, arguments.num_frames, arguments.seed, recited := [])
+        recited: list[np.ndarray] = []
+        recital = recite(generate, arguments.clips, arguments.num_frames, arguments.seed, recited)
         pictures = pictures[:12] + recited[:12]
         print(f"{recital.clips} captioned clips: {100 * recital.right:.0f} % recognised, PSNR {recital.psnr:.2f} dB")
     if arguments.sheet is not None:

@@ -58,8 +58,8 @@ def upscale(
     embeds = [torch.zeros(1, 1, pipe.transformer.config.text_dim)]
     stream = None
     if candidate is not None:
-        settings = {"num_inference_steps": candidate.steps, "condition_noise": candidate.condition_noise}
-        stream = SRStream(pipe, candidate.transformer, noise, embeds, **settings)
+        steps, condition_noise = candidate.steps, candidate.condition_noise
+        stream = SRStream(pipe, candidate.transformer, noise, embeds, steps, condition_noise=condition_noise)
     latents, seconds = [], []
     for group in rollout_groups(pipe, clip_source(pipe, frames_to_tensor(frames))):
         start = time.perf_counter()

@@ -22,7 +22,7 @@ def camera() -> Iterator[np.ndarray]:
     rows, columns = np.mgrid[:HEIGHT, :WIDTH]
     for number in itertools.count():
         waves = np.stack([np.sin((columns + number) / 9), np.sin((rows - number) / 7), np.sin((rows + columns) / 5)])
-        yield np.uint8(127.5 * (waves + 1)).transpose(1, 2, 0)
+        yield (127.5 * (waves + 1)).astype(np.uint8).transpose(1, 2, 0)
 
 
 def main() -> None:

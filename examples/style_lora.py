@@ -99,8 +99,8 @@ def try_it(options: argparse.Namespace) -> None:
 def last_frame(pipe: UltraFlashStreamingPipeline, source: Path) -> np.ndarray:
     """The fifth frame of the upscaled clip, uint8."""
     generator = torch.Generator().manual_seed(0)
-    frames = pipe(source=str(source), num_frames=5, generator=generator, output_type="np").frames[0]
-    return np.rint(frames[-1] * 255).astype(np.uint8)
+    chunks = list(pipe.stream(source=str(source), num_frames=5, generator=generator, output_type="uint8"))
+    return np.asarray(chunks[-1].frames[0])[-1]
 
 
 def middle(picture: np.ndarray) -> np.ndarray:

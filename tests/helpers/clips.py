@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any, cast
 
 import av
 import numpy as np
@@ -57,11 +58,12 @@ def make_clip(
     tick = Fraction(1, 25) / time_base
     pts = [round(tick * index) for index in range(frames)] if pts is None else pts
     with av.open(str(path), "w", format=format, container_options=container_options or {}) as output:
-        video = output.add_stream(codec, rate=25, width=size[0], height=size[1], options=options or {})
+        stream = output.add_stream(codec, rate=25, width=size[0], height=size[1], options=options or {})
+        video = cast(av.VideoStream, stream)
         video.pix_fmt = pixel_format
         video.codec_context.time_base = time_base
         sound = output.add_stream(audio, rate=48000, layout="stereo") if audio else None
-        text = output.add_stream(subtitles) if subtitles else None
+        text: Any = output.add_stream(subtitles) if subtitles else None
         if text is not None:
             text.codec_context.subtitle_header = ASS_HEADER
             text.codec_context.time_base = Fraction(1, 1000)
@@ -79,7 +81,7 @@ def make_clip(
             frame.pts, frame.time_base = time + round(start / time_base), time_base
             output.mux(video.encode(frame))
         output.mux(video.encode(None))
-        if sound is not None:
+        if isinstance(sound, av.AudioStream):
             for index in range(int(seconds_of_audio * 48000) // 1024):
                 wave = 0.3 * np.sin(np.arange(index * 1024, (index + 1) * 1024) * 2 * np.pi * 440 / 48000)
                 block = av.AudioFrame.from_ndarray(np.stack([wave, wave]).astype(np.float32), "fltp", "stereo")

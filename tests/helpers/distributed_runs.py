@@ -45,11 +45,10 @@ def prepare_material(folder: Path) -> None:
 
 
 def train_sr(material: Path, output_dir: Path, *flags: str, **options: Any) -> None:
-    networks = ("--pretrained_model_name_or_path", f"{material}/transformer")
-    networks += ("--latent_upsampler", f"{material}/upsampler")
-    flags = (*networks, "--autoencoder", f"{material}/autoencoder", *flags)
+    networks = ["--pretrained_model_name_or_path", f"{material}/transformer"]
+    networks += ["--latent_upsampler", f"{material}/upsampler", "--autoencoder", f"{material}/autoencoder"]
     base = {"max_train_steps": STEPS, "checkpointing_steps": 2, "temporal_loss": "difference", "learning_rate": 5e-3}
-    run("train_sr", material, output_dir, *flags, **base | options)
+    run("train_sr", material, output_dir, *networks, *flags, **base | options)
 
 
 def train_upsampler_and_decoder(material: Path, output_dir: Path, **options: Any) -> None:
@@ -122,13 +121,13 @@ def resumed(folder: Path, name: str, of: str) -> Path:
 def main(folder: Path) -> None:
     material, onward = folder / "material", ("--use_ema", "--resume_from_checkpoint", "latest")
     prepare_material(material)
-    alone = {"gradient_accumulation_steps": 2}
+    alone: dict[str, Any] = {"gradient_accumulation_steps": 2}
     launch(1, train_sr, material, folder / "single", "--use_ema", **alone)
     launch(2, train_sr, material, folder / "ddp", "--use_ema")
     launch(2, train_sr, material, folder / "fsdp", "--use_ema", sharded=True)
     launch(2, train_sr, material, resumed(folder, "fsdp_resumed", "fsdp"), *onward, sharded=True)
     launch(1, train_sr, material, resumed(folder, "fsdp_on_fewer", "fsdp"), *onward, sharded=True, **alone)
-    lora = {"rank": 2, "mixed_precision": "bf16"}
+    lora: dict[str, Any] = {"rank": 2, "mixed_precision": "bf16"}
     for name, processes, options in (("single_lora", 1, alone), ("fsdp_lora", 2, {})):
         launch(processes, train_sr, material, folder / name, sharded=processes > 1, **lora, **options)
     for name, processes, options in (("single_mixed", 1, alone), ("ddp_mixed", 2, {})):
