@@ -7,6 +7,9 @@ import io
 import json
 import pickle
 import re
+import struct
+import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -508,6 +511,73 @@ def test_dtype_keeps_what_the_network_keeps_in_float32(tmp_path):
         assert torch.equal(parameter, original if kept else original.bfloat16())
 
 
+def crafted_files() -> dict[str, Any]:
+    """Files that claim, name or contain more than they are long; none may be followed."""
+    loop: dict[str, Any] = {"step": 1}
+    loop["model"] = loop
+    nested: dict[str, Any] = {}
+    for _ in range(200):
+        nested = {"model": nested}
+    return {
+        "loop": loop,
+        "nested": nested,
+        "strides": {"pre_shuffle.0.weight": torch.zeros(1).expand(10**6, 10**5, 2)},
+        "sparse": {"pre_shuffle.0.weight": torch.sparse_coo_tensor(size=(10**6, 10**6), check_invariants=False)},
+        "meta": {"pre_shuffle.0.weight": torch.empty(10**6, 10**6, device="meta")},
+        "block": layout("upsampler_v1_x3") | {"blocks.100000.skip.weight": torch.zeros(1)},
+        "layer": layout("upsampler_v3_x2") | {"net.999999999.weight": torch.zeros(8, 8, 3, 3)},
+    }
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("loop", "neither a state dict"),
+        ("nested", "more than 16 containers"),
+        ("strides", r"`pre_shuffle.0.weight` of shape .* claims 800000000000 bytes, its part of the file has 4"),
+        ("sparse", "`pre_shuffle.0.weight` is no plain tensor"),
+        ("meta", "`pre_shuffle.0.weight` is no plain tensor"),
+        ("block", "left-over keys: `blocks.100000.skip.weight`"),
+        ("layer", "does not fit a v3"),
+    ],
+)
+def test_crafted_files_are_refused_at_once(name, message, tmp_path):
+    path = write(tmp_path / "crafted.pth", crafted_files()[name])
+    start = time.monotonic()
+    with pytest.raises(ValueError, match=f"crafted.pth.*{message}"):
+        convert_files([path], tmp_path / "out")
+    assert time.monotonic() - start < 10
+    assert not (tmp_path / "out").exists()
+
+
+def test_compressed_archives_are_refused(tmp_path):
+    """torch.load would map the compressed bytes as if they were weights."""
+    plain, packed = write(tmp_path / "plain.pth", layout("upsampler_v1_x3")), tmp_path / "packed.pth"
+    with zipfile.ZipFile(plain) as source, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as target:
+        for entry in source.infolist():
+            target.writestr(entry.filename, source.read(entry))
+    with pytest.raises(ValueError, match="packed.pth.*its entries are compressed"):
+        read_checkpoint(packed)
+
+
+def test_archives_whose_entries_overlap_are_refused(tmp_path):
+    path = write(tmp_path / "plain.pth", {"weight": torch.zeros(10_000)})
+    content = path.read_bytes()
+    central = content.index(b"PK\x01\x02")
+    claimed = content.replace(struct.pack("<I", 40_000), struct.pack("<I", 4_000_000_000))
+    path.write_bytes(content[:central] + claimed[central:])
+    with pytest.raises(ValueError, match="plain.pth"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize("name", ["a.safetensors.index.json", "../b.safetensors", "/etc/hostname", "b.pth"])
+def test_an_index_names_safetensors_beside_it_alone(name, tmp_path):
+    index = tmp_path / "a.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"weight": name}}))
+    with pytest.raises(ValueError, match="a.safetensors.index.json.* names `.*expected .safetensors files beside it"):
+        read_checkpoint(index)
+
+
 class Exploit:
     def __reduce__(self):
         return print, ("code ran",)
@@ -585,6 +655,41 @@ def test_a_full_disk(tmp_path):
     path = write(tmp_path / "upsampler.pth", layout("upsampler_v1_x3"))
     with small_disk(50_000), pytest.raises(OSError, match="could not be written"):
         convert_files([path], tmp_path / "out")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["upsampler.pth"]
+
+
+def test_a_failed_conversion_leaves_the_folder_before_it(tmp_path):
+    path = write(tmp_path / "upsampler.pth", layout("upsampler_v1_x3"))
+    convert_files([path], tmp_path / "out")
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    other = write(tmp_path / "other.pth", layout("upsampler_v1_x2"))
+    with small_disk(50_000), pytest.raises(OSError, match="could not be written"):
+        convert_files([other], tmp_path / "out")
+    assert same_network(
+        CausalLatentUpsampler.from_pretrained(tmp_path / "out"), from_original(layout("upsampler_v1_x3"))
+    )
+    convert_files([other], tmp_path / "out")
+    assert same_network(
+        CausalLatentUpsampler.from_pretrained(tmp_path / "out"), from_original(layout("upsampler_v1_x2"))
+    )
+    names = {entry.name for entry in (tmp_path / "out").iterdir()}
+    assert names == {"config.json", "diffusion_pytorch_model.safetensors", "notes.txt"}
+
+
+def test_weights_that_are_not_finite(tmp_path):
+    weights = layout("upsampler_v1_x3")
+    weights["blocks.0.conv.0.weight"][0, 0, 0, 0] = float("nan")
+    broken = write(tmp_path / "broken.pth", weights)
+    with pytest.raises(ValueError, match=r"broken.pth: the weight `blocks.0.conv.0.weight` holds values that are not"):
+        convert_files([broken], tmp_path / "out")
+    weights["blocks.0.conv.0.weight"][0, 0, 0, 0] = 1e5
+    large = write(tmp_path / "large.pth", weights)
+    with pytest.raises(
+        ValueError, match=r"`blocks.0.conv.0.weight` reaches 1e\+05, which `dtype` torch.float16 cannot"
+    ):
+        convert_files([large], tmp_path / "out", dtype=torch.float16)
+    assert not (tmp_path / "out").exists()
+    convert_files([large], tmp_path / "out", dtype=torch.bfloat16)
 
 
 def test_refusals_of_many_files(tmp_path):

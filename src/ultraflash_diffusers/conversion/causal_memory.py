@@ -18,7 +18,7 @@ import torch
 from ..models.causal_latent_upsampler import CausalLatentUpsampler
 from ..models.causal_memory import stage_factors
 from ..models.hr_autoencoder import HRAutoencoder
-from .recognition import Recognition, shape_of
+from .recognition import Recognition, count_blocks, shape_of
 from .settings import Settings
 
 _Kind = Literal["conv", "block", "shuffle", "temporal"]
@@ -64,7 +64,7 @@ class _Stack:
 
     def count(self, kind: _Kind, after: int, before: int) -> int:
         """How many layers of one kind stand between two others."""
-        return sum(self._kinds.get(layer) == kind for layer in range(after + 1, before))
+        return sum(after < layer < before for layer in self.of_kind(kind))
 
     def of_kind(self, kind: _Kind) -> list[int]:
         """Numbers of the layers of one kind."""
@@ -145,7 +145,7 @@ def recognize_upsampler_v1(weights: Mapping[str, torch.Tensor], given: Mapping[s
     out_channels, width, *_ = shape_of(weights, "final.weight", 4, network)
     head = _Stack(weights, "pre_shuffle.", network)
     scale = math.prod(math.isqrt(max(head.width(layer)[0] // width, 1)) for layer in head.of_kind("conv"))
-    num_blocks = 1 + max((int(m[1]) for key in weights if (m := re.match(r"blocks\.(\d+)\.", key))), default=-1)
+    num_blocks = count_blocks(weights)
     settings = Settings(given, network)
     config = _upsampler_config(weights, settings, head.width(0)[1], out_channels, scale)
     config |= {

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,8 +14,10 @@ import torch
 from diffusers.models.modeling_utils import ModelMixin
 from safetensors import SafetensorError
 
+from ..weight_files import read_checkpoint, shorten
 from .causal_memory import recognize_autoencoder, recognize_upsampler_v1, recognize_v3
-from .reading import find_network, read_checkpoint, shorten
+from .folders import check_output, whole_folder
+from .reading import find_network
 from .recognition import Recognition
 from .settings import check_known
 from .wan import recognize_transformer
@@ -130,14 +131,14 @@ def convert_files(
 
     Raises:
         FileNotFoundError: a file is not there.
-        ValueError: see [`read_checkpoint`] and [`from_original`]; or two files serve as one component, or the output
-            folder would overwrite an input.
-        OSError: the output folder cannot be made or written.
+        ValueError: see [`read_checkpoint`] and [`from_original`]; or two files serve as one component, the output
+            folder would overwrite an input, or weights are not finite, in the file or in `dtype`.
+        OSError: the output folder cannot be made or written. Nothing half-written is left.
     """
     if not files:
         raise ValueError("`files` is empty: name at least one checkpoint file")
     paths, output = [Path(file) for file in files], Path(output)
-    _check_output(output)
+    check_output(output)
     recognitions: list[Recognition] = []
     for path in paths:
         checkpoint = read_checkpoint(path)
@@ -148,7 +149,11 @@ def convert_files(
     for path, recognition in zip(paths, recognitions, strict=True):
         with _naming(path):
             recognition.build()  # all files are checked before the first is written
-    return [_save(*work, dtype) for work in zip(paths, recognitions, folders, strict=True)]
+    with whole_folder(output) as partial:
+        for path, recognition, folder in zip(paths, recognitions, folders, strict=True):
+            with _naming(path):
+                save_network(recognition, partial / folder.relative_to(output), dtype)
+    return [_report(*work) for work in zip(paths, recognitions, folders, strict=True)]
 
 
 @contextmanager
@@ -157,17 +162,6 @@ def _naming(path: Path) -> Iterator[None]:
         yield
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-
-
-def _check_output(output: Path) -> None:
-    """Tries whether the output folder, or the nearest one above it that is there, can be written."""
-    existing = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
-    if not existing.is_dir():
-        raise NotADirectoryError(f"the output folder {str(output)!r} cannot be made: {str(existing)!r} is a file")
-    try:
-        tempfile.TemporaryFile(dir=existing).close()
-    except OSError as error:
-        raise PermissionError(f"the output folder {str(output)!r} cannot be written: {error.strerror}") from error
 
 
 def _folders(paths: list[Path], recognitions: list[Recognition], output: Path) -> list[Path]:
@@ -188,22 +182,40 @@ def _folders(paths: list[Path], recognitions: list[Recognition], output: Path) -
     return folders
 
 
-def _save(path: Path, recognition: Recognition, folder: Path, dtype: torch.dtype | None) -> ConvertedFile:
+def save_network(recognition: Recognition, folder: Path, dtype: torch.dtype | None) -> None:
+    """Writes a network to a folder.
+
+    Raises:
+        ValueError: a weight is not finite, or would not be in `dtype`.
+        OSError: the folder cannot be written.
+    """
     network = recognition.build()
     kept = set(network._keep_in_fp32_modules or []) if dtype in (torch.float16, torch.bfloat16) else set()
     for name, parameter in network.named_parameters():
         target = torch.float32 if kept.intersection(name.split(".")) else dtype
-        parameter.data = parameter.data.to(target).contiguous()
+        parameter.data = _converted(name, parameter.data, target)
     try:
         network.save_pretrained(folder)
     except SafetensorError as error:
         raise OSError(f"{str(folder)!r} could not be written: {error}") from error
+
+
+def _converted(name: str, weight: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+    converted = weight.to(dtype).contiguous()
+    if not converted.isfinite().all():
+        if not weight.isfinite().all():
+            raise ValueError(f"the weight `{name}` holds values that are not finite")
+        raise ValueError(f"the weight `{name}` reaches {weight.abs().max():.3g}, which `dtype` {dtype} cannot hold")
+    return converted
+
+
+def _report(path: Path, recognition: Recognition, folder: Path) -> ConvertedFile:
     return ConvertedFile(
         file=path,
         component=recognition.component,
-        class_name=type(network).__name__,
+        class_name=recognition.network_class.__name__,
         folder=folder,
         description=recognition.description,
-        parameters=sum(parameter.numel() for parameter in network.parameters()),
+        parameters=sum(tensor.numel() for tensor in recognition.weights.values()),
         config=recognition.config,
     )

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +12,8 @@ from typing import Any
 import torch
 from diffusers.models.modeling_utils import ModelMixin
 
-from .reading import shorten
+from ..models.wan_names import renamed
+from ..weight_files import shorten
 from .settings import Settings
 
 
@@ -25,7 +28,7 @@ class Recognition:
         description (`str`): what was found, in words.
         settings (`Settings`): what the caller said about it.
         names (`Sequence[tuple[str, str]]`): pairs of our and the published beginning of a key; the first pair that
-            fits counts, and a key that none fits is spelled alike in both.
+            fits counts, and a key that none fits is spelled alike in both; see [`renamed`].
         weights (`Mapping[str, torch.Tensor]`): the tensors under the published keys.
     """
 
@@ -44,8 +47,9 @@ class Recognition:
             ValueError: keys are missing or left over, or a tensor has another shape or is not floating point.
         """
         tensors: dict[str, torch.Tensor] = {}
+        published_to_own = [(published, own) for own, published in self.names]
         for key, tensor in self.weights.items():
-            own = translate(key, [(published, own) for own, published in self.names])
+            own = renamed(key, published_to_own)
             if own in tensors:
                 raise ValueError(f"the key `{key}` is there twice in different spellings ({self.description})")
             tensors[own] = tensor
@@ -57,7 +61,7 @@ class Recognition:
 
     def _check(self, tensors: dict[str, torch.Tensor], expected: dict[str, tuple[int, ...]]) -> None:
         def published(keys: set[str]) -> str:
-            return shorten(sorted(translate(key, self.names) for key in keys))
+            return shorten(sorted(renamed(key, self.names) for key in keys))
 
         problems = []
         if missing := expected.keys() - tensors.keys():
@@ -66,21 +70,22 @@ class Recognition:
             problems.append(f"left-over keys: {published(left_over)}")
         for key in sorted(expected.keys() & tensors.keys()):
             if tuple(tensors[key].shape) != expected[key]:
-                name, shape = translate(key, self.names), tuple(tensors[key].shape)
+                name, shape = renamed(key, self.names), tuple(tensors[key].shape)
                 problems.append(f"`{name}` has shape {shape}, expected {expected[key]}")
             elif not tensors[key].is_floating_point():
-                name = translate(key, self.names)
+                name = renamed(key, self.names)
                 problems.append(f"`{name}` has dtype {tensors[key].dtype}, expected floating point")
         if problems:
             raise ValueError(f"the checkpoint does not fit a {self.description}: {'; '.join(problems[:20])}")
 
 
-def translate(key: str, names: Sequence[tuple[str, str]]) -> str:
-    """Replaces the beginning of `key` by the first pair of `names` whose first part it starts with."""
-    for source, target in names:
-        if key.startswith(source):
-            return target + key[len(source) :]
-    return key
+def count_blocks(weights: Mapping[str, torch.Tensor]) -> int:
+    """How many blocks there are from `blocks.0` on without a gap.
+
+    What lies behind a gap is left over then: a number alone must not make a network larger than what is there.
+    """
+    numbers = {match[1] for key in weights if (match := re.match(r"blocks\.(\d+)\.", key))}
+    return next(count for count in itertools.count() if str(count) not in numbers)
 
 
 def shape_of(weights: Mapping[str, torch.Tensor], key: str, rank: int, network: str) -> tuple[int, ...]:

@@ -10,7 +10,6 @@ looks around are not in the tensors: settings, with the released values as defau
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,36 +18,10 @@ from diffusers.models.modeling_utils import ModelMixin
 
 from ..models.causal_wan_transformer import CausalWanTransformer
 from ..models.ultraflash_sr_transformer import UltraFlashSRTransformer
-from .recognition import Recognition, shape_of
+from ..models.wan_names import WAN_NAMES
+from .recognition import Recognition, count_blocks, shape_of
 from .settings import Settings
 
-# our (diffusers') and the original beginnings of keys, outside and inside of a block
-_NAMES = (
-    ("condition_embedder.text_embedder.linear_1.", "text_embedding.0."),
-    ("condition_embedder.text_embedder.linear_2.", "text_embedding.2."),
-    ("condition_embedder.time_embedder.linear_1.", "time_embedding.0."),
-    ("condition_embedder.time_embedder.linear_2.", "time_embedding.2."),
-    ("condition_embedder.time_proj.", "time_projection.1."),
-    ("scale_shift_table", "head.modulation"),
-    ("proj_out.", "head.head."),
-)
-_BLOCK_NAMES = (
-    ("attn1.to_q.", "self_attn.q."),
-    ("attn1.to_k.", "self_attn.k."),
-    ("attn1.to_v.", "self_attn.v."),
-    ("attn1.to_out.0.", "self_attn.o."),
-    ("attn1.", "self_attn."),
-    ("attn2.to_q.", "cross_attn.q."),
-    ("attn2.to_k.", "cross_attn.k."),
-    ("attn2.to_v.", "cross_attn.v."),
-    ("attn2.to_out.0.", "cross_attn.o."),
-    ("attn2.", "cross_attn."),
-    # the norms are counted in another order: the affine one in front of cross-attention is the original's third
-    ("norm2.", "norm3."),
-    ("ffn.net.0.proj.", "ffn.0."),
-    ("ffn.net.2.", "ffn.2."),
-    ("scale_shift_table", "modulation"),
-)
 _RELEASED_HEAD_DIM = 128
 # how the published configs say "RMS norm" and "everything since the start"
 _PUBLISHED_VALUES = {("qk_norm", True): "rms_norm_across_heads", ("local_attn_size", -1): None}
@@ -68,14 +41,11 @@ def recognize_transformer(weights: Mapping[str, torch.Tensor], given: Mapping[st
     Raises:
         ValueError: the channels are those of neither, or a setting is unknown or contradicts the tensors.
     """
-    num_layers = 1 + max((int(m[1]) for key in weights if (m := re.match(r"blocks\.(\d+)\.", key))), default=-1)
+    num_layers = count_blocks(weights)
     original = not any(key.startswith("condition_embedder.") for key in weights)
-    names = list(_NAMES) if original else []
-    for block in range(num_layers if original else 0):
-        names += [(f"blocks.{block}.{own}", f"blocks.{block}.{published}") for own, published in _BLOCK_NAMES]
-
+    names = WAN_NAMES if original else ()
     spelling = 1 if original else 0
-    output = _NAMES[-1][spelling] + "weight"
+    output = ("proj_out.weight", "head.head.weight")[spelling]
     *_, in_channels, patch_t, patch_h, patch_w = shape_of(weights, "patch_embedding.weight", 5, "Wan transformer")
     patch_size = (patch_t, patch_h, patch_w)
     rows, _ = shape_of(weights, output, 2, "Wan transformer")
