@@ -23,6 +23,7 @@ from . import __version__
 from .commands.benchmark import add_benchmark
 from .commands.demo import add_demo
 from .commands.generate import add_generate
+from .commands.serve import add_serve
 from .commands.upscale import add_upscale
 
 if TYPE_CHECKING:
@@ -167,6 +168,7 @@ _COMMANDS: tuple[Callable[[SubParsers], argparse.ArgumentParser], ...] = (
     _add_convert,
     add_benchmark,
     add_demo,
+    add_serve,
 )
 
 

@@ -65,7 +65,8 @@ def add_generate(commands: SubParsers) -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from .stream_to_file import FileStream, opened_writer
+    from ..pipelines.file_stream import FileStream
+    from .output_file import opened_writer
 
     if not options.prompt.strip():
         raise ValueError("PROMPT is empty: say what the video shows")

@@ -20,8 +20,8 @@ from .pipeline_options import (
 )
 
 if TYPE_CHECKING:
+    from ..pipelines.file_stream import TimedReader
     from ..pipelines.video_stream import PipelineStreamState, VideoStream
-    from .stream_to_file import TimedReader
 
     SubParsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -53,7 +53,8 @@ def add_upscale(commands: SubParsers) -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from .stream_to_file import FileStream, TimedReader, opened_writer
+    from ..pipelines.file_stream import FileStream, TimedReader
+    from .output_file import opened_writer
 
     reader = TimedReader(options.input, options.num_frames)
     scale = _checked_scale(options)

@@ -3,16 +3,13 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,9 +17,9 @@ from safetensors import SafetensorError
 from tqdm import tqdm
 
 from ..models.stream_state import StreamState
-from ..pipelines.pipeline_output import StreamChunk
-from ..pipelines.video_stream import PipelineStreamState, VideoStream
 from ..video_io import FRAGMENT_FRAMES, DecodedFrame, VideoReader, VideoWriter
+from .pipeline_output import StreamChunk
+from .video_stream import PipelineStreamState, VideoStream
 
 _LARGEST_SHARE_OF_SAVING = 1 / 20
 
@@ -121,40 +118,6 @@ class Report:
             f"{self.output}: {self.frames} frames of {self.width}x{self.height}, {self.frames_made} of them made in "
             f"{self.seconds:.1f} s ({self.fps:.2f} FPS; the first after {self.seconds_to_first_frames:.1f} s)"
         )
-
-
-@contextmanager
-def opened_writer(options: argparse.Namespace, width: int, height: int, **arguments: Any) -> Iterator[VideoWriter]:
-    """Opens the output, finishes it at the end, and says what is kept and how to go on where that is not reached.
-
-    Args:
-        options (`argparse.Namespace`): with `output`, `crf`, `resume` and `overwrite`.
-        width, height (`int`): of the frames.
-        arguments: more of [`VideoWriter`]'s.
-    """
-    try:
-        writer = VideoWriter(
-            options.output,
-            width,
-            height,
-            crf=options.crf,
-            resume=options.resume,
-            overwrite=options.overwrite,
-            **arguments,
-        )
-    except (FileExistsError, ValueError) as error:
-        in_options = str(error).replace("resume=True", "--resume").replace("overwrite=True", "--overwrite")
-        raise type(error)(in_options) from error
-    try:
-        with writer:
-            yield writer
-    except BaseException as error:
-        if writer.partial_path.exists():
-            kept = f"{writer.frames_written} frames are kept in {writer.partial_path}, which plays"
-            print(f"ultraflash: {kept}; the same command with --resume goes on", file=sys.stderr)
-        if isinstance(error, torch.OutOfMemoryError):
-            raise ValueError(f"{width}x{height} frames need more memory than the device has: {error}") from error
-        raise
 
 
 class FileStream:

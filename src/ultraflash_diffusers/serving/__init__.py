@@ -1,0 +1,12 @@
+# Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
+"""The server: video over WebSockets while it is being made, and jobs over HTTP.
+
+Needs the extra `serve`: `pip install 'ultraflash_diffusers[serve]'`.
+"""
+
+from .app import create_app
+from .served_models import ServedModel
+from .server import Server
+from .settings import ServerSettings
+
+__all__ = ["ServedModel", "Server", "ServerSettings", "create_app"]

@@ -1,0 +1,119 @@
+# Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Fragmented MP4 in memory: what a browser's Media Source Extensions play while it is being made."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from fractions import Fraction
+
+import av
+import numpy as np
+from av.codec.context import Flags
+from av.packet import Packet
+
+from ..video_io.color import ColorTags, RGBConverter
+
+_KEYFRAME_SECONDS = 2
+_MUXER_OPTIONS = {
+    "movflags": "frag_custom+empty_moov+default_base_moof+frag_discont+skip_trailer",
+    # timestamps are written as they are, not from 0: the fragment belongs into a longer stream
+    "avoid_negative_ts": "disabled",
+}
+
+
+class FragmentEncoder:
+    """Encodes the frames of a live stream as H.264, each call's frames as one MP4 fragment that can be played at once.
+
+    One encoder lives as long as the stream; no frame waits inside it for a later one. Joined, header and fragments
+    are one MP4 file.
+
+    Args:
+        width, height (`int`): of the frames, in pixels, even.
+        fps (`float` or `Fraction`): frames a second where no timestamps are given.
+        time_base (`Fraction`, *optional*): seconds of a tick of the timestamps; a frame's time at `fps` by default.
+        crf (`float`, *optional*, defaults to 20): x264's constant rate factor.
+        preset (`str`, *optional*, defaults to `"superfast"`): x264's speed preset.
+
+    Attributes:
+        header (`bytes`): the initialisation segment, to be sent before the first fragment.
+        mime_type (`str`): with the codec's profile and level, as `MediaSource.isTypeSupported` takes it.
+
+    Raises:
+        ValueError: `width` or `height` is odd, which 4:2:0 cannot hold.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        height: int,
+        fps: float | Fraction,
+        time_base: Fraction | None = None,
+        crf: float = 20,
+        preset: str = "superfast",
+    ) -> None:
+        if width % 2 or height % 2:
+            raise ValueError(f"`width` {width} and `height` {height} must be even: browsers play 4:2:0 alone")
+        rate = Fraction(fps).limit_denominator(10_000)
+        self._time_base = time_base or 1 / rate
+        self._frame_ticks = max(1, round(1 / (rate * self._time_base)))
+        self._converter = RGBConverter(ColorTags(primaries=1, transfer=1))
+        self._container = av.open(io.BytesIO(), "w", format="mp4")
+        keyframes = max(1, round(_KEYFRAME_SECONDS * rate))
+        options = {"crf": str(crf), "preset": preset, "tune": "zerolatency", "g": str(keyframes)}
+        self._stream = self._container.add_stream("libx264", rate=rate, options=options)
+        context = self._stream.codec_context
+        context.width, context.height, context.pix_fmt = width, height, "yuv420p"
+        context.time_base = self._stream.time_base = self._time_base
+        context.colorspace, context.color_primaries, context.color_trc, context.color_range = 1, 1, 1, 1
+        context.flags |= Flags.frame_duration | Flags.global_header
+        context.open()
+        self._fragments = 0
+        self._next_pts = 0
+        self.header = self._muxed([])
+        profile = bytes(context.extradata or b"")
+        self.mime_type = f'video/mp4; codecs="avc1.{_profile(profile).hex()}"'
+
+    def encode(
+        self, frames: np.ndarray, pts: Sequence[int] | None = None, durations: Sequence[int] | None = None
+    ) -> bytes:
+        """Returns the fragment of these frames.
+
+        Args:
+            frames (`np.ndarray`): `[frames, height, width, 3]` uint8, at least one.
+            pts (sequence of `int`, *optional*): a growing timestamp for each, in ticks of `time_base`; by default they
+                follow the frame before at the frame rate.
+            durations (sequence of `int`, *optional*): how long each shows, in ticks; needed with `pts`.
+        """
+        ticks = self._frame_ticks
+        if pts is None or durations is None:
+            pts = [self._next_pts + index * ticks for index in range(len(frames))]
+            durations = [ticks] * len(frames)
+        packets: list[Packet] = []
+        for pixels, tick, duration in zip(frames, pts, durations, strict=True):
+            frame = self._converter.from_rgb(np.ascontiguousarray(pixels), "yuv420p")
+            frame.pts, frame.duration, frame.time_base = tick, duration, self._time_base
+            packets += self._stream.encode(frame)
+        self._next_pts = pts[-1] + durations[-1]
+        return self._muxed(packets)[len(self.header) :]
+
+    def _muxed(self, packets: list[Packet]) -> bytes:
+        """Returns the header, which is the same for all, and the fragment of the packets."""
+        buffer = io.BytesIO()
+        self._fragments += bool(packets)
+        options = _MUXER_OPTIONS | {"fragment_index": str(max(1, self._fragments))}
+        with av.open(buffer, "w", format="mp4", container_options=options) as container:
+            stream = container.add_stream_from_template(self._stream)
+            stream.time_base = self._time_base
+            stream.codec_context.extradata = self._stream.codec_context.extradata  # which the template leaves out
+            container.start_encoding()
+            for packet in packets:
+                packet.stream = stream
+                container.mux(packet)
+        return buffer.getvalue()
+
+
+def _profile(extradata: bytes) -> bytes:
+    """Profile, constraints and level: the three bytes after the type of the sequence parameter set."""
+    start = extradata.index(b"\x00\x00\x01\x67") + 4
+    return extradata[start : start + 3]

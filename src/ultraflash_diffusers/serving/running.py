@@ -1,0 +1,60 @@
+# Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Running an ASGI application on a port until a signal ends it."""
+
+from __future__ import annotations
+
+import signal
+import socket
+from typing import Any
+
+import uvicorn
+
+_SEND_BUFFER = 128 * 1024  # bytes in the kernel: what a reader that has stopped can still be sent
+_DEAD_SECONDS = 60
+_LARGEST_MESSAGE = 64 * 2**20
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Returns a socket that listens there, whose connections tell soon that nobody reads.
+
+    Raises:
+        OSError: the address is in use, or none of this machine.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _DEAD_SECONDS * 1000)
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise OSError(error.errno, f"cannot listen at {host} port {port}: {error.strerror}") from error
+    return listener
+
+
+def make_server(app: Any) -> uvicorn.Server:
+    """Returns the HTTP server of an application, to be run on a socket of [`bind`]."""
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        ws="websockets-sansio",
+        ws_max_size=_LARGEST_MESSAGE,
+        # a slow reader answers no pings behind the video that it has not read: sessions have limits of their own
+        ws_ping_timeout=None,
+        ws_per_message_deflate=False,
+        timeout_graceful_shutdown=5,
+        lifespan="on",
+    )
+    return uvicorn.Server(config)
+
+
+def run_until_signal(app: Any, listener: socket.socket) -> None:
+    """Serves until Ctrl-C, TERM or HUP; running sessions are closed first."""
+    server = make_server(app)
+    former = signal.signal(signal.SIGHUP, lambda *_: setattr(server, "should_exit", True))
+    try:
+        server.run(sockets=[listener])
+    finally:
+        signal.signal(signal.SIGHUP, former)

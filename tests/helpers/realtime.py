@@ -1,0 +1,130 @@
+# Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
+"""A server on a free port of this machine, and a client of the realtime protocol that is nothing but a WebSocket."""
+
+from __future__ import annotations
+
+import io
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import av
+import numpy as np
+from websockets.sync.client import ClientConnection, connect
+
+from ultraflash_diffusers.serving.running import bind, make_server
+
+PATH = "/v1/realtime/video"
+
+
+@contextmanager
+def running(app: Any) -> Iterator[str]:
+    """Runs an ASGI application; gives its address without the scheme."""
+    listener = bind("127.0.0.1", 0)
+    server = make_server(app)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        wait_until(lambda: server.started)
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(30)
+        listener.close()
+
+
+@dataclass
+class Received:
+    """What a server has sent.
+
+    Args:
+        messages (`list`): its JSON messages.
+        chunks (`list`): metadata and bytes of each media frame.
+        states (`list`): likewise of each exported state.
+    """
+
+    messages: list[dict[str, Any]] = field(default_factory=list)
+    chunks: list[tuple[dict[str, Any], bytes]] = field(default_factory=list)
+    states: list[tuple[dict[str, Any], bytes]] = field(default_factory=list)
+
+    @property
+    def video(self) -> bytes:
+        """The bytes that a client saves."""
+        return b"".join(data for _, data in self.chunks)
+
+    def of_type(self, kind: str) -> list[dict[str, Any]]:
+        """Messages of a type."""
+        return [message for message in self.messages if message["type"] == kind]
+
+
+class Client:
+    """A session with a server.
+
+    Args:
+        address (`str`): host and port.
+        options: of `websockets`' `connect`.
+    """
+
+    def __init__(self, address: str, **options: Any) -> None:
+        self._leaving = ExitStack()
+        connection = connect(f"ws://{address}{PATH}", max_size=None, **options)
+        self.socket: ClientConnection = self._leaving.enter_context(connection)
+        self.received = Received()
+
+    def send(self, kind: str, **content: Any) -> None:
+        """Sends a JSON message."""
+        self.socket.send(json.dumps({"type": kind, **content}))
+
+    def start(self, **fields: Any) -> None:
+        """Sends `session.start`."""
+        self.send("session.start", **fields)
+
+    def read(self, timeout: float = 60) -> dict[str, Any]:
+        """Takes the next JSON message, with the bytes that belong to it."""
+        message = json.loads(self.socket.recv(timeout))
+        self.received.messages.append(message)
+        if message["type"] in ("video.chunk_metadata", "session.state"):
+            data = self.socket.recv(timeout)
+            assert isinstance(data, bytes) and len(data) == message["byte_length"]
+            kept = self.received.states if message["type"] == "session.state" else self.received.chunks
+            kept.append((message, data))
+        return message
+
+    def read_until(self, kind: str, timeout: float = 60) -> dict[str, Any]:
+        """Takes messages up to one of a type; an `error` that was not asked for fails."""
+        while (message := self.read(timeout))["type"] != kind:
+            assert message["type"] != "error", message
+        return message
+
+    def finish(self, timeout: float = 60) -> Received:
+        """Takes all until the stream is done."""
+        self.read_until("session.done", timeout)
+        return self.received
+
+    def close(self) -> None:
+        """Leaves."""
+        self._leaving.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def decoded(video: bytes) -> np.ndarray:
+    """Frames `[frames, height, width, 3]` of a file."""
+    with av.open(io.BytesIO(video), "r") as container:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
+    """Waits for something to become true."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "did not happen in time"
+        time.sleep(0.02)
