@@ -23,8 +23,8 @@ if TYPE_CHECKING:  # for editors and type checkers, which cannot follow `_EXPORT
     from .pipelines.cache_management import DynamicCacheManagement as DynamicCacheManagement
     from .pipelines.pipeline_output import StreamChunk as StreamChunk
     from .pipelines.pipeline_output import UltraFlashPipelineOutput as UltraFlashPipelineOutput
+    from .pipelines.pipeline_state import PipelineStreamState as PipelineStreamState
     from .pipelines.pipeline_ultraflash import UltraFlashStreamingPipeline as UltraFlashStreamingPipeline
-    from .pipelines.video_stream import PipelineStreamState as PipelineStreamState
     from .rewards.quality_scorer import QualityScorer as QualityScorer
 
 __version__ = "0.1.0"
@@ -35,7 +35,7 @@ _EXPORTS = {
     "DynamicCacheManagement": ".pipelines.cache_management",
     "HRAutoencoder": ".models.hr_autoencoder",
     "ModelMixin": "diffusers",
-    "PipelineStreamState": ".pipelines.video_stream",
+    "PipelineStreamState": ".pipelines.pipeline_state",
     "QualityScorer": ".rewards.quality_scorer",
     "SchedulerMixin": "diffusers",
     "StreamChunk": ".pipelines.pipeline_output",

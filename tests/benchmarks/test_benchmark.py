@@ -16,6 +16,7 @@ from benchmarks import linearity
 from ultraflash_diffusers import CausalWanTransformer, UltraFlashStreamingPipeline, default_checkpoint
 from ultraflash_diffusers.cli import main
 from ultraflash_diffusers.models.block_sparse_attention import BlockSparseSettings, select_blocks
+from ultraflash_diffusers.pipelines.execution.plan import ExecutionPlan
 from ultraflash_diffusers.profiling import plot
 from ultraflash_diffusers.profiling.memory import FusedAttention, LiveBytes, peak_bytes, plan_memory
 from ultraflash_diffusers.profiling.operations import (
@@ -98,7 +99,7 @@ def test_the_generator_s_work_grows_with_the_temporal_patches_of_a_chunk() -> No
                 patch_size=(2, 2, 2), num_layers=1, frames_per_chunk=patches, window_frames=12
             )
         assert pipe.generator_transformer.chunk_frames == 2 * patches
-        pipe.generator_transformer.cache_text = True
+        pipe.execution_plan = ExecutionPlan(cache_text=True)
         works.append(group_operations(pipe, 960, 1664, generator_passes=1)["generator"])
     assert works[1] == 2 * works[0]
 

@@ -56,6 +56,15 @@ def make_stream(pipe: Any, **arguments: Any) -> Any:
     return pipe.stream(prompt_embeds=PROMPT, num_frames=None, generator=generator, **arguments)
 
 
+def make_group(stream: Any) -> tuple[Any, torch.Tensor]:
+    """The next group of a stream and its frames, from the source to the decoder."""
+    refined = stream._maker(stream._current, stream._prompts)
+    before = stream._current.now.decoder
+    frames, decoder = stream._decode(refined.segment, before, stream.size, refined.timings)
+    stream._current.replace(decoder=decoder)
+    return refined, frames
+
+
 def text_pipeline(**components: Any) -> Any:
     return tiny.make_tiny_pipeline(text=False, **components)
 
@@ -78,8 +87,7 @@ def test_a_running_stream_never_waits_for_the_device() -> None:
     stream = make_stream(pipe, output_type="pt")
     with torch.no_grad(), HostSynchronisations() as host:
         for _ in range(4):
-            refined = stream._maker(stream._prompt_embeds)
-            stream._decode(refined.segment, stream._maker.size, refined.timings)
+            make_group(stream)
     assert not host.counts
 
 
@@ -99,7 +107,7 @@ def buffers(stream: Any) -> list[int]:
     """Where the large tensors of a stream's transformers lie."""
     generator = stream._source.state().network.cache
     tensors = [*generator.keys, *generator.values]
-    for cache in stream._maker.refine.states[0].cache:
+    for cache in stream._current.now.sr[0].cache:
         tensors += [cache.keys, cache.values, cache.pooled_keys]
     return [tensor.data_ptr() for tensor in tensors]
 
@@ -140,8 +148,7 @@ def test_a_running_stream_takes_the_same_memory_group_after_group() -> None:
     with torch.no_grad(), LiveBytes() as live:
         for _ in range(12):
             live.peak = live.now
-            refined = stream._maker(stream._prompt_embeds)
-            frames = stream._decode(refined.segment, stream._maker.size, refined.timings)
+            refined, frames = make_group(stream)
             del refined, frames
             usage.append((live.now, live.peak))
     assert usage[3:6] == usage[6:9] == usage[9:12]
@@ -195,11 +202,10 @@ def test_the_generator_may_have_a_device_of_its_own() -> None:
     stream = make_stream(pipe, output_type="uint8")
     with torch.no_grad():
         for _ in range(2):
-            refined = stream._maker(stream._prompt_embeds)
-            frames = stream._decode(refined.segment, stream._maker.size, refined.timings)
+            refined, frames = make_group(stream)
     assert frames.device.type == refined.segment.latents.device.type == "meta"
     assert stream._source.state().network.cache.keys[0].device.type == "cpu"
-    assert stream._maker.refine.states[0].cache[0].keys.device.type == "meta"
+    assert stream._current.now.sr[0].cache[0].keys.device.type == "meta"
 
 
 # optimize
@@ -215,7 +221,7 @@ def test_each_optimisation_is_its_own_and_leaves_the_result() -> None:
     assert cached.latent_error < 1e-5 and cached.frame_psnr > 100
     report = pipe.optimize(compile=False, cache_text=False)
     assert report.applied("channels_last") == ["latent_upsampler", "autoencoder"]
-    assert not pipe.transformer.cache_text
+    assert not pipe.execution_plan.cache_text
     changed = compare(plain, record(pipe, prompt_embeds=PROMPT, num_frames=21))
     assert changed.latent_error < 1e-5 and changed.frame_psnr > 100
     assert "channels_last" in str(report)
@@ -448,7 +454,7 @@ def test_replayed_groups_are_the_plain_ones(compiled: bool) -> None:
     with make_stream(pipe, output_type="pt") as stream:
         for _ in range(4):
             next(stream)
-        assert len(stream._maker.refine._graphs) == 1
+        assert len(stream._maker._calls._graphs) == 1
         state = stream.state()
         stream.set_prompt(prompt_embeds=-PROMPT)  # captured anew
         frames = [next(stream).frames for _ in range(3)]
@@ -480,8 +486,7 @@ def test_a_stream_on_a_gpu_waits_only_when_frames_are_handed_over() -> None:
         for number in range(4):
             torch.cuda.set_sync_debug_mode("error" if number > 1 else "default")
             try:
-                refined = stream._maker(stream._prompt_embeds)
-                stream._decode(refined.segment, stream._maker.size, refined.timings)
+                make_group(stream)
             finally:
                 torch.cuda.set_sync_debug_mode("default")
     stream.close()

@@ -16,8 +16,9 @@ from helpers.tiny import make_tiny_pipeline
 from benchmarks.memory import measure
 from ultraflash_diffusers import DynamicCacheManagement, UltraFlashStreamingPipeline
 from ultraflash_diffusers.pipelines.execution.background import background
+from ultraflash_diffusers.pipelines.execution.plan import ExecutionPlan
+from ultraflash_diffusers.pipelines.pipeline_state import PipelineStreamState
 from ultraflash_diffusers.pipelines.sources import Source, SourceChunk
-from ultraflash_diffusers.pipelines.video_stream import PipelineStreamState
 
 PIPE = make_tiny_pipeline()
 FRAMES = 45
@@ -172,7 +173,7 @@ def test_a_stream_resumes_in_another_process(tmp_path, overlap):
     script = f"""
         import torch
         from ultraflash_diffusers import UltraFlashStreamingPipeline
-        from ultraflash_diffusers.pipelines.video_stream import PipelineStreamState
+        from ultraflash_diffusers.pipelines.pipeline_state import PipelineStreamState
         UltraFlashStreamingPipeline.can_overlap_decoding = {overlap}
         pipe = UltraFlashStreamingPipeline.from_pretrained("pipe")
         state = PipelineStreamState.load("state.safetensors")
@@ -253,8 +254,7 @@ def test_a_prompts_keys_and_values_are_never_those_of_the_former_one(monkeypatch
         return joined([*chunks, *stream])
 
     computed_each_time = changed()
-    for network in (PIPE.transformer, PIPE.generator_transformer):
-        monkeypatch.setattr(network, "cache_text", True)
+    monkeypatch.setattr(PIPE, "execution_plan", ExecutionPlan(cache_text=True))
     torch.testing.assert_close(changed(), computed_each_time, atol=1e-5, rtol=0)
 
 
@@ -401,8 +401,8 @@ def test_leaving_early_frees_everything(leave):
     del camera
     next(stream)
     chunk = next(stream)
-    memories = [weakref.ref(memory) for memory in stream._maker.upsample.state.memories]
-    caches = [weakref.ref(cache.keys) for state in stream._maker.refine.states for cache in state.cache]
+    memories = [weakref.ref(memory) for memory in stream._current.now.upsampler.memories]
+    caches = [weakref.ref(cache.keys) for state in stream._current.now.sr for cache in state.cache]
     assert all(reference() is not None for reference in [source, *memories, *caches])
     if leave == "close":
         stream.close()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,8 +25,8 @@ _METADATA_KEY = "stream_state"
 class StreamState:
     """Base class of the state dataclasses.
 
-    Subclasses are dataclasses whose fields hold `torch.Tensor`, `int`, `float`, `str`, `bool`, `None`, other
-    [`StreamState`]s, or lists, tuples and string-keyed dictionaries of these.
+    Subclasses are dataclasses whose fields hold `torch.Tensor`, `int`, `float`, `Fraction`, `str`, `bool`, `None`,
+    other [`StreamState`]s, or lists, tuples and string-keyed dictionaries of these.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -110,6 +111,8 @@ def _flatten(value: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:
         return {"tuple" if isinstance(value, tuple) else "list": items}
     if isinstance(value, dict):
         return {"dict": {key: _flatten(item, f"{name}.{key}", tensors) for key, item in value.items()}}
+    if isinstance(value, Fraction):
+        return {"fraction": str(value)}
     if value is None or isinstance(value, (bool, int, float, str)):
         return {"value": value}
     raise TypeError(f"`{name}` holds a {type(value).__name__}, which a stream state cannot save")
@@ -129,4 +132,6 @@ def _unflatten(structure: dict[str, Any], tensors: dict[str, torch.Tensor]) -> A
         return tuple(items) if kind == "tuple" else items
     if kind == "dict":
         return {key: _unflatten(item, tensors) for key, item in content.items()}
+    if kind == "fraction":
+        return Fraction(content)
     return content

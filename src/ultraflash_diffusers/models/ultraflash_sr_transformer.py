@@ -171,9 +171,6 @@ class UltraFlashSRTransformer(WanBackbone):
             returned flow is `(noisy - clean) / sigma`, so that an output layer of zeros gives the condition back.
     """
 
-    # whether one-step streams replay their groups as a CUDA graph; see `pipe.optimize`
-    cuda_graphs: bool = False
-
     @register_to_config
     def __init__(
         self,

@@ -323,8 +323,6 @@ class WanBackbone(ModelMixin, ConfigMixin, PeftAdapterMixin, AttentionMixin):
     _keep_in_fp32_modules = ["time_embedder", "scale_shift_table", "norm1", "norm2", "norm3"]
     _skip_layerwise_casting_patterns = ["patch_embedding", "position_embedding", "condition_embedder", "norm"]
     _skip_keys = ["state"]
-    # whether streams keep a prompt's keys and values; adapters that change in mid-stream then reach the next prompt
-    cache_text: bool = False
 
     def _build(self) -> None:
         """Makes the modules from the config."""
@@ -365,13 +363,6 @@ class WanBackbone(ModelMixin, ConfigMixin, PeftAdapterMixin, AttentionMixin):
         text = self.condition_embedder.text_embedder(self._padded_text(encoder_hidden_states))
         pairs = [WanAttnProcessor.text_key_value(cast(WanAttention, block.attn2), text) for block in self.blocks]
         return TextKeyValues([key for key, _ in pairs], [value for _, value in pairs])
-
-    def prepare_text(self, encoder_hidden_states: torch.Tensor) -> torch.Tensor | TextKeyValues:
-        """Returns what all calls of a stream are to be given for a prompt: itself, or what `encode_text` makes of it.
-
-        See `cache_text`; the argument is that of [`~WanBackbone.encode_text`].
-        """
-        return self.encode_text(encoder_hidden_states) if self.cache_text else encoder_hidden_states
 
     def _padded_text(self, text: torch.Tensor) -> torch.Tensor:
         return F.pad(text, (0, 0, 0, self.config.text_length - text.shape[1]))

@@ -10,6 +10,8 @@ from typing import Self
 import torch
 import torch.nn.functional as F
 
+from ..pixels import to_unit
+
 SCORED_SIZE = 224
 """Height and width, in pixels, of the frames that a quality scorer sees."""
 
@@ -85,7 +87,7 @@ class DynamicCacheManagement:
         """
         if self.quality_scorer is None:
             raise ValueError("`quality_scorer` is None: there is nothing to score frames with")
-        frames = (frames.float() * 0.5 + 0.5).clamp(0, 1)
+        frames = to_unit(frames.float()).clamp(0, 1)
         frames = F.interpolate(frames, size=(SCORED_SIZE, SCORED_SIZE), mode="bilinear", antialias=True)
         scores = self.quality_scorer(frames)
         if scores.shape != frames.shape[:1] or not scores.isfinite().all():

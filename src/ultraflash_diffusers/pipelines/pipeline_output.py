@@ -5,17 +5,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from fractions import Fraction
+from typing import Any, Literal
 
 import numpy as np
 import PIL.Image
 import torch
 from diffusers.utils import BaseOutput
+from diffusers.video_processor import VideoProcessor
 
-if TYPE_CHECKING:
-    from .video_stream import PipelineStreamState
+from ..pixels import in_memory
+from .pipeline_state import PipelineStreamState
 
 Frames = torch.Tensor | np.ndarray | list[list[PIL.Image.Image]]
+OutputType = Literal["pil", "np", "pt", "uint8", "latent"]
+OUTPUT_TYPES: tuple[OutputType, ...] = ("pil", "np", "pt", "uint8", "latent")
 
 
 @dataclass
@@ -43,12 +47,16 @@ class StreamChunk:
             group's denoising, the stages' sum exceeds the time that passed.
         statistics (`dict[str, Any]`): what is known about the work: `"sr_kv_cache_blocks"`, and what the source
             counts. Lists have one entry for each group or source chunk that was begun for this chunk of frames.
+        times (`list[tuple[Fraction, Fraction]]`, *optional*): for each frame, when and for how long it shows, in
+            seconds from the video's start, as the source had it: of video files. `None` where the source does not
+            know; frames then follow at whatever rate they are shown.
     """
 
     frames: Frames
     frame_range: tuple[int, int]
     timings: Mapping[str, float] = field(default_factory=dict)
     statistics: dict[str, Any] = field(default_factory=dict)
+    times: list[tuple[Fraction, Fraction]] | None = None
     _capture: Callable[[int], PipelineStreamState] | None = field(default=None, repr=False)
 
     def state(self) -> PipelineStreamState:
@@ -66,24 +74,33 @@ class StreamChunk:
         """Number of frames in this chunk."""
         return self.frame_range[1] - self.frame_range[0]
 
+    @property
+    def timestamps(self) -> list[Fraction] | None:
+        """When each frame shows, in seconds from the video's start; see `times`."""
+        return None if self.times is None else [start for start, _ in self.times]
 
-def to_levels(pixels: torch.Tensor) -> torch.Tensor:
-    """Rounds pixels to 8-bit levels where they lie.
+
+def postprocess(video: torch.Tensor, output_type: OutputType, processor: VideoProcessor) -> Frames:
+    """Brings what the last stage gave into the form of [`UltraFlashPipelineOutput`].
 
     Args:
-        pixels (`torch.Tensor`): `[batch, 3, frames, height, width]` in [-1, 1]; what is beyond is clipped.
-
-    Returns:
-        `torch.Tensor`: `[batch, frames, height, width, 3]` uint8.
+        video (`torch.Tensor`): for `"latent"` the latents, for `"uint8"` levels `[batch, frames, height, width, 3]`,
+            for all others pixels `[batch, 3, frames, height, width]` in [-1, 1].
+        output_type (`str`): the form.
+        processor (`VideoProcessor`): makes the others.
     """
-    levels = pixels.float().add(1).mul_(127.5).clamp_(0, 255).round_().to(torch.uint8)
-    return levels.permute(0, 2, 3, 4, 1).contiguous()
+    if output_type == "latent":
+        return video
+    if output_type == "uint8":
+        return in_memory(video)
+    return processor.postprocess_video(video, output_type=output_type)
 
 
-def in_memory(levels: torch.Tensor) -> np.ndarray:
-    """Brings frames of [`to_levels`] to the CPU, from a GPU through pinned memory."""
-    if levels.device.type == "cuda":
-        pinned = torch.empty(levels.shape, dtype=torch.uint8, pin_memory=True).copy_(levels, non_blocking=True)
-        torch.cuda.current_stream(levels.device).record_event().synchronize()
-        levels = pinned
-    return levels.numpy()
+def joined(chunks: list[StreamChunk], output_type: OutputType) -> Frames:
+    """The frames of all chunks of a stream as one video."""
+    parts: list[Any] = [chunk.frames for chunk in chunks]
+    if output_type == "pil":
+        return [[picture for video in videos for picture in video] for videos in zip(*parts, strict=True)]
+    if output_type in ("np", "uint8"):
+        return np.concatenate(parts, axis=1)
+    return torch.cat(parts, dim=2 if output_type == "latent" else 1)

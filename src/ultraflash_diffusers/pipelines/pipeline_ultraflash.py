@@ -3,18 +3,12 @@
 
 from __future__ import annotations
 
-import html
-import inspect
-import math
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
-from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
-from diffusers.utils import logging
 from diffusers.video_processor import VideoProcessor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -22,25 +16,33 @@ from ..models.causal_latent_upsampler import CausalLatentUpsampler
 from ..models.causal_wan_transformer import CausalWanTransformer
 from ..models.hr_autoencoder import HRAutoencoder
 from ..models.ultraflash_sr_transformer import UltraFlashSRTransformer
+from .arguments import (
+    StepEndCallback,
+    check_choice,
+    check_components,
+    check_positive,
+    checked_scale,
+    requested_size,
+    step_callback,
+    stream_seeds,
+)
 from .cache_management import DynamicCacheManagement
 from .color_correction import COLOR_CORRECTIONS, ColorCorrection
 from .execution.compilation import GuardedCalls
 from .execution.devices import execution_device, is_offloaded
 from .execution.optimization import OptimizationReport, optimize
+from .execution.plan import ExecutionPlan
+from .group_maker import StreamSettings
 from .lora import UltraFlashLoraLoaderMixin
-from .noise import SeededFrameNoise, draw_seeds
-from .pipeline_output import Frames, StreamChunk, UltraFlashPipelineOutput
-from .sources import Source, make_source
-from .stages import OutputType, SRSettings, StreamSettings
-from .video_stream import PipelineStreamState, VideoStream
-
-logger = logging.get_logger(__name__)
-
-OUTPUT_TYPES: tuple[OutputType, ...] = ("pil", "np", "pt", "uint8", "latent")
-StepEndCallback = Callable[..., dict[str, Any]]
+from .pipeline_output import OUTPUT_TYPES, Frames, OutputType, UltraFlashPipelineOutput, joined
+from .pipeline_state import PipelineStreamState
+from .prompt_encoding import PromptEncodingMixin
+from .stages import SRSettings
+from .stream_start import open_source, start_stream
+from .video_stream import VideoStream
 
 
-class UltraFlashStreamingPipeline(DiffusionPipeline, UltraFlashLoraLoaderMixin):
+class UltraFlashStreamingPipeline(PromptEncodingMixin, DiffusionPipeline, UltraFlashLoraLoaderMixin):
     r"""Streams high-resolution video from text, after another pipeline, or from frames.
 
     A chain of stages, each with a state of its own that the stream carries (paper, "Ultra Flash"):
@@ -121,6 +123,7 @@ class UltraFlashStreamingPipeline(DiffusionPipeline, UltraFlashLoraLoaderMixin):
         )
         self.video_processor = VideoProcessor()
         self._text_calls = GuardedCalls()
+        self.execution_plan = ExecutionPlan()
 
     @torch.no_grad()
     def __call__(
@@ -197,7 +200,7 @@ class UltraFlashStreamingPipeline(DiffusionPipeline, UltraFlashLoraLoaderMixin):
             callback_on_step_end=callback_on_step_end,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
         ) as stream:
-            frames = _joined(list(stream), output_type)
+            frames = joined(list(stream), output_type)
         return UltraFlashPipelineOutput(frames=frames) if return_dict else (frames,)
 
     @torch.no_grad()
@@ -277,22 +280,23 @@ class UltraFlashStreamingPipeline(DiffusionPipeline, UltraFlashLoraLoaderMixin):
             TypeError, ValueError: arguments that are out of range or contradict each other, the model or the source.
         """
         condition_noise = self.config.condition_noise if condition_noise is None else condition_noise
-        self._check_components()
-        self._check_numbers(
-            height=(height, 1),
-            width=(width, 1),
-            num_frames=(num_frames, 1),
-            num_inference_steps=(num_inference_steps, 1),
-            frames_per_chunk=(frames_per_chunk, 1),
-            group_frames=(self.config.group_frames, 1),
-            kv_cache_blocks=(self.config.kv_cache_blocks, 1),
+        check_components(self)
+        check_positive(
+            height=height,
+            width=width,
+            num_frames=num_frames,
+            num_inference_steps=num_inference_steps,
+            frames_per_chunk=frames_per_chunk,
+            group_frames=self.config.group_frames,
+            kv_cache_blocks=self.config.kv_cache_blocks,
         )
         if not 0 <= condition_noise <= 1:
             raise ValueError(f"`condition_noise` must be in [0, 1], got {condition_noise}")
-        _check_choice("output_type", output_type, OUTPUT_TYPES)
-        _check_choice("color_correction", color_correction, COLOR_CORRECTIONS)
-        size = self._requested_size(source, height, width, state)
-        seeds = self._seeds(generator, state)
+        check_choice("output_type", output_type, OUTPUT_TYPES)
+        check_choice("color_correction", color_correction, COLOR_CORRECTIONS)
+        default_size = (self.config.default_height, self.config.default_width) if source is None else None
+        size = requested_size(height, width, state, default_size)
+        seeds = stream_seeds(generator, state)
         embeds = self._stream_prompt_embeds(
             prompt,
             source,
@@ -303,7 +307,7 @@ class UltraFlashStreamingPipeline(DiffusionPipeline, UltraFlashLoraLoaderMixin):
             negative_prompt_embeds=negative_prompt_embeds,
             max_sequence_length=max_sequence_length,
         )
-        on_step = self._step_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
+        on_step = step_callback(self, callback_on_step_end, callback_on_step_end_tensor_inputs)
         settings = StreamSettings(
             sr=SRSettings(
                 group_frames=self.config.group_frames,
@@ -312,7 +316,7 @@ class UltraFlashStreamingPipeline(DiffusionPipeline, UltraFlashLoraLoaderMixin):
                 condition_noise=condition_noise,
                 kv_cache_blocks=self.config.kv_cache_blocks,
             ),
-            scale=self._checked_scale(scale),
+            scale=checked_scale(scale, self.latent_upsampler.config.scale),
             size=size,
             num_frames=num_frames,
             frames_per_chunk=frames_per_chunk or self.config.group_frames,
@@ -321,9 +325,9 @@ class UltraFlashStreamingPipeline(DiffusionPipeline, UltraFlashLoraLoaderMixin):
             cache_management=cache_management,
         )
         # a copy, since a stream writes into the buffers of its state
-        state = None if state is None else state.clone()
-        opened = self._open_source(source, prompt, embeds[0], seeds, settings, source_kwargs, state)
-        return VideoStream(self, opened, settings, embeds, seeds, on_step, state)
+        start = PipelineStreamState(seeds, embeds) if state is None else replace(state.clone(), prompt_embeds=embeds)
+        opened = open_source(self, source, prompt, settings, start, source_kwargs)
+        return start_stream(self, opened, settings, start, on_step)
 
     def optimize(
         self,
@@ -387,44 +391,6 @@ class UltraFlashStreamingPipeline(DiffusionPipeline, UltraFlashLoraLoaderMixin):
             cuda_graphs=cuda_graphs,
         )
 
-    def encode_prompt(
-        self,
-        prompt: str | list[str] | None = None,
-        negative_prompt: str | list[str] | None = None,
-        do_classifier_free_guidance: bool = False,
-        prompt_embeds: torch.Tensor | None = None,
-        negative_prompt_embeds: torch.Tensor | None = None,
-        max_sequence_length: int | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Embeds prompts, each padded with zeros to the full length.
-
-        The text encoder works in its own precision, also under `torch.autocast`.
-
-        Args:
-            prompt, negative_prompt (`str` or `list[str]`, *optional*): texts; `None` is the empty one or, without a
-                text encoder, zeros.
-            do_classifier_free_guidance (`bool`, *optional*, defaults to `False`): whether negative ones are needed.
-            prompt_embeds, negative_prompt_embeds (`torch.Tensor`, *optional*): `[prompts, length, text_dim]`, returned
-                as they are.
-            max_sequence_length (`int`, *optional*): tokens; the transformer's text length by default. What is longer
-                is cut off, with a warning.
-
-        Returns:
-            `tuple`: embeddings `[prompts, max_sequence_length, text_dim]` of the prompts and, with guidance, of the
-            negative prompts.
-
-        Raises:
-            ValueError: a text and its embeddings together, a text without a text encoder, embeddings of a wrong shape,
-                another number of negative prompts than of prompts, a `max_sequence_length` above the text length.
-        """
-        positive = self._embedded("prompt", prompt, prompt_embeds, max_sequence_length)
-        if not do_classifier_free_guidance:
-            return positive, None
-        negative = self._embedded("negative_prompt", negative_prompt, negative_prompt_embeds, max_sequence_length)
-        if negative.shape[0] not in (1, positive.shape[0]):
-            raise ValueError(f"`negative_prompt` holds {negative.shape[0]} texts, `prompt` {positive.shape[0]}")
-        return positive, negative.expand(positive.shape[0], -1, -1)
-
     @property
     def can_overlap_decoding(self) -> bool:
         """Whether a group is decoded while the next one is being denoised: on GPUs, if nothing is offloaded.
@@ -436,60 +402,6 @@ class UltraFlashStreamingPipeline(DiffusionPipeline, UltraFlashLoraLoaderMixin):
             return False
         devices = [execution_device(network) for network in networks]
         return devices[0].type == "cuda" or devices[0] != devices[1]
-
-    def _embedded(
-        self,
-        name: str,
-        prompt: str | list[str] | None,
-        prompt_embeds: torch.Tensor | None,
-        max_sequence_length: int | None,
-    ) -> torch.Tensor:
-        length, channels = self.transformer.config.text_length, self.transformer.config.text_dim
-        if max_sequence_length is not None and not 1 <= max_sequence_length <= length:
-            raise ValueError(f"`max_sequence_length` must be 1 to {length}, got {max_sequence_length}")
-        if prompt_embeds is not None:
-            if prompt is not None:
-                raise ValueError(f"`{name}` and `{name}_embeds` were both given: pass one of them")
-            if prompt_embeds.ndim != 3 or prompt_embeds.shape[2] != channels or prompt_embeds.shape[1] > length:
-                raise ValueError(
-                    f"`{name}_embeds` must have shape [prompts, up to {length}, {channels}], got "
-                    f"{tuple(prompt_embeds.shape)}"
-                )
-            return prompt_embeds
-        if not isinstance(prompt, (str, list, type(None))) or prompt == []:
-            raise TypeError(f"`{name}` must be a text or a list of texts, got {prompt!r}")
-        if self.text_encoder is not None and self.tokenizer is not None:
-            texts = [prompt or ""] if isinstance(prompt, (str, type(None))) else prompt
-            return self._encoded_text(texts, max_sequence_length or length)
-        if prompt is not None:
-            raise ValueError(f"`{name}` is {prompt!r}, but the pipeline has no text encoder: pass `{name}_embeds`")
-        return torch.zeros(1, length, channels)
-
-    def _encoded_text(self, texts: list[str], length: int) -> torch.Tensor:
-        texts = [_cleaned(text) for text in texts]
-        for text, ids in zip(texts, self.tokenizer(texts).input_ids, strict=True):
-            if len(ids) > length:
-                logger.warning(f"a prompt of {len(ids)} tokens was cut off after {length} of them: {text[:60]!r}...")
-            if unknown := self._unknown_words(text, length):
-                logger.warning(f"the checkpoint's text encoder does not know {', '.join(map(repr, unknown))}")
-        tokens = self.tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-        device = execution_device(self.text_encoder)
-        mask = tokens.attention_mask.to(device)
-        # transformers up to 5.14 mask with float32's least number, in autocast's bfloat16 -inf: NaN for a prompt
-        # without tokens, where the tokenizer adds none
-        with self._text_calls(mask.shape), torch.autocast(device.type, enabled=False):
-            embeds = self.text_encoder(tokens.input_ids.to(device), attention_mask=mask).last_hidden_state
-        return embeds * mask.unsqueeze(-1).to(embeds.dtype)
-
-    def _unknown_words(self, text: str, length: int) -> list[str]:
-        """The words that the tokenizer does not know, of those that are not cut off."""
-        found, room = [], length - self.tokenizer.num_special_tokens_to_add()
-        for word in text.split():
-            ids = self.tokenizer(word, add_special_tokens=False).input_ids[: max(room, 0)]
-            room -= len(ids)
-            if self.tokenizer.unk_token_id in ids:
-                found.append(word)
-        return found
 
     def _stream_prompt_embeds(
         self,
@@ -515,136 +427,3 @@ class UltraFlashStreamingPipeline(DiffusionPipeline, UltraFlashLoraLoaderMixin):
             prompt = None
         embeds = self.encode_prompt(prompt, do_classifier_free_guidance=guided, **arguments)
         return [each for each in embeds if each is not None]
-
-    def _open_source(
-        self,
-        source: Any,
-        prompt: str | list[str] | None,
-        prompt_embeds: torch.Tensor,
-        seeds: list[int],
-        settings: StreamSettings,
-        source_kwargs: dict[str, Any] | None,
-        state: PipelineStreamState | None,
-    ) -> Source:
-        source_kwargs = dict(source_kwargs or {})
-        height, width = settings.size or (None, None)
-        if isinstance(source, DiffusionPipeline) and "generator" in inspect.signature(source.__call__).parameters:
-            # from our seeds, so that running it again, for a saved stream, gives the same video
-            generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-            source_kwargs.setdefault("generator", generators[0] if len(generators) == 1 else generators)
-        return make_source(
-            source,
-            autoencoder=self.autoencoder,
-            multiple_of=self._size_multiple(settings.scale),
-            latent_frames=self.config.group_frames,
-            generator=self.generator_transformer,
-            prompt=prompt,
-            prompt_embeds=prompt_embeds,
-            noise=SeededFrameNoise(seeds, prompt_embeds.shape[0]) if source is None else None,
-            height=None if height is None else -(-height // settings.scale),
-            width=None if width is None else -(-width // settings.scale),
-            num_frames=settings.num_frames,
-            cache_management=settings.cache_management,
-            state=None if state is None else state.source,
-            source_kwargs=source_kwargs,
-        )
-
-    def _size_multiple(self, scale: int) -> int:
-        """Low-resolution pixels of which height and width must be multiples for every network to divide them."""
-        _, *patch = self.transformer.config.patch_size
-        latents = math.lcm(*(side // math.gcd(side, scale) for side in patch))
-        return latents * self.autoencoder.spatial_compression_ratio
-
-    def _seeds(
-        self, generator: torch.Generator | list[torch.Generator] | None, state: PipelineStreamState | None
-    ) -> list[int]:
-        if state is None:
-            return draw_seeds(generator)
-        if generator is not None:
-            raise ValueError("`generator` and `state` were both given: a resumed stream keeps its seeds")
-        return list(state.seeds)
-
-    def _requested_size(
-        self, source: Any, height: int | None, width: int | None, state: PipelineStreamState | None
-    ) -> tuple[int, int] | None:
-        if (height is None) != (width is None):
-            raise ValueError(f"`height` is {height} and `width` is {width}: give both or none")
-        if height is None or width is None:
-            if state is not None:
-                return state.size
-            return (self.config.default_height, self.config.default_width) if source is None else None
-        if state is not None and (height, width) != state.size:
-            raise ValueError(f"`height` and `width` are {height} and {width}, those of `state` {state.size}")
-        return height, width
-
-    def _checked_scale(self, scale: int | None) -> int:
-        available = self.latent_upsampler.config.scale
-        if scale is not None and scale != available:
-            raise ValueError(f"`scale` is {scale}, but this pipeline's latent upsampler has scale {available}")
-        return available
-
-    def _check_components(self) -> None:
-        required = ("transformer", "latent_upsampler", "autoencoder", "scheduler")
-        missing = [name for name in required if getattr(self, name) is None]
-        if missing:
-            raise ValueError(f"the pipeline was loaded without {', '.join(missing)}")
-        upsampler = self.latent_upsampler.config
-        channels = {
-            "transformer": self.transformer.config.out_channels,
-            "latent_upsampler": upsampler.out_channels,
-            "latent_upsampler's input": upsampler.in_channels,
-            "autoencoder": self.autoencoder.config.latent_channels,
-        }
-        if len(set(channels.values())) > 1:
-            raise ValueError(f"the networks do not share a latent space, their latent channels are {channels}")
-        if upsampler.temporal_scale != 1:
-            raise ValueError(f"`latent_upsampler` has temporal_scale {upsampler.temporal_scale}, expected 1")
-
-    def _check_numbers(self, **numbers: tuple[int | None, int]) -> None:
-        for name, (value, least) in numbers.items():
-            if value is not None and (not isinstance(value, int) or value < least):
-                raise ValueError(f"`{name}` must be an integer of at least {least}, got {value!r}")
-
-    def _step_callback(self, callback: StepEndCallback | None, names: Sequence[str]) -> Any:
-        if callback is None:
-            return None
-        if isinstance(callback, PipelineCallback | MultiPipelineCallbacks):
-            names = callback.tensor_inputs
-        unknown = [name for name in names if name not in self._callback_tensor_inputs]
-        if unknown:
-            raise ValueError(
-                f"`callback_on_step_end_tensor_inputs` has {unknown}, expected some of {self._callback_tensor_inputs}"
-            )
-        return partial(_call_back, self, callback, tuple(names))
-
-
-def _call_back(
-    pipe: UltraFlashStreamingPipeline,
-    callback: Callable[..., dict[str, Any]],
-    names: tuple[str, ...],
-    step: int,
-    timestep: torch.Tensor,
-    tensors: dict[str, torch.Tensor | None],
-) -> dict[str, Any]:
-    return callback(pipe, step, timestep, {name: tensors[name] for name in names}) or {}
-
-
-def _cleaned(text: str) -> str:
-    """As Wan's networks were trained: broken Unicode repaired, HTML entities resolved, white space collapsed."""
-    import ftfy  # here: embedded prompts do without it
-
-    return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split())
-
-
-def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}, got {value!r}")
-
-
-def _joined(chunks: list[StreamChunk], output_type: OutputType) -> Frames:
-    parts: list[Any] = [chunk.frames for chunk in chunks]
-    if output_type == "pil":
-        return [[picture for video in videos for picture in video] for videos in zip(*parts, strict=True)]
-    if output_type in ("np", "uint8"):
-        return np.concatenate(parts, axis=1)
-    return torch.cat(parts, dim=2 if output_type == "latent" else 1)

@@ -1,71 +1,48 @@
 # Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
-"""A running stream: what `pipe.stream(...)` returns, and the state from which another one goes on."""
+"""A running stream: what `pipe.stream(...)` returns."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Any, Self
 
 import torch
+from tqdm import tqdm
 
-from ..models.stream_state import StreamState
-from ..models.ultraflash_sr_transformer import SRStreamState
-from .execution.devices import execution_device
+from .execution.devices import on_cuda_stream
 from .execution.threads import for_another_thread
-from .pipeline_output import Frames, StreamChunk, in_memory
+from .execution.timing import StageTimings, stage_timer
+from .group_maker import GroupMaker, RefinedGroup, StreamSettings
+from .pipeline_output import Frames, StreamChunk
+from .pipeline_state import CurrentState, PipelineStreamState
+from .samplers import PreparedPrompts
+from .segments import LatentSegment, check_finite
 from .sources import Source
-from .sources.base import StageTimings, stage_timer
-from .stages import (
-    DecodeStage,
-    GroupMaker,
-    LatentSegment,
-    RefinedGroup,
-    Regrouper,
-    SRStage,
-    StepCallback,
-    StreamSettings,
-    UpsampleStage,
-    check_finite,
-    on_cuda_stream,
-)
+from .stages import DecodeStage
 
-if TYPE_CHECKING:
-    from .pipeline_ultraflash import UltraFlashStreamingPipeline
+EncodePrompt = Callable[..., tuple[torch.Tensor, torch.Tensor | None]]
 
 
-@dataclass
-class PipelineStreamState(StreamState):
-    """State of a whole stream, between two of its chunks.
+@dataclass(frozen=True)
+class StreamHost:
+    """What a stream asks of the pipeline that it runs on.
 
     Args:
-        seeds (`list[int]`): the seeds of its noise.
-        prompt_embeds (`list[torch.Tensor]`): embeddings of the prompt and, with guidance, of the negative prompt.
-        size (`tuple[int, int]`): height and width of its frames.
-        frames_done (`int`): frames that were yielded.
-        latents_done (`int`): latent frames that went through the SR transformer.
-        groups_done (`int`): groups of the current clip that did.
-        source (`StreamState`, *optional*): of the source.
-        waiting (`list[LatentSegment]`): low-resolution latents that were read and do not make a group yet.
-        undecoded (`list[LatentSegment]`): high-resolution latents whose frames were not yielded yet.
-        upsampler, decoder (`StreamState`, *optional*): of these networks.
-        sr (`list[SRStreamState]`, *optional*): of the SR transformer: for the prompt and, with guidance, for the
-            negative prompt.
+        encode_prompt (`Callable`): [`UltraFlashStreamingPipeline.encode_prompt`].
+        postprocess (`Callable`): frames of the last stage to what the user gets.
+        progress_bar (`tqdm`): counts frames.
+        on_close (`Callable`): called at the end.
+        devices (`Collection[torch.device]`): of all networks.
     """
 
-    seeds: list[int]
-    prompt_embeds: list[torch.Tensor]
-    size: tuple[int, int]
-    frames_done: int
-    latents_done: int
-    groups_done: int
-    source: StreamState | None
-    waiting: list[LatentSegment]
-    undecoded: list[LatentSegment]
-    upsampler: StreamState | None
-    decoder: StreamState | None
-    sr: list[SRStreamState] | None
+    encode_prompt: EncodePrompt
+    postprocess: Callable[[torch.Tensor], Frames]
+    progress_bar: tqdm
+    on_close: Callable[[], None]
+    devices: Collection[torch.device]
 
 
 class VideoStream(Iterator[StreamChunk]):
@@ -85,63 +62,48 @@ class VideoStream(Iterator[StreamChunk]):
     that worthwhile: always exactly one group ahead, so that the result does not depend on who is faster.
 
     Everything that a stream carries is in this object: a pipeline can run any number of them in turns. One stream
-    belongs to one thread.
+    belongs to one thread. [`UltraFlashStreamingPipeline.stream`] makes it of what follows.
+
+    Args:
+        source ([`Source`]): what `maker` reads, closed with the stream.
+        maker ([`GroupMaker`]): the stages in front of the decoder.
+        decode ([`DecodeStage`]): the decoder.
+        prompts ([`PreparedPrompts`]): to start with.
+        settings ([`StreamSettings`]): see there.
+        state ([`PipelineStreamState`]): to start from, on the stages' devices.
+        host ([`StreamHost`]): see there.
+        overlaps (`bool`, *optional*, defaults to `False`): whether groups are made in a worker thread.
+        decoding_stream (`torch.cuda.Stream`, *optional*): to decode on; by default the current one.
     """
 
     _closed = True  # until there is something to close
 
     def __init__(
         self,
-        pipe: UltraFlashStreamingPipeline,
         source: Source,
+        maker: GroupMaker,
+        decode: DecodeStage,
+        prompts: PreparedPrompts,
         settings: StreamSettings,
-        prompt_embeds: list[torch.Tensor],
-        seeds: list[int],
-        on_step: StepCallback | None,
-        state: PipelineStreamState | None,
+        state: PipelineStreamState,
+        host: StreamHost,
+        overlaps: bool = False,
+        decoding_stream: torch.cuda.Stream | None = None,
     ) -> None:
-        self._pipe = pipe
         self._source = source
+        self._maker = maker
+        self._decode = decode
+        self._prompts = prompts
         self._settings = settings
-        self._prompt_embeds = prompt_embeds
-        self._seeds = seeds
-        self._frames_done = 0 if state is None else state.frames_done
-        device = execution_device(pipe.autoencoder)
-        self._undecoded = [] if state is None else [segment.to(device) for segment in state.undecoded]
-        self._make_stages(on_step, state)
-        self._iterated = False
-        self._error: Exception | None = None
-        self._bar = pipe.progress_bar(total=settings.num_frames, iterable=None if settings.num_frames else iter(()))
-        self._bar.update(self._frames_done)
-        self._closed = False
-
-    def _make_stages(self, on_step: StepCallback | None, state: PipelineStreamState | None) -> None:
-        pipe, settings = self._pipe, self._settings
-        device = execution_device(pipe.autoencoder)
-        regrouper = Regrouper(
-            self._source,
-            settings.sr.group_frames,
-            pipe.autoencoder.temporal_compression_ratio,
-            None if state is None else state.waiting,
-        )
-        upsample = UpsampleStage(pipe.latent_upsampler, None if state is None else state.upsampler)
-        refine = SRStage(pipe.transformer, pipe.scheduler, settings.sr, on_step, None if state is None else state.sr)
-        self._maker = GroupMaker(regrouper, upsample, refine, device, settings, self._seeds, self._prompt_embeds)
-        if state is not None:
-            self._maker.size = state.size
-            self._maker.latents_done, self._maker.groups_done = state.latents_done, state.groups_done
-        decoder_state = None if state is None else state.decoder
-        rounds = settings.output_type == "uint8"
-        self._decode = DecodeStage(pipe.autoencoder, settings.correction_levels, rounds, decoder_state)
-        overlaps = settings.output_type != "latent" and pipe.can_overlap_decoding
+        self._current = CurrentState(state)
+        self._host = host
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="ultraflash-denoiser") if overlaps else None
         self._ahead: Future[RefinedGroup | None] | None = None
-        self._decoding_stream = None
-        if overlaps and refine.device.type == "cuda":
-            self._maker.cuda_stream = torch.cuda.current_stream(refine.device)
-            if device == refine.device:
-                self._decoding_stream = torch.cuda.Stream(device)
-                self._decoding_stream.wait_stream(self._maker.cuda_stream)
+        self._decoding_stream = decoding_stream
+        self._iterated = False
+        self._error: Exception | None = None
+        host.progress_bar.update(state.frames_done)
+        self._closed = False
 
     def __iter__(self) -> Self:
         if self._iterated:
@@ -162,7 +124,7 @@ class VideoStream(Iterator[StreamChunk]):
             self.close()
             raise StopIteration
         self._hand_over(chunk)
-        self._bar.update(chunk.num_frames)
+        self._host.progress_bar.update(chunk.num_frames)
         return chunk
 
     @property
@@ -174,9 +136,9 @@ class VideoStream(Iterator[StreamChunk]):
         """
         if self._closed:
             raise RuntimeError("the stream has ended or was closed: its state is gone")
-        if self._maker.size is None:
+        if self._current.now.size is None:
             raise RuntimeError("the stream has not yielded a chunk yet: neither its state nor its size is known")
-        return self._maker.size
+        return self._current.now.size
 
     def set_prompt(
         self,
@@ -200,7 +162,7 @@ class VideoStream(Iterator[StreamChunk]):
                 [`UltraFlashStreamingPipeline.__call__`]. As many prompts as the stream started with.
         """
         with torch.no_grad():
-            embeds = self._pipe.encode_prompt(
+            embeds = self._host.encode_prompt(
                 prompt,
                 negative_prompt,
                 self._settings.sr.guidance_scale > 1,
@@ -208,10 +170,11 @@ class VideoStream(Iterator[StreamChunk]):
                 negative_prompt_embeds,
                 max_sequence_length,
             )
-        prompts, started_with = embeds[0].shape[0], self._prompt_embeds[0].shape[0]
+        prompts, started_with = embeds[0].shape[0], self._prompts.embeds[0].shape[0]
         if prompts != started_with:
             raise ValueError(f"`prompt` holds {prompts} prompts, this stream started with {started_with}")
-        self._prompt_embeds = [each for each in embeds if each is not None]
+        self._prompts = self._maker.prepare([each for each in embeds if each is not None])
+        self._current.replace(prompt_embeds=self._prompts.embeds)
 
     def state(self) -> PipelineStreamState:
         """Returns an independent copy of the stream's state: save it, and go on with `pipe.stream(state=...)`.
@@ -220,36 +183,23 @@ class VideoStream(Iterator[StreamChunk]):
             RuntimeError: nothing was yielded yet, the stream has ended, or the next group failed inside the SR
                 transformer of a one-step stream, which overwrites its state as it goes.
         """
-        size = self.size
-        undecoded = list(self._undecoded)
+        size, refined = self.size, None
         if self._ahead is not None:
-            wait([self._ahead])
-            # what the worker has queued on a GPU must be done before it is copied from another CUDA stream
-            networks = [part for part in self._pipe.components.values() if isinstance(part, torch.nn.Module)]
-            for device in set(map(execution_device, networks)):
-                if device.type == "cuda":
-                    torch.cuda.synchronize(device)
-            # a failed group left the state as it was before it
+            self._finish(self._ahead)
+            # a group that failed left the state as it was before it
             refined = None if self._ahead.exception() is not None else self._ahead.result()
-            if refined is not None:
-                undecoded.append(refined.segment)
-        sr = self._maker.refine.states
-        if any(state.single_use and state.used[0] for state in sr or []):
+        state = self._current.now
+        if any(each.single_use and each.used[0] for each in state.sr or []):
             raise RuntimeError("the next group failed half-way and has overwritten the state of the SR transformer")
-        return PipelineStreamState(
-            seeds=self._seeds,
-            prompt_embeds=self._prompt_embeds,
-            size=size,
-            frames_done=self._frames_done,
-            latents_done=self._maker.latents_done,
-            groups_done=self._maker.groups_done,
-            source=self._source.state(),
-            waiting=self._maker.regrouper.waiting,
-            undecoded=undecoded,
-            upsampler=self._maker.upsample.state,
-            decoder=self._decode.state,
-            sr=sr,
-        ).clone()
+        undecoded = state.undecoded + ([] if refined is None else [refined.segment])
+        return replace(state, size=size, source=self._source.state(), undecoded=undecoded).clone()
+
+    def _finish(self, ahead: Future[RefinedGroup | None]) -> None:
+        """Waits for a group until it may be copied from another CUDA stream."""
+        wait([ahead])
+        for device in self._host.devices:
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
 
     def close(self) -> None:
         """Ends the stream and frees all that it holds; a group that is being made is finished first."""
@@ -261,10 +211,10 @@ class VideoStream(Iterator[StreamChunk]):
         try:
             self._source.close()
         finally:
-            self._bar.close()
-            del self._source, self._maker, self._decode
-            self._undecoded, self._ahead = [], None
-            self._pipe.maybe_free_model_hooks()
+            self._host.progress_bar.close()
+            del self._source, self._maker, self._decode, self._current, self._prompts
+            self._ahead = None
+            self._host.on_close()
 
     def __enter__(self) -> Self:
         return self
@@ -276,36 +226,47 @@ class VideoStream(Iterator[StreamChunk]):
         self.close()
 
     def _state_after(self, end: int) -> PipelineStreamState:
-        if not self._closed and self._frames_done != end:
-            raise RuntimeError(f"the stream has moved on to frame {self._frames_done}, past this chunk's end {end}")
+        if not self._closed and (done := self._current.now.frames_done) != end:
+            raise RuntimeError(f"the stream has moved on to frame {done}, past this chunk's end {end}")
         return self.state()
 
     def _next_chunk(self) -> StreamChunk | None:
+        segments: list[LatentSegment] = []
         pieces: list[torch.Tensor] = []
-        timings = StageTimings()
-        statistics: dict[str, Any] = {}
-        start, missing = self._frames_done, self._settings.frames_per_chunk
+        timings, statistics = StageTimings(), dict[str, Any]()
+        start, missing = self._current.now.frames_done, self._settings.frames_per_chunk
         while missing > 0 and self._fetch(timings, statistics, keep_errors=bool(pieces)):
-            segment, rest = self._undecoded.pop(0).split(missing)
-            if rest is not None:
-                self._undecoded.insert(0, rest)
-            pieces.append(self._output(segment, timings))
+            segment, piece = self._output(missing, timings)
+            segments.append(segment)
+            pieces.append(piece)
             missing -= len(segment)
-            self._frames_done += segment.num_frames
         if not pieces:
             return None
         video = torch.cat(pieces, dim=1 if self._settings.output_type == "uint8" else 2)
-        frame_range = (start, self._frames_done)
+        frame_range = (start, self._current.now.frames_done)
         with stage_timer(timings, "output", video.device):
-            frames = self._postprocess(video)
-        return StreamChunk(frames, frame_range, timings, statistics, self._state_after)
+            frames = self._host.postprocess(video)
+        return StreamChunk(frames, frame_range, timings, statistics, _times(segments), self._state_after)
+
+    def _output(self, count: int, timings: StageTimings) -> tuple[LatentSegment, torch.Tensor]:
+        """Takes up to `count` of the latent frames that wait to be decoded, and makes of them what is asked for."""
+        # not the whole state, whose caches may have to go while this is decoded
+        undecoded, decoder = self._current.now.undecoded, self._current.now.decoder
+        segment, rest = undecoded[0].split(count)
+        undecoded = undecoded[1:] if rest is None else [rest, *undecoded[1:]]
+        piece = segment.latents
+        if self._settings.output_type != "latent":
+            piece, decoder = self._decode(segment, decoder, self.size, timings)
+        done = self._current.now.frames_done + segment.num_frames
+        self._current.replace(undecoded=undecoded, decoder=decoder, frames_done=done)
+        return segment, piece
 
     def _fetch(self, timings: StageTimings, statistics: dict[str, Any], keep_errors: bool) -> bool:
         """Sees to it that there is something to decode; returns whether there is.
 
         While frames from before an error are still to be yielded, it is kept for the next call (`keep_errors`).
         """
-        if self._undecoded:
+        if self._current.now.undecoded:
             return True
         try:
             if self._error is not None:
@@ -318,7 +279,7 @@ class VideoStream(Iterator[StreamChunk]):
             return False
         if refined is None:
             return False
-        self._undecoded.append(refined.segment)
+        self._current.replace(undecoded=[refined.segment])
         timings.merge(refined.timings)
         for name, values in refined.statistics.items():
             statistics.setdefault(name, []).extend(values)
@@ -326,7 +287,7 @@ class VideoStream(Iterator[StreamChunk]):
 
     def _next_refined(self) -> RefinedGroup | None:
         if self._worker is None:
-            refined = self._maker(self._prompt_embeds)
+            refined = self._maker(self._current, self._prompts)
         else:
             ahead = self._ahead or self._begin(self._worker)
             self._ahead = None
@@ -338,7 +299,7 @@ class VideoStream(Iterator[StreamChunk]):
         return refined
 
     def _begin(self, worker: ThreadPoolExecutor) -> Future[RefinedGroup | None]:
-        return worker.submit(for_another_thread(self._maker), self._prompt_embeds)
+        return worker.submit(for_another_thread(self._maker), self._current, self._prompts)
 
     def _receive(self, refined: RefinedGroup) -> None:
         """Lets the CUDA stream that decodes a group wait for it, and keep its memory as long as needed."""
@@ -351,11 +312,6 @@ class VideoStream(Iterator[StreamChunk]):
                     tensor.record_stream(reader)
         check_finite(refined.checks)
 
-    def _output(self, segment: LatentSegment, timings: StageTimings) -> torch.Tensor:
-        if self._settings.output_type == "latent":
-            return segment.latents
-        return self._decode(segment, self.size, timings)
-
     def _hand_over(self, chunk: StreamChunk) -> None:
         """Lets the CUDA stream of whoever asked for the chunk wait for it, and keep its memory as long as needed."""
         if self._decoding_stream is not None and isinstance(chunk.frames, torch.Tensor):
@@ -363,9 +319,8 @@ class VideoStream(Iterator[StreamChunk]):
             reader.wait_stream(self._decoding_stream)
             chunk.frames.record_stream(reader)
 
-    def _postprocess(self, video: torch.Tensor) -> Frames:
-        if self._settings.output_type == "latent":
-            return video
-        if self._settings.output_type == "uint8":
-            return in_memory(video)
-        return self._pipe.video_processor.postprocess_video(video, output_type=self._settings.output_type)
+
+def _times(segments: list[LatentSegment]) -> list[tuple[Fraction, Fraction]] | None:
+    """The times of all frames, if they are known of all."""
+    times = [segment.times for segment in segments if segment.times is not None]
+    return [time for each in times for time in each] if len(times) == len(segments) else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -16,10 +16,14 @@ from torch.utils._pytree import tree_leaves
 
 from ..models import triton_attention
 from ..models.stream_state import StreamState
+from ..pipelines.execution.calls import SRCalls
+from ..pipelines.execution.compilation import GuardedCalls
+from ..pipelines.execution.timing import StageTimings
 from ..pipelines.noise import SeededFrameNoise
 from ..pipelines.pipeline_ultraflash import UltraFlashStreamingPipeline
-from ..pipelines.sources.base import StageTimings
-from ..pipelines.stages import DecodeStage, LatentSegment, SRSettings, SRStage, UpsampleStage
+from ..pipelines.samplers import PreparedPrompts
+from ..pipelines.segments import LatentSegment
+from ..pipelines.stages import DecodeStage, SRGroup, SRSettings, SRStage, UpsampleStage
 
 
 class LiveBytes(TorchDispatchMode):
@@ -121,12 +125,13 @@ def plan_memory(pipe: UltraFlashStreamingPipeline, height: int, width: int) -> d
     state: dict[str, int] = {}
     working: dict[str, int] = {}
 
-    def run(name: str, step: Callable[[], Any], carried: Callable[[], Sequence[StreamState | None]]) -> None:
+    def run(name: str, stage: Callable[[Any], Any], carried: Any = None) -> None:
+        """Runs a stage, from the state that it is given to the one that it returns."""
         with FusedAttention(), LiveBytes() as live:
-            step()  # makes what a stream carries
+            carried = stage(carried)  # makes what a stream carries
             before = live.peak = live.now
-            step()
-        state[name] = sum(state_bytes(each) for each in carried() if each is not None)
+            carried = stage(carried)
+        state[name] = sum(state_bytes(each) for each in (carried if isinstance(carried, list) else [carried]))
         working[name] = live.peak - before
 
     if pipe.generator_transformer is not None:
@@ -135,19 +140,26 @@ def plan_memory(pipe: UltraFlashStreamingPipeline, height: int, width: int) -> d
         sizes = {"batch_size": 1, "height": low[0], "width": low[1], "device": "meta", "dtype": dtype}
         stream = generator.new_stream(**sizes, single_use=True)
         timestep = torch.empty(1, device="meta")
-        run("generator_transformer", lambda: generator(chunk, timestep, prompt, state=stream), lambda: [stream])
-    upsample, group = UpsampleStage(pipe.latent_upsampler, None), segment(frames, low)
-    run("latent_upsampler", lambda: upsample(group), lambda: [upsample.state])
+
+        def predict(carried: StreamState) -> StreamState:
+            generator(chunk, timestep, prompt, state=carried)
+            return carried
+
+        run("generator_transformer", predict, stream)
+    upsample, low_group = UpsampleStage(pipe.latent_upsampler, GuardedCalls()), segment(frames, low)
+    run("latent_upsampler", lambda carried: upsample(low_group, carried)[1])
     fits = triton_attention.supports(
         torch.device("meta"), pipe.transformer.sparse_settings.volume, text.attention_head_dim
     )
     pipe.transformer.set_sparse_backend("triton" if fits else "sdpa")
     blocks, condition = pipe.config.kv_cache_blocks, segment(frames, high).latents.to(dtype)
     settings = SRSettings(frames, 1, 1.0, pipe.config.condition_noise, blocks)
-    refine, noise = SRStage(pipe.transformer, pipe.scheduler, settings, None, None), SeededFrameNoise([0], 1)
-    run("transformer", lambda: refine(condition, False, 0, noise, [prompt], blocks), lambda: refine.states or [])
-    decode, refined = DecodeStage(pipe.autoencoder, None, True, None), segment(frames, high)
-    run("autoencoder", lambda: decode(refined, (height, width), StageTimings()), lambda: [decode.state])
+    calls = SRCalls(pipe.transformer)
+    refine, prompts = SRStage(calls, pipe.scheduler, settings), PreparedPrompts.of(calls, [prompt])
+    group = SRGroup(condition, 0, SeededFrameNoise([0], 1), prompts, blocks)
+    run("transformer", lambda carried: refine(group, carried)[1])
+    decode, refined = DecodeStage(pipe.autoencoder, GuardedCalls(), None, True), segment(frames, high)
+    run("autoencoder", lambda carried: decode(refined, carried, (height, width), StageTimings())[1])
     weights = {name: tensor_bytes(getattr(pipe, name).parameters()) for name in state}
     return {"weights": weights, "state": state, "working": working}
 

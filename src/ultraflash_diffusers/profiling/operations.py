@@ -81,16 +81,20 @@ def group_operations(
         generator: CausalWanTransformer = pipe.generator_transformer
         grid = _tokens(generator, (generator.chunk_frames, *low[1:]))
         pairs = math.prod(grid) * (generator.config.window_frames or grid[0]) * grid[1] * grid[2]
-        one = transformer_pass(generator.config, math.prod(grid), pairs, generator.cache_text)
+        one = transformer_pass(generator.config, math.prod(grid), pairs, pipe.execution_plan.cache_text)
         counts["generator"] = generator_passes * one
     counts["upsampler"] = _convolutions(pipe, "latent_upsampler", (1, pipe.latent_upsampler.config.in_channels, *low))
-    counts["transformer"] = sr_operations(pipe.transformer, high, pipe.config.kv_cache_blocks)
+    counts["transformer"] = sr_operations(
+        pipe.transformer, high, pipe.config.kv_cache_blocks, pipe.execution_plan.cache_text
+    )
     latents = pipe.autoencoder.config.latent_channels
     counts["decoder"] = frames * _convolutions(pipe, "autoencoder", (1, latents, 1, *high[1:]))
     return counts
 
 
-def sr_operations(network: UltraFlashSRTransformer, latents: tuple[int, int, int], kv_cache_blocks: int) -> int:
+def sr_operations(
+    network: UltraFlashSRTransformer, latents: tuple[int, int, int], kv_cache_blocks: int, cached_text: bool = False
+) -> int:
     """Operations of the SR transformer for a group of `latents` = (frames, height, width)."""
     grid = _tokens(network, latents)
     tokens = math.prod(grid)
@@ -98,7 +102,7 @@ def sr_operations(network: UltraFlashSRTransformer, latents: tuple[int, int, int
         pairs = sparse_pairs(network.sparse_settings, grid, kv_cache_blocks)
     else:
         pairs = tokens**2 * (1 + kv_cache_blocks)
-    return transformer_pass(network.config, tokens, pairs, network.cache_text)
+    return transformer_pass(network.config, tokens, pairs, cached_text)
 
 
 def _tokens(network: WanBackbone, latents: tuple[int, int, int]) -> tuple[int, int, int]:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from diffusers.hooks.group_offloading import _get_group_onload_device, _is_group_offload_enabled
 from torch import nn
@@ -31,6 +33,11 @@ def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     if tensor.device.type == "cpu" and device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
+
+
+def on_cuda_stream(stream: torch.cuda.Stream | None) -> AbstractContextManager:
+    """Runs a block on a CUDA stream, or where it would run anyway."""
+    return nullcontext() if stream is None else torch.cuda.stream(stream)
 
 
 class DeferredFlag:

@@ -9,9 +9,10 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
+from diffusers import DiffusionPipeline
 from diffusers.models.attention_dispatch import attention_backend as use_attention_backend
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import nn
@@ -23,9 +24,7 @@ from ...models.ultraflash_sr_transformer import UltraFlashSRTransformer
 from ...models.wan_layers import WanBackbone
 from .compilation import allow_graphs
 from .devices import execution_device, is_offloaded
-
-if TYPE_CHECKING:
-    from ..pipeline_ultraflash import UltraFlashStreamingPipeline
+from .plan import ExecutionPlan
 
 # diffusers' names of exact kernels: PyTorch's choice, two that it can be held to, and packages to be installed
 _ATTENTION_BACKENDS = ("native", "_native_cudnn", "_native_flash", "flash", "_flash_3")
@@ -80,7 +79,7 @@ class OptimizationReport:
 
 
 def optimize(
-    pipe: UltraFlashStreamingPipeline,
+    pipe: DiffusionPipeline,
     *,
     cache_text: bool = True,
     channels_last: bool = True,
@@ -108,7 +107,6 @@ def optimize(
         for network in transformers.values():
             _check_fp8(network)
     for name, network in transformers.items():
-        network.cache_text = cache_text
         if cache_text:
             report.add("cache_text", name, True, "keys and values of the prompt once a prompt, not once a pass")
         if fp8:
@@ -124,13 +122,12 @@ def optimize(
         _choose_sparse_backend(pipe, sparse_backend, size, report)
     if compile:
         _compile(pipe, transformers, compile_backend, report)
-    pipe.transformer.cuda_graphs = False
-    if cuda_graphs:
-        _capture(pipe.transformer, report)
+    captures = cuda_graphs and _can_capture(pipe.transformer, report)
+    pipe.execution_plan = ExecutionPlan(cache_text=cache_text, cuda_graphs=captures)
     return report
 
 
-def _capture(network: UltraFlashSRTransformer, report: OptimizationReport) -> None:
+def _can_capture(network: UltraFlashSRTransformer, report: OptimizationReport) -> bool:
     reason = None
     if is_offloaded(network):
         reason = "offloaded: its weights move"
@@ -138,12 +135,12 @@ def _capture(network: UltraFlashSRTransformer, report: OptimizationReport) -> No
         reason = "its attention is dense"
     elif network.sparse_backend == "gather":
         reason = "gathering asks the device how much is kept"
-    network.cuda_graphs = reason is None
     report.add("cuda_graphs", "transformer", reason is None, reason or "a graph from a clip's third group on")
+    return reason is None
 
 
 def _compile(
-    pipe: UltraFlashStreamingPipeline, transformers: dict[str, WanBackbone], backend: str, report: OptimizationReport
+    pipe: DiffusionPipeline, transformers: dict[str, WanBackbone], backend: str, report: OptimizationReport
 ) -> None:
     settings: dict[str, Any] = {"backend": backend, "fullgraph": True, "dynamic": False}
     allow_graphs()
@@ -200,7 +197,7 @@ def _quantize_blocks(network: WanBackbone) -> int:
 
 
 def _choose_attention_backend(
-    pipe: UltraFlashStreamingPipeline,
+    pipe: DiffusionPipeline,
     name: str,
     backend: str,
     size: tuple[int, int] | None,
@@ -219,9 +216,7 @@ def _choose_attention_backend(
     report.add("attention_backend", name, True, detail)
 
 
-def _attention_lengths(
-    pipe: UltraFlashStreamingPipeline, network: WanBackbone, size: tuple[int, int]
-) -> tuple[int, int]:
+def _attention_lengths(pipe: DiffusionPipeline, network: WanBackbone, size: tuple[int, int]) -> tuple[int, int]:
     """Tokens that attend, and that they attend to, in the middle of a stream of frames of `size`."""
     patch, scale = network.config.patch_size, 1
     if isinstance(network, CausalWanTransformer):
@@ -266,7 +261,7 @@ def time_attention_backends(network: WanBackbone, tokens: int, seen_tokens: int,
 
 
 def _choose_sparse_backend(
-    pipe: UltraFlashStreamingPipeline, backend: str, size: tuple[int, int] | None, report: OptimizationReport
+    pipe: DiffusionPipeline, backend: str, size: tuple[int, int] | None, report: OptimizationReport
 ) -> None:
     network: UltraFlashSRTransformer = pipe.transformer
     if not network.config.use_sparse_attention:
@@ -389,7 +384,7 @@ class Accuracy:
     frame_psnr: float
 
 
-def record(pipe: UltraFlashStreamingPipeline, source: Any = None, seed: int = 0, **arguments: Any) -> Recording:
+def record(pipe: DiffusionPipeline, source: Any = None, seed: int = 0, **arguments: Any) -> Recording:
     """Runs a pipeline twice, to its latents and to its frames, always from the same noise.
 
     Args:

@@ -20,12 +20,14 @@ from ...models.causal_wan_transformer import CausalWanTransformer
 from ...models.hr_autoencoder import HRAutoencoder
 from ...models.stream_state import StreamState
 from ..cache_management import DynamicCacheManagement
+from ..execution.plan import ExecutionPlan
 from .base import FrameNoise, Source, SourceChunk, SourceEndedError, checked_state, padded_size
 from .diffusers_pipeline import LIVE_CHUNKS, WAN_LATENT_SPACE, LiveChunks, has_wan_latents, pipeline_source
 from .frames import frames_to_pixels, pixel_pieces
+from .generator_stage import TextGeneratorState
 from .latents import LatentsSource, LatentsSourceState
 from .pixels import PixelSource, PixelSourceState
-from .text_generator import TextGeneratorSource, TextGeneratorState
+from .text_generator import TextGeneratorSource
 
 __all__ = [
     "LIVE_CHUNKS",
@@ -55,6 +57,7 @@ def make_source(
     multiple_of: int,
     latent_frames: int,
     generator: CausalWanTransformer | None = None,
+    plan: ExecutionPlan | None = None,
     prompt: str | list[str] | None = None,
     prompt_embeds: torch.Tensor | None = None,
     noise: FrameNoise | None = None,
@@ -87,6 +90,7 @@ def make_source(
             the autoencoder's spatial compression divides.
         latent_frames (`int`): latent frames a chunk, where pixels are encoded.
         generator ([`CausalWanTransformer`], *optional*): for text.
+        plan ([`ExecutionPlan`], *optional*): of the pipeline, for its text generator.
         prompt (`str` or `list[str]`, *optional*): for a diffusers pipeline.
         prompt_embeds (`torch.Tensor`, *optional*): `[batch, length, text_dim]`, for the text generator.
         noise ([`FrameNoise`], *optional*): for the text generator.
@@ -116,7 +120,8 @@ def make_source(
             raise ValueError("`source` is None, but the pipeline has no `generator` that makes video from text")
         if prompt_embeds is None or noise is None or height is None or width is None:
             raise ValueError("`prompt_embeds`, `noise`, `height` and `width` are needed to generate from text")
-        extra |= {"cache_management": cache_management, "state": checked_state(state, TextGeneratorState)}
+        extra |= {"cache_management": cache_management, "plan": plan}
+        extra["state"] = checked_state(state, TextGeneratorState)
         return TextGeneratorSource(generator, autoencoder, prompt_embeds, noise, **sizes, **extra)
     if isinstance(source, DiffusionPipeline):
         return pipeline_source(

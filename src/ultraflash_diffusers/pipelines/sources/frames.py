@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ...pixels import from_levels, from_unit
+
 _EXPECTED = (
     "a PIL image, a numpy array [height, width, 3] or [frames, height, width, 3], a torch tensor [3, height, width] "
     "or [frames, 3, height, width] (uint8, or floating point in [0, 1]), or a list of these"
@@ -65,14 +67,14 @@ def _tensor_to_pixels(frames: torch.Tensor, name: str) -> torch.Tensor:
     """Takes `[..., 3, height, width]` with up to two leading dimensions, (batch and) frames."""
     frames = frames.detach().reshape((1,) * (5 - frames.ndim) + frames.shape).transpose(1, 2)
     if frames.dtype == torch.uint8:
-        return frames.float() / 127.5 - 1
+        return from_levels(frames)
     if not frames.is_floating_point():
         raise TypeError(f"`{name}` gave frames of dtype {frames.dtype}, expected uint8 or a floating-point one")
     low, high = frames.min().item(), frames.max().item()
     # half precision does not hit the ends of the range exactly; NaN fails both comparisons
     if not (low >= -1e-2 and high <= 1 + 1e-2):
         raise ValueError(f"`{name}` gave floating-point frames with values from {low} to {high}, expected [0, 1]")
-    return frames.float().clamp(0, 1) * 2 - 1
+    return from_unit(frames.float().clamp(0, 1))
 
 
 def _list_to_pixels(frames: Sequence[Any], name: str) -> torch.Tensor:

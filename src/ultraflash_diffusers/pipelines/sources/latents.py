@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from ...models.hr_autoencoder import HRAutoencoder
 from ...models.stream_state import StreamState
 from ..execution.devices import execution_device
-from .base import Source, SourceChunk, SourceEndedError, StageTimings, padded_size, stage_timer
+from ..execution.timing import StageTimings, stage_timer
+from .base import Source, SourceChunk, SourceEndedError, padded_size
 
 
 @dataclass

@@ -14,7 +14,8 @@ from ...models.hr_autoencoder import AutoencoderStreamState, HRAutoencoder
 from ...models.stream_state import StreamState
 from ..execution.compilation import GuardedCalls
 from ..execution.devices import execution_device
-from .base import Source, SourceChunk, SourceEndedError, StageTimings, padded_size, stage_timer
+from ..execution.timing import StageTimings, stage_timer
+from .base import Source, SourceChunk, SourceEndedError, padded_size
 
 
 @dataclass

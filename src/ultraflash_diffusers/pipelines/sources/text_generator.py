@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,12 +15,15 @@ from diffusers.utils import logging
 from ...models.causal_wan_transformer import CausalWanStreamState, CausalWanTransformer
 from ...models.checks import check_denoising_steps
 from ...models.hr_autoencoder import HRAutoencoder
-from ...models.stream_state import StreamState
 from ..cache_management import DynamicCacheManagement
+from ..execution.calls import GeneratorCalls
 from ..execution.compilation import GuardedCalls
-from ..execution.devices import execution_device, send
-from .base import FrameNoise, Source, SourceChunk, StageTimings, padded_size, stage_timer
+from ..execution.devices import execution_device
+from ..execution.plan import ExecutionPlan
+from ..samplers import shift_sigma
+from .base import FrameNoise, Source, SourceChunk, padded_size
 from .frames import frames_to_pixels
+from .generator_stage import TextGeneratorStage, TextGeneratorState
 
 logger = logging.get_logger(__name__)
 
@@ -39,34 +42,13 @@ def warped_sigmas(steps: Sequence[float], shift: float) -> list[float]:
     check_denoising_steps("denoising_steps", steps)
     if shift <= 0:
         raise ValueError(f"`flow_shift` must be positive, got {shift}")
-    return [shift * step / (1000 + (shift - 1) * step) for step in steps]
-
-
-@dataclass
-class TextGeneratorState(StreamState):
-    """State of a [`TextGeneratorSource`] after a chunk; the stream that goes on writes into its cache: `clone` it.
-
-    Args:
-        network (`CausalWanStreamState`): the transformer's.
-        chunk (`int`): chunks that were generated; given first frames do not count.
-        latent_frames (`int`): latent frames so far, given ones included.
-        frames (`int`): pixel frames that were passed on.
-        given (`torch.Tensor`, *optional*): first latents that are still to be passed on.
-    """
-
-    network: CausalWanStreamState
-    chunk: int = 0
-    latent_frames: int = 0
-    frames: int = 0
-    given: torch.Tensor | None = None
+    return [shift_sigma(step / 1000, shift) for step in steps]
 
 
 class TextGeneratorSource(Source):
     """Generates low-resolution latents from text, chunk by chunk, without end if wanted.
 
-    Each chunk starts from noise and takes a few steps; each step predicts the clean latents, `x0 = x - sigma * flow`,
-    and mixes them with fresh noise for the next sigma. A last pass over the clean chunk at timestep 0 writes the keys
-    and values that later chunks attend to (Self-Forcing, as published).
+    See [`TextGeneratorStage`] for how a chunk is made.
 
     Args:
         generator ([`CausalWanTransformer`]): the network.
@@ -91,6 +73,7 @@ class TextGeneratorSource(Source):
             the generator's own.
         cache_management ([`DynamicCacheManagement`], *optional*): fewer steps, skipped context passes.
         state ([`TextGeneratorState`], *optional*): goes on from there; first frames are then not needed again.
+        plan ([`ExecutionPlan`], *optional*): of the pipeline.
 
     Raises:
         ValueError: networks, sizes, steps or first frames that do not fit, an endless stream without a window.
@@ -115,17 +98,17 @@ class TextGeneratorSource(Source):
         sink_frames: int | None = None,
         cache_management: DynamicCacheManagement | None = None,
         state: TextGeneratorState | None = None,
+        plan: ExecutionPlan | None = None,
     ) -> None:
         channels, latent_channels = generator.config.in_channels, autoencoder.config.latent_channels
         if channels != latent_channels:
             raise ValueError(f"`generator` makes latents of {channels} channels, `autoencoder` has {latent_channels}")
         self._generator = generator
         self._autoencoder = autoencoder
-        self._noise = noise
-        self._sigmas = warped_sigmas(denoising_steps, flow_shift)
-        self._policy = cache_management or DynamicCacheManagement.off()
+        sigmas = warped_sigmas(denoising_steps, flow_shift)
+        policy = cache_management or DynamicCacheManagement.off()
         self._chunk_frames = generator.chunk_frames
-        self._calls = GuardedCalls()
+        self._calls, self._guard = GeneratorCalls(generator, plan), GuardedCalls()
         self.height, self.width, self.num_frames = height, width, num_frames
         self.set_prompt_embeds(prompt_embeds)
         self.batch_size = prompt_embeds.shape[0]
@@ -138,11 +121,14 @@ class TextGeneratorSource(Source):
             given = self._given_latents(first_frames, first_latents, prompt_embeds.shape[0])
             # a scorer commits a chunk twice where it is not good enough
             whole = given is None or given.shape[2] % self._chunk_frames == 0
-            single_use = whole and self._policy.quality_scorer is None
+            single_use = whole and policy.quality_scorer is None
             state = TextGeneratorState(self._new_stream(window_frames, sink_frames, single_use), given=given)
-        elif state.network.single_use and self._policy.quality_scorer is not None:
+        elif state.network.single_use and policy.quality_scorer is not None:
             raise ValueError("`quality_scorer` commits chunks twice, but `state` is of a stream without one")
-        self._state = state.to(execution_device(generator))
+        self._state = state.to(self._calls.device)
+        self._stage = TextGeneratorStage(
+            self._calls, autoencoder, self._guard, noise, sigmas, policy, self._shape, num_frames
+        )
 
     def state(self) -> TextGeneratorState:
         return self._state
@@ -154,93 +140,12 @@ class TextGeneratorSource(Source):
             raise ValueError(
                 f"`prompt_embeds` must have shape [{batch}, length, {expected[1]}], got {tuple(prompt_embeds.shape)}"
             )
-        prompt_embeds = prompt_embeds.to(execution_device(self._generator), self._generator.dtype)
-        with self._calls("text"):
-            self._text = self._generator.prepare_text(prompt_embeds)
+        self._text = self._calls.prepare_text(prompt_embeds)
 
     def _chunks(self) -> Iterator[SourceChunk]:
-        while self.num_frames is None or self._state.frames < self.num_frames:
-            yield self._next_chunk()
-
-    @torch.no_grad()
-    def _next_chunk(self) -> SourceChunk:
-        state = self._state
-        timings = StageTimings()
-        if state.given is not None:
-            latents, network, statistics = self._take_given(state.given[:, :, : self._chunk_frames], timings)
-            rest = state.given[:, :, self._chunk_frames :]
-            given, generated = rest if rest.shape[2] else None, 0
-        else:
-            latents, network, statistics = self._generate(timings)
-            given, generated = None, 1
-        ratio = self._autoencoder.temporal_compression_ratio
-        surplus = ratio - 1 if state.latent_frames == 0 else 0  # the first latent stands for one frame
-        num_frames = ratio * latents.shape[2] - surplus
-        if self.num_frames is not None:
-            num_frames = min(num_frames, self.num_frames - state.frames)
-        wanted = -(-(num_frames + surplus) // ratio)
-        self._state = TextGeneratorState(
-            network, state.chunk + generated, state.latent_frames + latents.shape[2], state.frames + num_frames, given
-        )
-        return SourceChunk(latents[:, :, :wanted], num_frames, timings=timings, statistics=statistics)
-
-    def _take_given(
-        self, latents: torch.Tensor, timings: StageTimings
-    ) -> tuple[torch.Tensor, CausalWanStreamState, dict[str, Any]]:
-        with stage_timer(timings, "context_pass", execution_device(self._generator)):
-            _, network = self._pass(latents, 0.0, self._state.network, commit=True)
-        return latents, network, {"generator_passes": 1}
-
-    def _generate(self, timings: StageTimings) -> tuple[torch.Tensor, CausalWanStreamState, dict[str, Any]]:
-        """Denoises a chunk and commits its keys and values: those of the last step if they are good enough."""
-        steps = self._policy.generator_steps(self._state.chunk, len(self._sigmas))
-        sigmas = [self._sigmas[step] for step in steps]
-        scores = self._policy.quality_scorer is not None
-        start, before = self._state.latent_frames, self._state.network
-        device = execution_device(self._generator)
-        with stage_timer(timings, "generator_steps", device):
-            latents = self._fresh_noise("generator", start)
-            for step, sigma in enumerate(sigmas):
-                last = step == len(sigmas) - 1
-                flow, network = self._pass(latents, sigma, before, commit=last and scores)
-                latents = latents - sigma * flow
-                if not last:
-                    fresh = self._fresh_noise(f"generator_renoise_{step}", start)
-                    latents = (1 - sigmas[step + 1]) * latents + sigmas[step + 1] * fresh
-        statistics: dict[str, Any] = {"generator_passes": len(sigmas)}
-        if scores:
-            quality = self._quality(latents)
-            statistics["generator_quality"] = quality
-            statistics["skipped_context_passes"] = int(self._policy.skips_context_pass(quality))
-        if not statistics.get("skipped_context_passes"):
-            # from the state before the chunk, so that this replaces what the last step may have committed
-            with stage_timer(timings, "context_pass", device):
-                _, network = self._pass(latents, 0.0, before, commit=True)
-            statistics["generator_passes"] += 1
-        return latents, network, statistics
-
-    def _fresh_noise(self, role: str, start: int) -> torch.Tensor:
-        return send(self._noise(role, start, self._chunk_frames, self._shape), execution_device(self._generator))
-
-    def _pass(
-        self, latents: torch.Tensor, sigma: float, state: CausalWanStreamState, commit: bool
-    ) -> tuple[torch.Tensor, CausalWanStreamState]:
-        """Runs the network once; arithmetic around it stays in float32."""
-        timestep = torch.full((latents.shape[0],), 1000 * sigma, device=latents.device)
-        latents = latents.to(self._generator.dtype)
-        # compiled code needs another graph for fewer frames, and once all slots of the cache are filled
-        frames, cache = latents.shape[2], state.cache
-        full = cache is not None and cache.filled_slots(frames // self._generator.config.patch_size[0]) == cache.slots
-        with self._calls((frames, commit, full)):
-            flow, state = self._generator(latents, timestep, self._text, state=state, commit=commit, return_dict=False)
-        return flow.float(), state
-
-    def _quality(self, latents: torch.Tensor) -> float:
-        """Scores the chunk's last latent frame, decoded by itself."""
-        last = latents[:, :, -1:].to(execution_device(self._autoencoder), self._autoencoder.dtype)
-        with self._calls("quality"):
-            frames = self._autoencoder.decode(last).sample
-        return self._policy.quality(frames[:, :, -1])
+        while not self._stage.is_done(self._state):
+            chunk, self._state = self._stage(self._text, self._state)
+            yield chunk
 
     def _latent_size(self, height: int, width: int, multiple_of: int) -> tuple[int, int]:
         ratio = self._autoencoder.spatial_compression_ratio
@@ -320,5 +225,5 @@ class TextGeneratorSource(Source):
         spatial = self._autoencoder.spatial_compression_ratio
         bottom, right = self._shape[1] * spatial - height, self._shape[2] * spatial - width
         pixels = pixels.to(execution_device(self._autoencoder), self._autoencoder.dtype)
-        with self._calls("first_frames"):
+        with self._guard("first_frames"):
             return self._autoencoder.encode(F.pad(pixels, (0, right, 0, bottom, 0, 0), mode="replicate")).latents

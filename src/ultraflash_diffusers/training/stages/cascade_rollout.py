@@ -7,18 +7,23 @@ after the other goes to any number of transformers, each of which follows the st
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
+from ...models.stream_state import StreamState
 from ...models.ultraflash_sr_transformer import SRStreamState, UltraFlashSRTransformer
+from ...pipelines.execution.calls import SRCalls
+from ...pipelines.execution.compilation import GuardedCalls
+from ...pipelines.execution.timing import StageTimings
 from ...pipelines.noise import SeededFrameNoise
 from ...pipelines.pipeline_ultraflash import UltraFlashStreamingPipeline
+from ...pipelines.samplers import PreparedPrompts
+from ...pipelines.segments import LatentSegment, Regrouper
 from ...pipelines.sources import Source, make_source
-from ...pipelines.sources.base import StageTimings
-from ...pipelines.stages import Regrouper, SRSettings, SRStage, UpsampleStage
+from ...pipelines.stages import SRGroup, SRSettings, SRStage, UpsampleStage
+from ...pipelines.stream_start import size_multiple
 
 
 @dataclass(frozen=True)
@@ -43,9 +48,13 @@ def rollout_groups(pipe: UltraFlashStreamingPipeline, source: Source) -> Iterato
         source (`Source`): of [`clip_source`] or [`text_source`].
     """
     regrouper = Regrouper(source, pipe.config.group_frames, pipe.autoencoder.temporal_compression_ratio)
-    upsample, start = UpsampleStage(pipe.latent_upsampler, None), 0
-    while (segment := regrouper.next_group(StageTimings(), {})) is not None:
-        yield RolloutGroup(upsample(segment), start)
+    upsample, start = UpsampleStage(pipe.latent_upsampler, GuardedCalls()), 0
+    waiting: list[LatentSegment] = []
+    state: StreamState | None = None
+    while waiting := regrouper.fill(waiting, start == 0, StageTimings(), {}):
+        segment, waiting = regrouper.take(waiting)
+        condition, state = upsample(segment, None if segment.starts_clip else state)
+        yield RolloutGroup(condition, start)
         start += len(segment)
 
 
@@ -93,11 +102,9 @@ def text_source(
 
 
 def _source_settings(pipe: UltraFlashStreamingPipeline) -> dict:
-    scale, patch = pipe.latent_upsampler.config.scale, pipe.transformer.config.patch_size
     return {
         "autoencoder": pipe.autoencoder,
-        # low-resolution pixels whose latents are whole patches once they are upsampled
-        "multiple_of": math.lcm(scale, *patch[1:]) // scale * pipe.autoencoder.spatial_compression_ratio,
+        "multiple_of": size_multiple(pipe.transformer, pipe.autoencoder, pipe.latent_upsampler.config.scale),
         "latent_frames": pipe.config.group_frames,
     }
 
@@ -127,7 +134,6 @@ class SRStream:
         condition_noise: float | None = None,
     ) -> None:
         self._noise, self._blocks = noise, pipe.config.kv_cache_blocks
-        self._prompt_embeds = list(prompt_embeds[: 1 + (guidance_scale > 1)])
         settings = SRSettings(
             group_frames=pipe.config.group_frames,
             num_inference_steps=num_inference_steps,
@@ -135,27 +141,21 @@ class SRStream:
             condition_noise=pipe.config.condition_noise if condition_noise is None else condition_noise,
             kv_cache_blocks=self._blocks,
         )
+        calls = SRCalls(transformer)
+        self._stage = SRStage(calls, pipe.scheduler, settings)
+        self._prompts = PreparedPrompts.of(calls, prompt_embeds[: 1 + (guidance_scale > 1)])
         # without buffers yet: the first group allocates them, in the dtype that mixed precision then has
-        states = [transformer.new_stream(self._blocks) for _ in self._prompt_embeds]
-        self._stage = SRStage(transformer, pipe.scheduler, settings, self._see, states)
-        self._states = states
-        self._condition: torch.Tensor | None = None
+        self._states = [transformer.new_stream(self._blocks) for _ in self._prompts.texts]
 
     @property
     def state(self) -> SRStreamState:
         """What the transformer carries to the next group, for the prompt."""
         return self._states[0]
 
-    @property
-    def condition(self) -> torch.Tensor:
-        """What the transformer was last given: noise mixed in, and a short group filled up.
-
-        Raises:
-            RuntimeError: nothing was refined yet.
-        """
-        if self._condition is None:
-            raise RuntimeError("no group was refined yet: there is no condition")
-        return self._condition
+    @torch.no_grad()
+    def condition(self, group: RolloutGroup) -> torch.Tensor:
+        """What the transformer is given for a group: noise mixed in, and a short group filled up."""
+        return self._stage.inputs(self._input(group, self._noise))[1]
 
     @torch.no_grad()
     def preview(self, group: RolloutGroup, noise: SeededFrameNoise | None = None) -> torch.Tensor:
@@ -168,20 +168,16 @@ class SRStream:
         Returns:
             `torch.Tensor`: `[batch, channels, frames, height, width]`.
         """
-        self._stage.states = self._states
-        return self._stage(
-            group.condition, False, group.start, noise or self._noise, self._prompt_embeds, self._blocks
-        )
+        return self._stage(self._input(group, noise or self._noise), self._states)[0]
 
+    @torch.no_grad()
     def advance(self, group: RolloutGroup) -> torch.Tensor:
         """Refines a group, as [`preview`] does, and goes on behind it."""
-        latents = self.preview(group)
-        self._states = self._stage.states or self._states
+        latents, self._states = self._stage(self._input(group, self._noise), self._states)
         return latents
 
-    def _see(self, step: int, timestep: torch.Tensor, tensors: dict) -> dict:
-        self._condition = tensors["condition"]
-        return {}
+    def _input(self, group: RolloutGroup, noise: SeededFrameNoise) -> SRGroup:
+        return SRGroup(group.condition, group.start, noise, self._prompts, self._blocks)
 
 
 class ResampledNoise(SeededFrameNoise):

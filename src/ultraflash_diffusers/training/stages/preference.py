@@ -21,6 +21,7 @@ from ...models.ultraflash_sr_transformer import SRStreamState, UltraFlashSRTrans
 from ...pipelines.lora import UltraFlashLoraLoaderMixin
 from ...pipelines.noise import SeededFrameNoise
 from ...pipelines.pipeline_ultraflash import UltraFlashStreamingPipeline
+from ...pipelines.samplers import sr_timesteps
 from ...pipelines.sources import Source
 from ..data.crops import Batch, Crop
 from ..data.prompts import Prompts
@@ -196,8 +197,9 @@ class PreferenceStage(Stage):
             stream.follow(past, reference_latents if by_reference else latents)
         with self._reference() if by_reference else nullcontext():
             judged = reference if by_reference else own
-            pair = stream.pair(next(groups), judged)
-        return _Comparison(pair, judged.condition, embeds[0], own.state, reference.state)
+            last = next(groups)
+            pair = stream.pair(last, judged)
+        return _Comparison(pair, judged.condition(last), embeds[0], own.state, reference.state)
 
     def _source(
         self, batch: Batch | PromptBatch, group: int, prompt_embeds: torch.Tensor, noise: SeededFrameNoise
@@ -255,9 +257,7 @@ class PreferenceStage(Stage):
 
     def _noise_levels(self) -> torch.Tensor:
         """The sampler's noise levels, `[num_inference_steps]`, from 1 downwards."""
-        scheduler, steps = deepcopy(self.pipe.scheduler), self.num_inference_steps
-        scheduler.set_timesteps(sigmas=torch.linspace(1, 1 / steps, steps).tolist())
-        return scheduler.sigmas[:-1]
+        return sr_timesteps(self.pipe.scheduler, self.num_inference_steps).sigmas[:-1]
 
     def validate(self, batch: Batch | PromptBatch) -> dict[str, float]:
         """Measures the last group of a held-out stream: the margin of the reference's pair, and our own pair."""
