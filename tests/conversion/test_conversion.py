@@ -38,7 +38,7 @@ def without(config: dict[str, Any], *names: str) -> dict[str, Any]:
     return {name: value for name, value in config.items() if name not in names}
 
 
-def public_config(network: torch.nn.Module) -> dict[str, Any]:
+def public_config(network: Any) -> dict[str, Any]:
     """What JSON makes of the configuration, without diffusers' own bookkeeping."""
     return json.loads(json.dumps({key: value for key, value in network.config.items() if key[0] != "_"}))
 
@@ -166,6 +166,112 @@ def test_averaged_weights_come_first():
     averaged = {f"model.{key}": tensor + 1 for key, tensor in state_dict.items()}
     network = from_original({"generator": state_dict, "critic": {}, "generator_ema": averaged})
     assert torch.equal(network.final.bias, state_dict["final.bias"] + 1)
+
+
+def both_sets(averaged_prefix: str = "model._fsdp_wrapped_module.") -> dict[str, Any]:
+    """What a generator's trainer saves: the weights, their average, and what only training needs."""
+    weights = layout("generator_rolling_sink")
+    return {
+        "generator": {f"model.{key}": tensor for key, tensor in weights.items()},
+        "generator_ema": {f"{averaged_prefix}{key}": tensor + 1 for key, tensor in weights.items()},
+        "critic": {"model.patch_embedding.weight": torch.zeros(3)},
+        "generator_optimizer": {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 1e-5}]},
+        "step": 600,
+    }
+
+
+@pytest.mark.parametrize("use_ema, added", [(True, 1), (False, 0), (None, 1)])
+def test_which_of_two_sets_of_weights_is_meant(use_ema, added):
+    settings = {} if use_ema is None else {"use_ema": use_ema}
+    network = from_original(both_sets(), num_heads=2, **settings)
+    expected = layout("generator_rolling_sink")["head.head.bias"] + added
+    assert torch.equal(network.proj_out.bias, expected)
+
+
+def test_averaged_weights_that_are_not_there(tmp_path):
+    checkpoint = both_sets()
+    alone = {"generator_ema": checkpoint.pop("generator_ema")}
+    with pytest.raises(ValueError, match="`use_ema` is True, but there are no averaged weights .* are `generator`"):
+        from_original(checkpoint, num_heads=2, use_ema=True)
+    with pytest.raises(ValueError, match="`use_ema` is True, but there are no averaged weights .* are bare tensors"):
+        from_original(layout("upsampler_v1_x3"), use_ema=True)
+    with pytest.raises(ValueError, match="`use_ema` is False, but .* averaged weights alone, under 'generator_ema'"):
+        from_original(alone, num_heads=2, use_ema=False)
+    with pytest.raises(ValueError, match="setting `use_ema` is 'yes'; expected True or False"):
+        from_original(alone, num_heads=2, use_ema="yes")
+    files = [write(tmp_path / "generator.pt", alone), write(tmp_path / "upsampler.pth", layout("upsampler_v1_x3"))]
+    generator, upsampler = convert_files(files, tmp_path / "out", {"num_heads": 2, "use_ema": True})
+    assert generator.description.endswith("found under `generator_ema`")
+    assert "found" not in upsampler.description
+
+
+SCHEDULES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "released": ({}, {"first_chunk_frames": None, "denoising_steps": [1000, 750, 500, 250], "flow_shift": 5.0}),
+    "long": (
+        {"independent_first_frame": True, "num_frame_per_block": 3, "local_attn_size": 12, "sink_size": 3},
+        {"first_chunk_frames": 1, "frames_per_chunk": 3, "window_frames": 12, "sink_frames": 3},
+    ),
+    "frame by frame": (
+        {"num_frame_per_block": 1, "independent_first_frame": False, "local_attn_size": -1},
+        {"first_chunk_frames": None, "frames_per_chunk": 1, "window_frames": None},
+    ),
+    "two steps": (
+        {"denoising_step_list": [1000, 500], "denoising_step_list_first_chunk": [1000, 750, 500, 250]},
+        {"denoising_steps": [1000, 500], "first_chunk_denoising_steps": [1000, 750, 500, 250]},
+    ),
+    "shift": ({"timestep_shift": 8, "warp_denoising_step": True}, {"flow_shift": 8.0}),
+    "steps as they are": ({"warp_denoising_step": False}, {"flow_shift": 1.0}),
+    "context noise": ({"context_noise": 100}, {"context_noise": 100.0}),
+    "sink kept": ({"global_sink": True}, {"recompute_on_prompt_change": True, "recompute_sink": False}),
+    "sink replaced": ({"global_sink": False}, {"recompute_on_prompt_change": True, "recompute_sink": True}),
+    "prompt change": ({"recompute_on_prompt_change": True}, {"recompute_on_prompt_change": True}),
+    "no prompt change": ({}, {"recompute_on_prompt_change": False}),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_published_options_of_the_schedule(name):
+    published, ours = SCHEDULES[name]
+    network = from_original(meta_layout("generator_global"), num_heads=2, **published)
+    assert {key: public_config(network)[key] for key in ours} == ours
+    again = from_original(meta_layout("generator_global"), num_heads=2, **ours)
+    assert public_config(again) | ours == public_config(network) | ours
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"denoising_step_list": [250, 500]}, r"`denoising_steps` must decrease inside \(0, 1000\], got \(250, 500\)"),
+        ({"denoising_step_list": []}, "`denoising_steps` must decrease"),
+        ({"denoising_step_list": 1000}, "`denoising_step_list` is 1000; expected a list of numbers"),
+        ({"denoising_step_list": ["1000"]}, r"`denoising_step_list` is \('1000',\); expected a list of numbers"),
+        ({"denoising_step_list_first_chunk": [1000, 1000]}, "`first_chunk_denoising_steps` must decrease"),
+        ({"local_attn_size": 5, "sink_size": 3}, "`window_frames` must hold `sink_frames` 3 and a chunk .* 3, got 5"),
+        ({"independent_first_frame": True, "first_chunk_frames": 3}, "contradict each other"),
+        ({"global_sink": True, "recompute_sink": True}, "`recompute_sink` .True. and `global_sink` .True. contradict"),
+        ({"denoising_steps": [1000], "denoising_step_list": [1000, 500]}, "contradict each other"),
+        ({"timestep_shift": 0}, "`flow_shift` must be positive"),
+        ({"independent_first_frame": 1}, "`independent_first_frame` is 1; expected a value like True"),
+    ],
+)
+def test_schedules_that_cannot_be(settings, message):
+    with pytest.raises(ValueError, match=message):
+        from_original(meta_layout("generator_global"), num_heads=2, **settings)
+
+
+def test_what_has_no_effect_is_named(tmp_path):
+    path = write(tmp_path / "generator.pt", layout("generator_rolling_sink"))
+    given: dict[str, Any] = {
+        "num_heads": 2,
+        "global_sink": True,
+        "recompute_on_prompt_change": False,
+        "rope_max_seq_len": 1024,
+    }
+    given |= {"warp_denoising_step": False, "timestep_shift": 5.0}
+    (converted,) = convert_files([path], tmp_path / "out", given)
+    assert set(converted.without_effect) == {"global_sink", "rope_max_seq_len", "timestep_shift"}
+    (converted,) = convert_files([path], tmp_path / "out", {"num_heads": 2, "global_sink": True})
+    assert converted.without_effect == ()
 
 
 def original_wan_spelling(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -522,7 +628,7 @@ def crafted_files() -> dict[str, Any]:
         "loop": loop,
         "nested": nested,
         "strides": {"pre_shuffle.0.weight": torch.zeros(1).expand(10**6, 10**5, 2)},
-        "sparse": {"pre_shuffle.0.weight": torch.sparse_coo_tensor(size=(10**6, 10**6), check_invariants=False)},
+        "sparse": {"pre_shuffle.0.weight": torch.zeros(10, 10).to_sparse()},
         "meta": {"pre_shuffle.0.weight": torch.empty(10**6, 10**6, device="meta")},
         "block": layout("upsampler_v1_x3") | {"blocks.100000.skip.weight": torch.zeros(1)},
         "layer": layout("upsampler_v3_x2") | {"net.999999999.weight": torch.zeros(8, 8, 3, 3)},

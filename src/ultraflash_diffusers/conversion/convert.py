@@ -12,15 +12,18 @@ from typing import Any
 
 import torch
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils import logging
 from safetensors import SafetensorError
 
 from ..weight_files import read_checkpoint, shorten
 from .causal_memory import recognize_autoencoder, recognize_upsampler_v1, recognize_v3
 from .folders import check_output, whole_folder
-from .reading import find_network
+from .reading import find_network, is_averaged
 from .recognition import Recognition
 from .settings import check_known
 from .wan import recognize_transformer
+
+logger = logging.get_logger(__name__)
 
 # The key by which each family is known. Whatever stands before it is a wrapper's prefix, common to all keys.
 _FAMILIES: dict[str, Callable[[Mapping[str, torch.Tensor], Mapping[str, Any]], Recognition]] = {
@@ -44,6 +47,7 @@ class ConvertedFile:
         description (`str`): what was found, in words.
         parameters (`int`): number of parameters.
         config (`dict[str, Any]`): sizes and settings of the network.
+        without_effect (`tuple[str, ...]`): settings that were given and change nothing.
     """
 
     file: Path
@@ -53,6 +57,7 @@ class ConvertedFile:
     description: str
     parameters: int
     config: dict[str, Any]
+    without_effect: tuple[str, ...]
 
 
 def from_original(state_dict: Mapping[str, Any], **settings: Any) -> ModelMixin:
@@ -64,18 +69,23 @@ def from_original(state_dict: Mapping[str, Any], **settings: Any) -> ModelMixin:
 
     Args:
         state_dict (`Mapping[str, Any]`): bare, or under `generator_ema`, `model_ema`, `ema`, `generator`, `model` or
-            `state_dict` (the first of these that is there), with any prefix common to all keys.
+            `state_dict` (the first of these that is there, or what `use_ema` says), with any prefix common to all
+            keys. What training keeps beside it is left out.
         settings: what tensors do not show, under our config's names or the published ones, with the released values as
             defaults: for transformers `num_attention_heads` (`num_heads`; heads of 128 channels), `text_length`
             (`text_len`, 512), `eps` (1e-6); for the SR transformer `use_sparse_attention` (`use_sparse_attn`, `True`),
             `block_size` (`sparse_block_size`, `(2, 8, 8)`), `top_k_ratio` (`sparse_top_k_ratio`, 1.0), `local_range`
             (`sparse_local_range`, 9), `chunk_size` (`stream_chunk_size`, 2), `reference_tokens`
-            (`sparse_ref_spatial_tokens`, 1560), `prediction_type` (`"flow"`); for the generator `window_frames`
-            (`local_attn_size`, global), `sink_frames` (`sink_size`, 0), `frames_per_chunk` (`num_frame_per_block`, 3);
-            for upsamplers `activation` (`"relu"`), `memory_init` (`"replicate"`), `residual_scale` (1.0); for decoders
+            (`sparse_ref_spatial_tokens`, 1560), `prediction_type` (`"flow"`); for the generator, whose schedule is
+            part of its config, `window_frames` (`local_attn_size`, global), `sink_frames` (`sink_size`, 0),
+            `frames_per_chunk` (`num_frame_per_block`, 3), `first_chunk_frames` (1 by `independent_first_frame`),
+            `denoising_steps` (`denoising_step_list`, 1000, 750, 500, 250), `first_chunk_denoising_steps`
+            (`denoising_step_list_first_chunk`), `flow_shift` (`timestep_shift`, 5; 1 by `warp_denoising_step=False`),
+            `context_noise` (0), `recompute_on_prompt_change` and `recompute_sink` (both by `global_sink`); for
+            upsamplers `activation` (`"relu"`), `memory_init` (`"replicate"`), `residual_scale` (1.0); for decoders
             `variant`, `decoder_spatial_strides` (`decoder_space_upscale`), `decoder_temporal_strides`
-            (`decoder_time_upscale`), `encoder_spatial_strides`, `latent_space`. Settings that tensors do show
-            may be given too, and have to agree.
+            (`decoder_time_upscale`), `encoder_spatial_strides`, `latent_space`; for all `use_ema`: whether averaged
+            weights or those beside them are meant. Settings that tensors do show may be given too, and have to agree.
 
     Returns:
         `ModelMixin`: an `UltraFlashSRTransformer`, `CausalWanTransformer`, `CausalLatentUpsampler` or `HRAutoencoder`
@@ -86,7 +96,9 @@ def from_original(state_dict: Mapping[str, Any], **settings: Any) -> ModelMixin:
             tensors contradict.
     """
     recognition = recognize(state_dict, settings)
-    check_known([recognition.settings])
+    check_recognized([recognition], settings)
+    if ignored := recognition.settings.ignored:
+        logger.warning(f"settings without effect: {', '.join(ignored)} ({recognition.settings.network})")
     return recognition.build()
 
 
@@ -94,7 +106,10 @@ def recognize(checkpoint: Mapping[str, Any], settings: Mapping[str, Any]) -> Rec
     """Finds out what a checkpoint holds; see [`from_original`]."""
     if not isinstance(checkpoint, Mapping):
         raise TypeError(f"`state_dict` must be a dictionary of tensors, got {type(checkpoint).__name__}")
-    weights, found_under = find_network(checkpoint)
+    use_ema = settings.get("use_ema")
+    if not isinstance(use_ema, bool | None):
+        raise ValueError(f"setting `use_ema` is {use_ema!r}; expected True or False")
+    weights, found_under = find_network(checkpoint, use_ema)
     found = [(key, anchor) for key in weights for anchor in _FAMILIES if f".{key}".endswith(f".{anchor}")]
     if len(found) != 1:
         anchors = ", ".join(f"`{anchor}`" for anchor in _FAMILIES)
@@ -107,9 +122,23 @@ def recognize(checkpoint: Mapping[str, Any], settings: Mapping[str, Any]) -> Rec
     if foreign := sorted(name for name in weights if not name.startswith(prefix)):
         raise ValueError(f"left-over keys, without the prefix `{prefix}` that `{key}` has: {shorten(foreign)}")
     recognition = _FAMILIES[anchor]({name[len(prefix) :]: tensor for name, tensor in weights.items()}, settings)
+    recognition.settings.known.add("use_ema")
     if not found_under:
         return recognition
-    return dataclasses.replace(recognition, description=f"{recognition.description}, found under `{found_under}`")
+    description = f"{recognition.description}, found under `{found_under}`"
+    return dataclasses.replace(recognition, description=description, found_under=found_under)
+
+
+def check_recognized(recognitions: Sequence[Recognition], settings: Mapping[str, Any]) -> None:
+    """Refuses settings that mean nothing for what was recognised.
+
+    Raises:
+        ValueError: no network knows one of them, or averaged weights are asked for and there are none.
+    """
+    check_known([recognition.settings for recognition in recognitions])
+    if settings.get("use_ema") and not any(is_averaged(each.found_under) for each in recognitions):
+        there = ", ".join(f"`{each.found_under}`" for each in recognitions if each.found_under) or "bare tensors"
+        raise ValueError(f"`use_ema` is True, but there are no averaged weights (EMA); there are {there}")
 
 
 def convert_files(
@@ -144,7 +173,7 @@ def convert_files(
         checkpoint = read_checkpoint(path)
         with _naming(path):
             recognitions.append(recognize(checkpoint, settings or {}))
-    check_known([recognition.settings for recognition in recognitions])
+    check_recognized(recognitions, settings or {})
     folders = _folders(paths, recognitions, output)
     for path, recognition in zip(paths, recognitions, strict=True):
         with _naming(path):
@@ -218,4 +247,5 @@ def _report(path: Path, recognition: Recognition, folder: Path) -> ConvertedFile
         description=recognition.description,
         parameters=sum(tensor.numel() for tensor in recognition.weights.values()),
         config=recognition.config,
+        without_effect=tuple(recognition.settings.ignored),
     )

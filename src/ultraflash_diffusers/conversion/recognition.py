@@ -30,6 +30,7 @@ class Recognition:
         names (`Sequence[tuple[str, str]]`): pairs of our and the published beginning of a key; the first pair that
             fits counts, and a key that none fits is spelled alike in both; see [`renamed`].
         weights (`Mapping[str, torch.Tensor]`): the tensors under the published keys.
+        found_under (`str`, *optional*, defaults to `""`): the keys of a training checkpoint that led to them.
     """
 
     component: str
@@ -39,6 +40,7 @@ class Recognition:
     settings: Settings
     names: Sequence[tuple[str, str]]
     weights: Mapping[str, torch.Tensor]
+    found_under: str = ""
 
     def build(self) -> ModelMixin:
         """Returns the network, whose parameters are the checkpoint's own tensors.

@@ -21,6 +21,7 @@ class Settings:
         self._given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
         self.network = network
         self.known: set[str] = set()
+        self.ignored: list[str] = []
 
     def take(self, default: Any, *names: str, or_none: Any = None) -> Any:
         """Returns a setting that tensors do not show, `default` where it was not given.
@@ -44,6 +45,21 @@ class Settings:
             return float(value)
         if not _is_like(value, example):
             raise ValueError(f"setting `{name}` is {value!r}; expected a value like {example!r} ({self.network})")
+        return value
+
+    def take_numbers(self, default: Sequence[float] | None, *names: str) -> tuple[float, ...] | None:
+        """Returns a setting that is a list of numbers of any length, or `None`.
+
+        Raises:
+            ValueError: it is something else, or different values under two of the names.
+        """
+        name = self._find(*names)
+        if name is None:
+            return None if default is None else tuple(default)
+        value = self._given[name]
+        numbers = isinstance(value, tuple) and all(type(number) in (int, float) for number in value)
+        if not numbers and value is not None:
+            raise ValueError(f"setting `{name}` is {value!r}; expected a list of numbers ({self.network})")
         return value
 
     def agree(self, shown: Any, *names: str) -> Any:
@@ -79,7 +95,7 @@ class Settings:
 
     def without_effect(self, *names: str) -> None:
         """Allows published options that say how weights are initialised or computed with, not what comes out."""
-        self.known.update(names)
+        self.ignored += self._find_all(*names)
 
     def unknown(self) -> set[str]:
         """Names that were given and that nobody asked for."""

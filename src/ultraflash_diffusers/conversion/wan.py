@@ -23,6 +23,7 @@ from .recognition import Recognition, count_blocks, shape_of
 from .settings import Settings
 
 _RELEASED_HEAD_DIM = 128
+_RELEASED_STEPS = (1000, 750, 500, 250)
 # how the published configs say "RMS norm" and "everything since the start"
 _PUBLISHED_VALUES = {("qk_norm", True): "rms_norm_across_heads", ("local_attn_size", -1): None}
 
@@ -143,8 +144,47 @@ def _sr_config(settings: Settings) -> dict[str, Any]:
 
 
 def _generator_config(settings: Settings) -> dict[str, Any]:
+    first_chunk = settings.take(None, "first_chunk_frames", or_none=1)
+    if (independent := settings.take(None, "independent_first_frame", or_none=True)) is not None:
+        if first_chunk not in (None, 1) or (first_chunk == 1 and not independent):
+            raise ValueError(
+                f"settings `first_chunk_frames` ({first_chunk}) and `independent_first_frame` ({independent}) "
+                "contradict each other"
+            )
+        first_chunk = 1 if independent else None
     return {
         "frames_per_chunk": settings.take(3, "frames_per_chunk", "num_frame_per_block"),
+        "first_chunk_frames": first_chunk,
         "window_frames": settings.take(None, "window_frames", "local_attn_size", or_none=12),
         "sink_frames": settings.take(0, "sink_frames", "sink_size"),
+        "denoising_steps": settings.take_numbers(_RELEASED_STEPS, "denoising_steps", "denoising_step_list") or (),
+        "first_chunk_denoising_steps": settings.take_numbers(
+            None, "first_chunk_denoising_steps", "denoising_step_list_first_chunk"
+        ),
+        "flow_shift": _flow_shift(settings),
+        "context_noise": settings.take(0.0, "context_noise"),
+        **_prompt_change(settings),
     }
+
+
+def _flow_shift(settings: Settings) -> float:
+    """Published lists are warped by the shift where `warp_denoising_step` says so, as in all released generators."""
+    shift = settings.take(5.0, "flow_shift", "timestep_shift", "shift")
+    if settings.take(True, "warp_denoising_step"):
+        return shift
+    settings.without_effect("timestep_shift", "shift")  # the list is of timesteps as they are
+    return 1.0
+
+
+def _prompt_change(settings: Settings) -> dict[str, bool]:
+    """LongLive's `global_sink` keeps the sink's keys when a new prompt has the cache recomputed, and nothing else."""
+    global_sink = settings.take(None, "global_sink", or_none=True)
+    recompute_sink = settings.take(not global_sink, "recompute_sink")
+    if recompute_sink is global_sink:
+        raise ValueError(
+            f"settings `recompute_sink` ({recompute_sink}) and `global_sink` ({global_sink}) contradict each other"
+        )
+    recompute = settings.take(global_sink is not None, "recompute_on_prompt_change")
+    if global_sink is not None and not recompute:
+        settings.without_effect("global_sink")
+    return {"recompute_on_prompt_change": recompute, "recompute_sink": recompute_sink}

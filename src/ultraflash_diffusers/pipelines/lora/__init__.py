@@ -1,0 +1,6 @@
+# Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
+"""LoRA for the SR transformer and for the generator, in every spelling that Wan LoRAs have."""
+
+from .loading import UltraFlashLoraLoaderMixin
+
+__all__ = ["UltraFlashLoraLoaderMixin"]
