@@ -6,13 +6,14 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint con
 export HF_HUB_OFFLINE ?= 1
 
 .DELETE_ON_ERROR:
-.PHONY: help generate demo test lint benchmark clean
+.PHONY: help generate demo test lint docs benchmark clean
 
 help:
 	@echo "make generate   stream a short video from a text with the packaged checkpoint"
 	@echo "make demo       the same in a browser"
 	@echo "make test       all tests"
 	@echo "make lint       ruff and mypy"
+	@echo "make docs       the documentation site, in build/site"
 	@echo "make benchmark  how fast the cascade and its attention are on this machine, and how time grows"
 	@echo "make clean      remove the environment and everything that was made"
 
@@ -25,6 +26,10 @@ $(VENV)/core: pyproject.toml constraints.txt
 
 $(VENV)/dev: $(VENV)/core
 	$(PIP) --editable '.[dev,demo,train,triton,fp8]'
+	@touch $@
+
+$(VENV)/docs: $(VENV)/core
+	$(PIP) --editable '.[docs]'
 	@touch $@
 
 $(VENV)/demo: $(VENV)/core
@@ -44,6 +49,9 @@ lint: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(VENV)/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 benchmark: $(VENV)/core
 	mkdir -p outputs

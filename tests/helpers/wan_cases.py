@@ -13,8 +13,8 @@ from ultraflash_diffusers.conversion import from_original
 REFERENCE = TESTS / "reference"
 TOLERANCE = 1e-5
 # what a recorded run was driven with; the rest of its config are settings of the network
-_DRIVING = ("inputs", "timestep", "groups", "kv_len", "chunks", "chunk_frames", "cache_frames", "first_latent_frames")
-_DRIVING += ("switch_chunks", "lora_rank", "lora_alpha", "lora_layout")
+_DRIVING = {"inputs", "timestep", "groups", "kv_len", "chunks", "chunk_frames", "cache_frames", "first_latent_frames"}
+_DRIVING |= {"switch_chunks", "lora_rank", "lora_alpha", "lora_layout"}
 
 
 class Case:
