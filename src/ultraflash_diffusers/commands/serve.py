@@ -6,10 +6,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from .pipeline_options import add_pipeline_options, checkpoint_name, load_pipeline, natural, positive
+from .pipeline_options import add_pipeline_options, checkpoint_name, load_pipeline, natural, positive, seconds
 
 if TYPE_CHECKING:
     from ..serving import Server
@@ -22,8 +23,8 @@ def add_serve(commands: SubParsers) -> argparse.ArgumentParser:
     command = commands.add_parser(
         "serve",
         help="a server that streams video while it is made",
-        description="Serves streams over WebSockets at /v1/realtime/video, /v1/models, /health and /metrics, and "
-        " prints its address when it is ready. Ctrl+C ends it.",
+        description="Serves streams over WebSockets at /v1/realtime/video, jobs at /v1/videos, /v1/models, "
+        "/health and /metrics, and prints its address when it is ready. Ctrl+C ends it.",
     )
     add_pipeline_options(command)
     command.add_argument("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 lets other machines in")
@@ -33,6 +34,19 @@ def add_serve(commands: SubParsers) -> argparse.ArgumentParser:
         "--source-pipeline",
         metavar="FOLDER",
         help="folder or Hub name of a diffusers video pipeline for sessions with the source 'pipeline'",
+    )
+    command.add_argument(
+        "--jobs",
+        type=Path,
+        metavar="FOLDER",
+        help="where jobs and their results are kept; by default ultraflash/serve-PORT in the user's folder for states",
+    )
+    command.add_argument(
+        "--save-every",
+        type=seconds,
+        default=5.0,
+        metavar="SECONDS",
+        help="how often to save what a job goes on from after a restart (default: %(default)s)",
     )
     add_limit_options(command)
     command.add_argument(
@@ -77,18 +91,25 @@ def _run(options: argparse.Namespace) -> None:
         import websockets  # noqa: F401
     except ImportError as error:
         raise ValueError(f"the server needs {error.name}: pip install 'ultraflash_diffusers[serve]'") from error
-    from ..serving import create_app
+    from ..serving import JobStore, create_app
     from ..serving.running import bind, run_until_signal
 
     listener = bind(options.host, options.port)
     try:
-        app = create_app(_server(options), _own_names(options))
+        jobs = JobStore(options.jobs or _state_folder(options.port))
+        app = create_app(_server(options), jobs, _own_names(options))
         host = f"[{options.host}]" if ":" in options.host else options.host
         url = f"http://{host}:{listener.getsockname()[1]}"
         print(json.dumps({"url": url}) if options.json else f"The server runs at {url}", flush=True)
         run_until_signal(app, listener)
     finally:
         listener.close()
+
+
+def _state_folder(port: int) -> Path:
+    """Where programs keep what they have to find again after a restart, by the XDG specification."""
+    home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(home) / "ultraflash" / f"serve-{port}"
 
 
 def _own_names(options: argparse.Namespace) -> list[str]:
@@ -99,8 +120,6 @@ def _own_names(options: argparse.Namespace) -> list[str]:
 
 
 def _server(options: argparse.Namespace) -> Server:
-    from pathlib import Path
-
     from diffusers import DiffusionPipeline
 
     from ..serving import ServedModel, Server, ServerSettings
@@ -116,6 +135,7 @@ def _server(options: argparse.Namespace) -> Server:
         max_pixels=options.max_pixels,
         max_frames=options.max_frames,
         max_seconds=options.max_seconds,
+        save_every=options.save_every,
         max_upload=options.max_upload * 2**20,
         api_key=options.api_key or None,
         allowed_origins=tuple(options.allow_origin),

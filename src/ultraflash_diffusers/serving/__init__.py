@@ -5,8 +5,9 @@ Needs the extra `serve`: `pip install 'ultraflash_diffusers[serve]'`.
 """
 
 from .app import create_app
+from .jobs import JobStore
 from .served_models import ServedModel
 from .server import Server
 from .settings import ServerSettings
 
-__all__ = ["ServedModel", "Server", "ServerSettings", "create_app"]
+__all__ = ["JobStore", "ServedModel", "Server", "ServerSettings", "create_app"]

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from ..pipelines.file_stream import TimedReader
 from ..pipelines.pipeline_output import StreamChunk
@@ -22,7 +21,7 @@ from .errors import ClientError
 from .fragments import FragmentEncoder
 from .intake import ClientFrames
 from .messages import SessionStart
-from .served_models import ServedModel, check_size, warnings_of_pipeline
+from .served_models import ServedModel, check_size, stream_arguments, warnings_of_pipeline
 from .session_state import SessionState
 from .settings import ServerSettings
 
@@ -172,23 +171,10 @@ class Playback:
         return self._start.model_dump(include=_KEPT) | {"num_frames": self._num_frames}
 
     def _opened_stream(self, state: SessionState | None) -> VideoStream:
-        start, extra = self._start, self._start.extra_params
-        sized = start.source in ("text", "pipeline")
-        return self._model.pipe.stream(
-            start.prompt,
-            self._source(state),
-            negative_prompt=extra.negative_prompt,
-            height=start.height if sized else None,
-            width=start.width if sized else None,
-            num_frames=self._num_frames,
-            num_inference_steps=start.num_inference_steps,
-            guidance_scale=start.guidance_scale,
-            condition_noise=extra.condition_noise,
-            color_correction=extra.color_correction or "wavelet",
-            generator=None if state is not None else torch.Generator().manual_seed(self._seed),
-            state=None if state is None else state.stream,
-            output_type="uint8",
-        )
+        before = None if state is None else state.stream
+        source = self._source(state)
+        arguments = stream_arguments(self._model, self._start, source, self._num_frames, self._seed, before)
+        return self._model.pipe.stream(**arguments)
 
     def _source(self, state: SessionState | None) -> Any:
         if self._start.source == "text":

@@ -53,8 +53,13 @@ def make_server(app: Any) -> uvicorn.Server:
 def run_until_signal(app: Any, listener: socket.socket) -> None:
     """Serves until Ctrl-C, TERM or HUP; running sessions are closed first."""
     server = make_server(app)
-    former = signal.signal(signal.SIGHUP, lambda *_: setattr(server, "should_exit", True))
+    former = {
+        signal.SIGHUP: signal.signal(signal.SIGHUP, lambda *_: setattr(server, "should_exit", True)),
+        # uvicorn ends by the signal once more: it has been heard
+        signal.SIGTERM: signal.signal(signal.SIGTERM, lambda *_: None),
+    }
     try:
         server.run(sockets=[listener])
     finally:
-        signal.signal(signal.SIGHUP, former)
+        for number, handler in former.items():
+            signal.signal(number, handler)

@@ -17,6 +17,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from ..pipelines.pipeline_ultraflash import UltraFlashStreamingPipeline
+from ..pipelines.video_stream import PipelineStreamState
 from .errors import ClientError
 from .messages import SamplingParams
 from .settings import ServerSettings
@@ -151,6 +152,38 @@ def check_prompt(prompt: str | None, settings: ServerSettings) -> str:
             "invalid_request", f"prompt: {len(prompt)} characters, at most {settings.max_prompt} are read"
         )
     return prompt
+
+
+def stream_arguments(
+    model: ServedModel,
+    request: SamplingParams,
+    source: Any,
+    num_frames: int | None,
+    seed: int,
+    state: PipelineStreamState | None,
+) -> dict[str, Any]:
+    """Returns the arguments of [`UltraFlashStreamingPipeline.stream`] for a request.
+
+    Args:
+        source: `None` for text, a pipeline, or what has pixels and thereby a size of its own.
+    """
+    extra = request.extra_params
+    sized = source is None or isinstance(source, DiffusionPipeline)
+    return {
+        "prompt": request.prompt,
+        "source": source,
+        "negative_prompt": extra.negative_prompt,
+        "height": request.height if sized else None,
+        "width": request.width if sized else None,
+        "num_frames": num_frames,
+        "num_inference_steps": request.num_inference_steps,
+        "guidance_scale": request.guidance_scale,
+        "condition_noise": extra.condition_noise,
+        "color_correction": extra.color_correction or "wavelet",
+        "generator": torch.Generator().manual_seed(seed) if state is None else None,
+        "state": state,
+        "output_type": "uint8",
+    }
 
 
 @contextmanager

@@ -21,6 +21,8 @@ class ServerSettings:
         idle_seconds (`float`, *optional*, defaults to 60.0): without progress or a message of the client, after which
             its session ends.
         stall_seconds (`float`, *optional*, defaults to 40.0): for which a client may take nothing of what is sent.
+        save_every (`float`, *optional*, defaults to 5.0): least seconds between two saved states of a job.
+        keep_hours (`float`, *optional*, defaults to 24.0): for which the result of a job is kept.
         api_key (`str`, *optional*): that clients must show.
         allowed_origins (`tuple[str, ...]`, *optional*, defaults to `()`): pages of other hosts that may use the
             server, such as `"https://example.org"`; pages of the same host always may.
@@ -35,5 +37,7 @@ class ServerSettings:
     max_prompt: int = 4096
     idle_seconds: float = 60.0
     stall_seconds: float = 40.0
+    save_every: float = 5.0
+    keep_hours: float = 24.0
     api_key: str | None = None
     allowed_origins: tuple[str, ...] = ()
