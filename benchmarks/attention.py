@@ -30,14 +30,11 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ultraflash_diffusers.models import triton_attention
-from ultraflash_diffusers.models.block_sparse_attention import (
-    BACKENDS,
-    BlockKVCache,
-    BlockSparseSettings,
-    block_sparse_attention,
-    select_blocks,
-)
+from ultraflash_diffusers.models.attention.backends import BACKENDS, triton_kernel
+from ultraflash_diffusers.models.attention.block_kv_cache import BlockKVCache
+from ultraflash_diffusers.models.attention.block_layout import BlockSparseSettings
+from ultraflash_diffusers.models.attention.block_selection import select_blocks
+from ultraflash_diffusers.models.attention.block_sparse_attention import block_sparse_attention
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -66,7 +63,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     if options.backends is None:
         options.backends = ["gather", "flex", "sdpa"]
         if options.device.startswith("cuda"):
-            supported = triton_attention.supports(torch.device(options.device), 128, options.head_dim)
+            supported = triton_kernel.supports(torch.device(options.device), 128, options.head_dim)
             options.backends = ["flex", *(["triton"] if supported else []), "sdpa"]
     return options
 
@@ -144,8 +141,8 @@ class Layer:
             for number in (blocks[0], blocks[1], blocks[1])
         )
         return {
-            str(launch): functools.partial(triton_attention.attend, query, key, value, kept, volume, launch)
-            for launch in triton_attention.launch_choices(self.device, volume, self.channels, self.dtype)
+            str(launch): functools.partial(triton_kernel.attend, query, key, value, kept, volume, launch)
+            for launch in triton_kernel.launch_choices(self.device, volume, self.channels, self.dtype)
         }
 
     def selection(self, settings: BlockSparseSettings) -> Callable[[], torch.Tensor]:

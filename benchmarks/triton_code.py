@@ -27,8 +27,8 @@ from tqdm import tqdm
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from ultraflash_diffusers.models import triton_attention
-from ultraflash_diffusers.models.triton_attention import LaunchSettings
+from ultraflash_diffusers.models.attention.backends import triton_kernel
+from ultraflash_diffusers.models.attention.backends.triton_kernel import LaunchSettings
 
 # name: compute capability, bytes of shared memory that a program may have and that a multiprocessor has, its threads
 GPUS = {
@@ -61,11 +61,11 @@ def compile_kernel(
     }
     constants = {
         **{"VOLUME": volume, "CHANNELS": channels, "ROWS": settings.rows, "COLUMNS": settings.columns},
-        **{"TMA": settings.tma, "PRECISION": triton_attention.product_precision(dtype)},
+        **{"TMA": settings.tma, "PRECISION": triton_kernel.product_precision(dtype)},
     }
     aligned = {(place,): [["tt.divisibility", 16]] for place, kind in enumerate(arguments.values()) if kind[0] == "*"}
     kernel = ASTSource(
-        triton_attention._attend_kernel,
+        triton_kernel._attend_kernel,
         arguments | dict.fromkeys(constants, "constexpr"),
         {(len(arguments) + place,): value for place, value in enumerate(constants.values())},
         aligned,
@@ -138,9 +138,7 @@ def main() -> None:
         (gpu, dtype, settings)
         for gpu, (capability, limit, *_) in GPUS.items()
         for dtype in TYPES
-        for settings in triton_attention.fitting_choices(
-            capability // 10, limit, options.volume, options.channels, dtype
-        )
+        for settings in triton_kernel.fitting_choices(capability // 10, limit, options.volume, options.channels, dtype)
     ]
     kernels = [
         describe(gpu, options.volume, options.channels, dtype, settings)

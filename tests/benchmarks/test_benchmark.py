@@ -15,7 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import linearity
 from ultraflash_diffusers import CausalWanTransformer, UltraFlashStreamingPipeline, default_checkpoint
 from ultraflash_diffusers.cli import main
-from ultraflash_diffusers.models.block_sparse_attention import BlockSparseSettings, select_blocks
+from ultraflash_diffusers.models.attention.block_layout import BlockSparseSettings
+from ultraflash_diffusers.models.attention.block_selection import select_blocks
 from ultraflash_diffusers.pipelines.execution.plan import ExecutionPlan
 from ultraflash_diffusers.profiling import plot
 from ultraflash_diffusers.profiling.memory import FusedAttention, LiveBytes, peak_bytes, plan_memory

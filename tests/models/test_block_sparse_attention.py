@@ -15,16 +15,16 @@ import torch
 import torch.nn.functional as F
 from helpers.paths import ROOT
 
-from ultraflash_diffusers.models import block_sparse_attention as sparse
-from ultraflash_diffusers.models import triton_attention
-from ultraflash_diffusers.models.block_sparse_attention import (
-    BlockKVCache,
-    BlockSparseSettings,
-    block_sparse_attention,
-)
+from ultraflash_diffusers.models.attention import block_sparse_attention as sparse
+from ultraflash_diffusers.models.attention.backends import triton_kernel
+from ultraflash_diffusers.models.attention.backends.masked import attend_masked
+from ultraflash_diffusers.models.attention.block_kv_cache import BlockKVCache
+from ultraflash_diffusers.models.attention.block_layout import BlockSparseSettings
+from ultraflash_diffusers.models.attention.block_sparse_attention import block_sparse_attention
 
 HEADS, CHANNELS = 2, 8
 SMALL = BlockSparseSettings(block_size=(2, 2, 2), local_range=3, top_k_ratio=0.3, reference_tokens=None)
+WIDER = dataclasses.replace(SMALL, block_size=(2, 2, 4))  # the smallest blocks that FlexAttention takes on a CPU
 
 
 class SlowStream:
@@ -436,13 +436,14 @@ def test_gradients_agree(cached):
 def test_compiles_once_for_a_whole_stream(backend, compiler):
     torch._dynamo.reset()
     compiled = torch.compile(block_sparse_attention, fullgraph=True, backend=compiler)
-    grid, state, eager_state = (6, 6, 7), allocate((6, 6, 7)), allocate((6, 6, 7))
+    grid, settings = (6, 6, 7), WIDER if backend == "flex" else SMALL
+    state, eager_state = allocate(grid, settings), allocate(grid, settings)
     with torch.no_grad():
         for index, window in enumerate([3, 3, 3, 2, 2, 1, 3, 3]):
             group, limit = random_qkv(index, grid), torch.tensor(window)
-            expected, eager_state = block_sparse_attention(*group, grid, SMALL, eager_state, limit, "sdpa")
+            expected, eager_state = block_sparse_attention(*group, grid, settings, eager_state, limit, "sdpa")
             with torch._dynamo.config.patch(error_on_recompile=index > 0):
-                output, state = compiled(*group, grid, SMALL, state, limit, backend)
+                output, state = compiled(*group, grid, settings, state, limit, backend)
             assert relative_error(output, expected) < 1e-6
     assert int(state.position) == int(eager_state.position) == 24
 
@@ -461,15 +462,15 @@ def test_compiled_gradients_agree():
 
 def test_flex_follows_the_dense_reference():
     """Compiled for the CPU, for one shape and then for all others; the mask truly takes effect."""
-    lengths = [6, 6, 6, 3, 6, 2, 6, 6]
-    results, references = stream(lengths, backend="flex")[0], stream(lengths)[0]
+    lengths, settings = [6, 6, 6, 3, 6, 2, 6, 6], WIDER
+    results, references = stream(lengths, settings, backend="flex")[0], stream(lengths, settings)[0]
     for result, reference in zip(results, references, strict=True):
         assert relative_error(result, reference) < 1e-6
-    dense, _ = stream(lengths[:2], dataclasses.replace(SMALL, top_k_ratio=99.0), backend="flex")
+    dense, _ = stream(lengths[:2], dataclasses.replace(settings, top_k_ratio=99.0), backend="flex")
     assert relative_error(results[1], dense[1]) > 0.1
 
 
-TRITON = pytest.mark.skipif(not triton_attention.AVAILABLE, reason="Triton is not installed")
+TRITON = pytest.mark.skipif(not triton_kernel.AVAILABLE, reason="Triton is not installed")
 
 
 @TRITON
@@ -482,10 +483,10 @@ def test_the_triton_kernel_follows_the_dense_reference(volume, dtype):
     kept = torch.rand(2, 1, 3, 6, generator=generator) < 0.4
     kept[..., 1, :] = torch.tensor([False, False, True, False, False, False])
     kept[..., 5] |= ~kept.any(dim=-1)
-    expected = sparse.attend_masked(query.float(), key.float(), value.float(), kept, volume)
+    expected = attend_masked(query.float(), key.float(), value.float(), kept, volume)
     on_device = [tensor.to(device) for tensor in (query, key, value, kept)]
-    for settings in triton_attention.launch_choices(device, volume, 16, dtype):
-        output = triton_attention.attend(*on_device, volume, settings).cpu()
+    for settings in triton_kernel.launch_choices(device, volume, 16, dtype):
+        output = triton_kernel.attend(*on_device, volume, settings).cpu()
         assert output.dtype == dtype
         assert relative_error(output.float(), expected) < (1e-6 if dtype == torch.float32 else 2e-3), settings
 
@@ -547,9 +548,9 @@ def test_triton_follows_the_dense_reference_on_a_gpu(dtype):
     kept = torch.rand(1, 3, 39, 78, generator=generator, device="cuda") < 0.05
     kept[..., 0] |= ~kept.any(dim=-1)
     group = [tensor.to(dtype) for tensor in (query, key, value)]
-    expected = sparse.attend_masked(*(tensor.float() for tensor in group), kept, 128)
-    for settings in triton_attention.launch_choices(query.device, 128, 128, dtype):
-        output = triton_attention.attend(*group, kept, 128, settings)
+    expected = attend_masked(*(tensor.float() for tensor in group), kept, 128)
+    for settings in triton_kernel.launch_choices(query.device, 128, 128, dtype):
+        output = triton_kernel.attend(*group, kept, 128, settings)
         assert relative_error(output.float(), expected) < (1e-4 if dtype == torch.float32 else 2e-2), settings
 
 
@@ -589,6 +590,7 @@ def test_sparse_attention_takes_at_most_a_third_of_dense_attention(tmp_path):
 GRID = (4, 6, 7)
 BAD_INPUTS = [
     ({"backend": "cuda"}, "`backend` must be one of 'auto', 'flex', 'gather', 'sdpa', 'triton', got 'cuda'"),
+    ({"backend": "flex"}, "`backend` 'flex' on a CPU needs blocks of 16 n tokens, got 8"),
     ({"backend": "triton"}, "`backend` 'triton' cannot run here .*blocks of 8 tokens, 8 channels"),
     ({"grid": (4, 6, 6)}, r"`query` must have shape \[batch, 144, heads, channels\].*got \(1, 168, 2, 8\)"),
     ({"grid": (4, 42)}, r"`grid` must be three positive token counts.*got \(4, 42\)"),

@@ -25,7 +25,8 @@ from helpers.wan_networks import (
 )
 from peft import LoraConfig
 
-from ultraflash_diffusers.models import block_sparse_attention, wan_layers
+from ultraflash_diffusers.models import token_parts
+from ultraflash_diffusers.models.attention import block_sparse_attention
 from ultraflash_diffusers.models.ultraflash_sr_transformer import SRStreamState, UltraFlashSRTransformer
 
 SR_CASES = sorted(path.stem for path in (REFERENCE / "cases").glob("sr_*"))
@@ -251,7 +252,7 @@ def test_the_prompt_may_change_in_mid_stream(kind: str) -> None:
 def test_tokens_taken_in_parts_give_the_same(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     network, groups = make_sr(kind), [sr_input(4, batch=2, seed=seed) for seed in range(2)]
     expected, _ = run_stream(network, groups, prompt(2))
-    monkeypatch.setattr(wan_layers, "_PART_TOKENS", 37)
+    monkeypatch.setattr(token_parts, "_PART_TOKENS", 37)
     parts = []
     hook = network.blocks[0].ffn.register_forward_hook(lambda module, inputs, output: parts.append(output.shape[1]))
     actual, _ = run_stream(network, groups, prompt(2))
@@ -556,7 +557,7 @@ def test_parts_compile_as_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     groups = [sr_input(4, seed=seed) for seed in range(4)]
     network = make_sr(num_attention_heads=4, attention_head_dim=12)
     expected, _ = run_stream(network, groups, prompt())
-    monkeypatch.setattr(wan_layers, "_PART_TOKENS", 37)
+    monkeypatch.setattr(token_parts, "_PART_TOKENS", 37)
     monkeypatch.setattr(block_sparse_attention, "_WHOLE_ELEMENTS", 0)
     network.compile_repeated_blocks(fullgraph=True, dynamic=False, backend="aot_eager")
     state = network.new_stream(3, batch_size=1, frames=4, height=8, width=12, single_use=True)

@@ -15,7 +15,7 @@ from diffusers.models.attention_dispatch import AttentionBackendName, _Attention
 from helpers import tiny
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ultraflash_diffusers.models.triton_attention import AVAILABLE
+from ultraflash_diffusers.models.attention.backends.triton_kernel import AVAILABLE
 from ultraflash_diffusers.pipelines.cache_management import DynamicCacheManagement
 from ultraflash_diffusers.pipelines.execution.cuda_graphs import copy_into, tensors_of
 from ultraflash_diffusers.pipelines.execution.optimization import (

@@ -13,10 +13,13 @@ import torch
 from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 
+from .attention.dense_attention import ChunkCausalAttention
+from .attention.frame_kv_cache import FrameKVCache, PastKVCache
 from .checks import check_denoising_steps
-from .frame_kv_cache import ChunkCausalAttention, FrameKVCache, PastKVCache, shapes_are_static
+from .state_chain import shapes_are_static
 from .stream_state import StreamState
-from .wan_layers import FramePositionEmbedding, TextKeyValues, WanBackbone
+from .wan_backbone import TextKeyValues, WanBackbone
+from .wan_layers import FramePositionEmbedding
 
 # noise levels below this one are taken for it where a predicted sample is turned into a flow
 _LEAST_SIGMA = 1e-3

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -29,6 +29,7 @@ from .causal_memory import (
 )
 from .checks import check_divisible, check_video_tensor
 from .stream_state import StreamState
+from .tiling import Tiles
 
 
 @dataclass(frozen=True)
@@ -368,54 +369,23 @@ class HRAutoencoder(ModelMixin, AutoencoderMixin, ConfigMixin):
     ) -> tuple[torch.Tensor, list[CausalMemoryState]]:
         """Runs `network` over the whole picture, or over tiles of it, each with its own state."""
         unit, scale = (ratio, 1) if shrinks else (1, ratio)  # pixels of `video` and of the result for each latent
-        height, width = video.shape[-2] // unit, video.shape[-1] // unit
-        if not self.use_tiling or max(height, width) <= self.tile_latent_size:
-            rows, columns = [_Span(0, height, 0, height)], [_Span(0, width, 0, width)]
+        size = (video.shape[-2] // unit, video.shape[-1] // unit)
+        if not self.use_tiling or max(size) <= self.tile_latent_size:
+            tiles = Tiles.whole(size)
         else:
             halo = self._receptive_radius(self.encoder if shrinks else self.decoder, shrinks)
-            rows = _tile_spans(height, self.tile_latent_size, halo)
-            columns = _tile_spans(width, self.tile_latent_size, halo)
-        tiles = [(row, column) for row in rows for column in columns]
-        if state is not None and len(state.stacks) != len(tiles):
-            raise ValueError(f"`state` is of a stream in {len(state.stacks)} tiles; this call has {len(tiles)}")
-        bands: list[list[torch.Tensor]] = [[] for _ in rows]
-        stacks = []
-        for index, (row, column) in enumerate(tiles):
-            result, stack = network(
-                video[..., row.outer(unit), column.outer(unit)], None if state is None else state.stacks[index]
-            )
-            stacks.append(stack)
-            bands[index // len(columns)].append(result[..., row.inner(scale), column.inner(scale)])
-        return torch.cat([torch.cat(band, dim=-1) for band in bands], dim=-2), stacks
+            tiles = Tiles.cut(size, self.tile_latent_size, halo)
+        if state is not None and len(state.stacks) != tiles.number:
+            raise ValueError(f"`state` is of a stream in {len(state.stacks)} tiles; this call has {tiles.number}")
+        states = [None] * tiles.number if state is None else state.stacks
+        results = [network(tile, own) for tile, own in zip(tiles.of(video, unit), states, strict=True)]
+        return tiles.join([result for result, _ in results], scale), [stack for _, stack in results]
 
     def _receptive_radius(self, stack: CausalMemoryStack, shrinks: bool) -> int:
         """How many latents away, at most, a value can reach through the 3x3 convolutions of `stack`."""
         # size of a feature's cell in latents: the encoder starts at the pixel patches, the decoder at the latents
         cell = self.config.patch_size / self.spatial_compression_ratio if shrinks else 1.0
         return math.ceil(reach(stack, cell)[0]) + 1
-
-
-class _Span(NamedTuple):
-    """One tile along one axis, in latents: its own part, and that part with the halo around it."""
-
-    start: int
-    end: int
-    outer_start: int
-    outer_end: int
-
-    def outer(self, unit: int) -> slice:
-        """Where the tile with its halo lies in the whole, at `unit` samples a latent."""
-        return slice(self.outer_start * unit, self.outer_end * unit)
-
-    def inner(self, unit: int) -> slice:
-        """Where the tile's own part lies in the tile with its halo, at `unit` samples a latent."""
-        return slice((self.start - self.outer_start) * unit, (self.end - self.outer_start) * unit)
-
-
-def _tile_spans(size: int, tile: int, halo: int) -> list[_Span]:
-    starts = range(0, size, tile)
-    ends = [min(start + tile, size) for start in starts]
-    return [_Span(a, b, max(a - halo, 0), min(b + halo, size)) for a, b in zip(starts, ends, strict=True)]
 
 
 def _encoder(

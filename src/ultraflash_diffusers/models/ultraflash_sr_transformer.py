@@ -11,14 +11,19 @@ from typing import Any, Literal, Self, cast
 
 import torch
 from diffusers.configuration_utils import register_to_config
-from diffusers.models.attention_dispatch import AttentionBackendName
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from diffusers.utils import BaseOutput
 
-from .block_sparse_attention import BACKENDS, BlockKVCache, BlockSparseSettings, block_sparse_attention
-from .frame_kv_cache import BidirectionalAttention, FrameKVCache, check_state_tensor, shapes_are_static
+from .attention.backends import check_backend
+from .attention.block_kv_cache import BlockKVCache
+from .attention.block_layout import BlockSparseSettings
+from .attention.block_sparse_attention import SparseAttention
+from .attention.dense_attention import BidirectionalAttention
+from .attention.frame_kv_cache import FrameKVCache, check_state_tensor
+from .state_chain import SingleUse, shapes_are_static
 from .stream_state import StreamState
-from .wan_layers import Attend, TextKeyValues, WanBackbone
+from .wan_backbone import TextKeyValues, WanBackbone
+from .wan_layers import Attend
 
 # what a config shares with WanTransformer3DModel's, apart from the input channels
 _WAN_SETTINGS = (
@@ -37,7 +42,7 @@ _WAN_SETTINGS = (
 
 
 @dataclass
-class SRStreamState(StreamState):
+class SRStreamState(SingleUse, StreamState):
     """State of a super-resolution stream.
 
     Calling again from the same state (several denoising steps) gives the same numbers; the stream goes on from the
@@ -71,18 +76,6 @@ class SRStreamState(StreamState):
     single_use: bool = False
     used: list[bool] = dataclasses.field(default_factory=lambda: [False])
 
-    def check_unused(self) -> None:
-        """Checks that a state for a single use has not been called from.
-
-        Raises:
-            ValueError: it has.
-        """
-        if self.single_use and self.used[0]:
-            raise ValueError(
-                "`state` is for a single use and has been used: go on from the newest state, branch with "
-                "`state.clone()` before the call, or begin with `new_stream(single_use=False)`"
-            )
-
     def with_kv_cache_blocks(self, kv_cache_blocks: int) -> SRStreamState:
         """Returns the state with another window, up to the allocated one, in force from the next group on.
 
@@ -115,24 +108,6 @@ class UltraFlashSRTransformerOutput(BaseOutput):
 
     sample: torch.Tensor
     state: SRStreamState | None = None
-
-
-@dataclass  # not frozen, like `CachedAttention`
-class SparseAttention:
-    """Block-sparse attention of one layer; see [`block_sparse_attention`] for the fields."""
-
-    grid: tuple[int, int, int]
-    settings: BlockSparseSettings
-    backend: str
-    cache: BlockKVCache | None = None
-    kv_cache_blocks: torch.Tensor | None = None
-
-    def __call__(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, backend: AttentionBackendName
-    ) -> tuple[torch.Tensor, BlockKVCache | None]:
-        return block_sparse_attention(
-            query, key, value, self.grid, self.settings, self.cache, self.kv_cache_blocks, self.backend
-        )
 
 
 class UltraFlashSRTransformer(WanBackbone):
@@ -269,8 +244,7 @@ class UltraFlashSRTransformer(WanBackbone):
         Raises:
             ValueError: an unknown backend.
         """
-        if backend not in BACKENDS:
-            raise ValueError(f"`backend` must be one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
+        check_backend(backend)
         self._sparse_backend = backend
 
     def new_stream(
@@ -381,8 +355,7 @@ class UltraFlashSRTransformer(WanBackbone):
         state: SRStreamState,
     ) -> tuple[torch.Tensor, SRStreamState]:
         state = self._own_buffers(state)
-        if not shapes_are_static():
-            state.used[0] = True
+        state.mark_used()
         attends: Sequence[Attend]
         if isinstance(state.cache, FrameKVCache):
             window = state.cache.window(
@@ -413,8 +386,7 @@ class UltraFlashSRTransformer(WanBackbone):
         """Checks that the state belongs to this network and these latents, and makes room where there is none yet."""
         if not isinstance(state, SRStreamState):
             raise ValueError(f"`state` must be an SRStreamState from `new_stream`, got {type(state).__name__}")
-        if not shapes_are_static():
-            state.check_unused()
+        state.check_unused()
         dtype = self._stream_dtype(hidden_states.device, hidden_states.dtype)
         if state.cache is None:
             return self._allocated(state, hidden_states.shape[0], grid, hidden_states.device, dtype)

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ..models import triton_attention
+from ..models.attention.backends import triton_kernel
 from ..models.stream_state import StreamState
 from ..pipelines.execution.calls import SRCalls
 from ..pipelines.execution.compilation import GuardedCalls
@@ -148,7 +148,7 @@ def plan_memory(pipe: UltraFlashStreamingPipeline, height: int, width: int) -> d
         run("generator_transformer", predict, stream)
     upsample, low_group = UpsampleStage(pipe.latent_upsampler, GuardedCalls()), segment(frames, low)
     run("latent_upsampler", lambda carried: upsample(low_group, carried)[1])
-    fits = triton_attention.supports(
+    fits = triton_kernel.supports(
         torch.device("meta"), pipe.transformer.sparse_settings.volume, text.attention_head_dim
     )
     pipe.transformer.set_sparse_backend("triton" if fits else "sdpa")

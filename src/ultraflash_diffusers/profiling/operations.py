@@ -16,10 +16,10 @@ import torch
 from diffusers.configuration_utils import FrozenDict
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..models.block_sparse_attention import BlockSparseSettings
+from ..models.attention.block_layout import BlockSparseSettings
 from ..models.causal_wan_transformer import CausalWanTransformer
 from ..models.ultraflash_sr_transformer import UltraFlashSRTransformer
-from ..models.wan_layers import WanBackbone
+from ..models.wan_backbone import WanBackbone
 from ..pipelines.pipeline_ultraflash import UltraFlashStreamingPipeline
 
 

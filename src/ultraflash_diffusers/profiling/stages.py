@@ -12,7 +12,9 @@ from typing import Any
 
 import torch
 
-from ..models import block_sparse_attention as sparse
+from ..models.attention.block_kv_cache import BlockKVCache
+from ..models.attention.block_selection import select_blocks
+from ..models.attention.block_sparse_attention import block_sparse_attention
 from ..models.ultraflash_sr_transformer import UltraFlashSRTransformer
 from ..pipelines.pipeline_ultraflash import UltraFlashStreamingPipeline
 from ..pipelines.video_stream import VideoStream
@@ -148,9 +150,9 @@ def split_sparse_transformer(
     grid = tuple(-(-side // patch) for side, patch in zip(latents, config.patch_size, strict=True))
     heads, channels, window = config.num_attention_heads, config.attention_head_dim, pipe.config.kv_cache_blocks
     query, key, value = (torch.randn(1, math.prod(grid), heads, channels, device=device).to(dtype) for _ in range(3))
-    cache = sparse.BlockKVCache.allocate(1, heads, channels, grid, settings, window, device, dtype)
+    cache = BlockKVCache.allocate(1, heads, channels, grid, settings, window, device, dtype)
     while int(cache.count) < window:
-        _, filled = sparse.block_sparse_attention(query, key, value, grid, settings, cache)
+        _, filled = block_sparse_attention(query, key, value, grid, settings, cache)
         assert filled is not None  # there was a cache
         cache = filled
     temporal, rows, columns = settings.count_blocks(grid)
@@ -160,11 +162,11 @@ def split_sparse_transformer(
 
     def select() -> torch.Tensor:
         pooled = [blocks.mean(dim=-2, dtype=torch.float32) for _ in range(2)][0].unflatten(3, (rows, columns))
-        return sparse.select_blocks(pooled, keys, cache.count, settings.top_k(grid), settings, slots, len(slots))
+        return select_blocks(pooled, keys, cache.count, settings.top_k(grid), settings, slots, len(slots))
 
     def attend() -> torch.Tensor:
         backend = network.sparse_backend
-        return sparse.block_sparse_attention(query, key, value, grid, settings, cache, backend=backend)[0]
+        return block_sparse_attention(query, key, value, grid, settings, cache, backend=backend)[0]
 
     frames = pipe.autoencoder.temporal_compression_ratio * latents[0]
     scale = 1000 * config.num_layers / frames

@@ -13,7 +13,7 @@ import torch
 
 from ...models.causal_wan_transformer import CausalWanStreamState, CausalWanTransformer
 from ...models.ultraflash_sr_transformer import SRStreamState, UltraFlashSRTransformer
-from ...models.wan_layers import TextKeyValues, WanBackbone
+from ...models.wan_backbone import TextKeyValues, WanBackbone
 from .compilation import GuardedCalls
 from .cuda_graphs import CapturedStep
 from .devices import execution_device

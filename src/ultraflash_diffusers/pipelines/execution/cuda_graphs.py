@@ -7,10 +7,10 @@ from typing import TypeVar, cast
 
 import torch
 
-from ...models.block_sparse_attention import BlockKVCache
+from ...models.attention.block_kv_cache import BlockKVCache
 from ...models.stream_state import StreamState
 from ...models.ultraflash_sr_transformer import SRStreamState, UltraFlashSRTransformer
-from ...models.wan_layers import TextKeyValues
+from ...models.wan_backbone import TextKeyValues
 
 State = TypeVar("State", bound=StreamState)
 

@@ -17,11 +17,13 @@ from diffusers.models.attention_dispatch import attention_backend as use_attenti
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import nn
 
-from ...models import triton_attention
-from ...models.block_sparse_attention import BlockKVCache, BlockSparseSettings, block_sparse_attention
+from ...models.attention.backends import triton_kernel
+from ...models.attention.block_kv_cache import BlockKVCache
+from ...models.attention.block_layout import BlockSparseSettings
+from ...models.attention.block_sparse_attention import block_sparse_attention
 from ...models.causal_wan_transformer import GLOBAL_CACHE_FRAMES, CausalWanTransformer
 from ...models.ultraflash_sr_transformer import UltraFlashSRTransformer
-from ...models.wan_layers import WanBackbone
+from ...models.wan_backbone import WanBackbone
 from .compilation import allow_graphs
 from .devices import execution_device, is_offloaded
 from .plan import ExecutionPlan
@@ -321,7 +323,7 @@ def _sparse_candidates(device: torch.device, settings: BlockSparseSettings, chan
     candidates = ["sdpa", "gather"]
     if device.type == "cuda":
         candidates.append("flex")
-        if triton_attention.supports(device, settings.volume, channels):
+        if triton_kernel.supports(device, settings.volume, channels):
             candidates.append("triton")
     return candidates
 

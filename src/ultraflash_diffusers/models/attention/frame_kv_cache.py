@@ -1,23 +1,18 @@
 # Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
-"""Dense self-attention over latent frames: at once, causal by chunks, or streamed with a ring buffer of frames."""
+"""The memory of dense attention: a stream's last latent frames of keys and values."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from typing import ClassVar
 
 import torch
 from diffusers.configuration_utils import FrozenDict
-from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 
-from .stream_state import StreamState
-
-
-def shapes_are_static() -> bool:
-    """Whether this is being compiled or captured as a CUDA graph: then no number may be read from the device."""
-    if torch.compiler.is_compiling():
-        return True
-    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+from ..state_chain import SingleUse, shapes_are_static, superseded
+from ..stream_state import StreamState
+from .dense_attention import CachedAttention, PastAttention
 
 
 def check_state_tensor(buffer: torch.Tensor, hidden_states: torch.Tensor, dtype: torch.dtype) -> None:
@@ -185,9 +180,8 @@ class FrameKVCache(StreamState):
         lost = needed & (self.written != self.frames)
         overtaken = (self.written >= position + number) & commit
         if bool((lost | overtaken).any()):
-            raise ValueError(
-                f"`state` is the one after {int(position)} frames, but its buffers have gone on to frame "
-                f"{int(self.written.max())}: go on from the newest state, or branch with `state.clone()`"
+            raise superseded(
+                f"`state` is the one after {int(position)} frames", f"gone on to frame {int(self.written.max())}"
             )
 
     def attention(self, layer: int, window: FrameWindow, commit: bool) -> CachedAttention:
@@ -221,7 +215,7 @@ class FrameKVCache(StreamState):
 
 
 @dataclasses.dataclass
-class PastKVCache(FrameKVCache):
+class PastKVCache(SingleUse, FrameKVCache):
     """A rolling cache that holds what a chunk sees of the past, and not the chunk: each state commits once.
 
     Its slots, a chunk fewer than the window, lie in the order of the frames: the sink, then the newest ones. A call
@@ -234,6 +228,8 @@ class PastKVCache(FrameKVCache):
     """
 
     used: list[bool] = dataclasses.field(default_factory=lambda: [False])
+    single_use: ClassVar[bool] = True  # type: ignore[misc]  # here of the class, elsewhere of a state
+    use: ClassVar[str] = "committed"
 
     def window(
         self, position: torch.Tensor, number: int, oldest: torch.Tensor | int, commit: bool, static_shapes: bool
@@ -243,15 +239,10 @@ class PastKVCache(FrameKVCache):
         Raises:
             ValueError: the state has committed.
         """
-        filled = None
-        if not shapes_are_static():
-            if self.used[0]:
-                raise ValueError(
-                    "`state` is for a single use and has committed: go on from the newest state, branch with "
-                    "`state.clone()` before the commit, or begin with `new_stream(single_use=False)`"
-                )
-            self.used[0] = commit
-            filled = self.filled_slots(number)
+        self.check_unused()
+        if commit:
+            self.mark_used()
+        filled = None if shapes_are_static() else self.filled_slots(number)
         numbers = position + torch.arange(number, device=position.device)
         both = torch.cat([self.frames, numbers])
         held = (self.frames >= 0).sum()
@@ -277,104 +268,3 @@ class PastKVCache(FrameKVCache):
         """Returns the cache after a call that has committed."""
         committed = self._committed_after(window)
         return dataclasses.replace(self, frames=window.frames, committed=committed, used=[False])
-
-
-@dataclasses.dataclass  # not frozen: compiled code that makes one cannot call it then (PyTorch 2.11)
-class CachedAttention:
-    """Attention of one layer to the cached frames and its own.
-
-    Args:
-        keys, values (`torch.Tensor`): the layer's buffers.
-        slots (`torch.Tensor`, int64), length, mask: as in [`FrameWindow`].
-        commit (`bool`): whether the call's frames stay.
-    """
-
-    keys: torch.Tensor
-    values: torch.Tensor
-    slots: torch.Tensor
-    length: int
-    mask: torch.Tensor | None
-    commit: bool
-
-    def __call__(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, backend: AttentionBackendName
-    ) -> tuple[torch.Tensor, None]:
-        keys, values = self._with_own(self.keys, key), self._with_own(self.values, value)
-        if self.mask is not None:  # only while a compiled stream's window fills; most kernels take no mask
-            backend = AttentionBackendName.NATIVE
-        return dispatch_attention_fn(query, keys, values, attn_mask=self.mask, backend=backend), None
-
-    def _with_own(self, buffer: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
-        """The filled slots with the call's own frames among them, as `[batch, tokens, heads, head_dim]`."""
-        own = own.unflatten(1, (self.slots.shape[0], -1))
-        if self.commit:
-            buffer.index_copy_(1, self.slots, own.detach())
-        filled = buffer[:, : self.length]
-        # without commit the buffers stay as they are; autograd must not see buffers that the next call writes into
-        if not self.commit or torch.is_grad_enabled():
-            filled = filled.index_copy(1, self.slots, own)
-        return filled.flatten(1, 2)
-
-
-class PastAttention(CachedAttention):
-    """Attention of one layer to a [`PastKVCache`] and its own frames.
-
-    `slots` say for each slot of the buffers which of their frames and then the call's own it holds after a commit.
-    """
-
-    def _with_own(self, buffer: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
-        """The filled slots and the call's own frames, as `[batch, tokens, heads, head_dim]`."""
-        own = own.unflatten(1, (-1, buffer.shape[2]))
-        joined = torch.cat([buffer[:, : self.length], own], dim=1)
-        if self.commit:
-            both = joined if self.length == buffer.shape[1] else torch.cat([buffer, own], dim=1)
-            buffer.copy_(both.detach().index_select(1, self.slots))
-        return joined.flatten(1, 2)
-
-
-@dataclasses.dataclass
-class BidirectionalAttention:
-    """All tokens attend to all."""
-
-    def __call__(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, backend: AttentionBackendName
-    ) -> tuple[torch.Tensor, None]:
-        return dispatch_attention_fn(query, key, value, backend=backend), None
-
-
-@dataclasses.dataclass
-class ChunkCausalAttention:
-    """Each chunk of frames attends to itself and to what came before, chunk after chunk: no mask is ever made.
-
-    Args:
-        frame_tokens (`int`): tokens of a frame.
-        chunk_frames (`int`): frames of a chunk; the last chunk may be shorter.
-        window_frames (`int`, *optional*): frames that a chunk sees, sink and itself included; `None` for all.
-        sink_frames (`int`, *optional*, defaults to 0): first frames that all chunks see.
-        first_chunk_frames (`int`, *optional*): frames of the first chunk, where it is not `chunk_frames` long.
-    """
-
-    frame_tokens: int
-    chunk_frames: int
-    window_frames: int | None = None
-    sink_frames: int = 0
-    first_chunk_frames: int | None = None
-
-    def __call__(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, backend: AttentionBackendName
-    ) -> tuple[torch.Tensor, None]:
-        outputs = []
-        frames = query.shape[1] // self.frame_tokens
-        ends = [*range(self.first_chunk_frames or self.chunk_frames, frames, self.chunk_frames), frames]
-        for first, last in zip([0, *ends], ends, strict=False):
-            start, end = first * self.frame_tokens, last * self.frame_tokens
-            keys, values = self._seen(key, end), self._seen(value, end)
-            outputs.append(dispatch_attention_fn(query[:, start:end], keys, values, backend=backend))
-        return torch.cat(outputs, dim=1), None
-
-    def _seen(self, tensor: torch.Tensor, end: int) -> torch.Tensor:
-        if self.window_frames is None or end <= self.window_frames * self.frame_tokens:
-            return tensor[:, :end]
-        sink = self.sink_frames * self.frame_tokens
-        oldest = end - self.window_frames * self.frame_tokens + sink
-        return torch.cat([tensor[:, :sink], tensor[:, oldest:end]], dim=1)

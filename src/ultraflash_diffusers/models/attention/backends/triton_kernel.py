@@ -15,6 +15,8 @@ import os
 
 import torch
 
+from .block_lists import block_lists
+
 # whether it is installed for NVIDIA's GPUs, and whether it runs kernels on the CPU, one operation at a time
 AVAILABLE = importlib.util.find_spec("triton") is not None and torch.version.hip is None
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -145,23 +147,6 @@ if AVAILABLE:
 def product_precision(dtype: torch.dtype) -> str:
     """The kernel's `PRECISION`: float32 products are exact, others do not look at it."""
     return "ieee" if dtype == torch.float32 else "tf32"
-
-
-def block_lists(kept: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Turns the mask of kept pairs into lists, without a sort and without asking the device how long they are.
-
-    Args:
-        kept (`torch.Tensor` of shape `[B, H, Q, K]`, bool): which key blocks each query block attends to.
-
-    Returns:
-        `tuple`: their number, `[B, H, Q]`, and their indices in front of `[B, H, Q, K]`, zeros behind; int32 both.
-    """
-    key_blocks = kept.shape[3]
-    counts = kept.sum(dim=-1, dtype=torch.int32)
-    place = torch.where(kept, kept.cumsum(dim=-1) - 1, key_blocks)  # what is not kept goes behind the end
-    numbers = torch.arange(key_blocks, device=kept.device, dtype=torch.int32).expand_as(kept)
-    indices = torch.zeros(*kept.shape[:3], key_blocks + 1, device=kept.device, dtype=torch.int32)
-    return counts, indices.scatter_(-1, place, numbers)[..., :key_blocks].contiguous()
 
 
 def attend(

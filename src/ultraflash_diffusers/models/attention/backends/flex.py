@@ -1,0 +1,46 @@
+# Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Block-sparse attention by PyTorch's FlexAttention."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import torch
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+from .block_lists import block_lists
+
+
+def attend_flex(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    kept: torch.Tensor,
+    volume: int,
+    with_gradients: bool,
+) -> torch.Tensor:
+    """FlexAttention over the kept pairs; only to be run inside `torch.compile`."""
+    counts, indices = block_lists(kept)
+
+    def keeps(batch: torch.Tensor, head: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        # kernels skip it inside full blocks; where block metadata is ignored (eager mode) it still masks
+        return kept[batch, head, q // volume, k // volume]
+
+    mask = BlockMask.from_kv_blocks(
+        torch.zeros_like(counts),
+        torch.zeros_like(indices),
+        counts,
+        indices,
+        BLOCK_SIZE=volume,
+        mask_mod=keeps,
+        seq_lengths=(query.shape[2], key.shape[2]),
+        compute_q_blocks=with_gradients,
+    )
+    return flex_attention(query, key, value, block_mask=mask)
+
+
+@functools.cache
+def compiled_flex() -> Callable[..., torch.Tensor]:
+    # the first shape is compiled as it is, the others together, with dynamic shapes
+    return torch.compile(attend_flex, fullgraph=True)
