@@ -7,9 +7,11 @@ import sys
 import textwrap
 import threading
 import weakref
+from fractions import Fraction
 
 import pytest
 import torch
+from helpers.clips import make_clip
 from helpers.paths import ROOT
 from helpers.tiny import make_tiny_pipeline
 
@@ -19,6 +21,7 @@ from ultraflash_diffusers.pipelines.execution.background import background
 from ultraflash_diffusers.pipelines.execution.plan import ExecutionPlan
 from ultraflash_diffusers.pipelines.pipeline_state import PipelineStreamState
 from ultraflash_diffusers.pipelines.sources import Source, SourceChunk
+from ultraflash_diffusers.video_io import VideoReader
 
 PIPE = make_tiny_pipeline()
 FRAMES = 45
@@ -218,6 +221,25 @@ def test_states_are_refused_where_they_do_not_belong():
         start(clip(), state=state, num_inference_steps=2)
     with pytest.raises(ValueError, match="of one SR step.*`num_inference_steps` 1 and a callback"):
         start(clip(), state=state, callback_on_step_end=lambda *arguments: {})
+
+
+# ---- times
+
+
+def test_chunks_carry_the_times_of_a_file_also_where_a_stream_goes_on(tmp_path):
+    ticks = [0, 40, 90, 100, 180, 200, 260, 300, 301, 360, 400, 450]
+    path = make_clip(tmp_path / "clip.mp4", len(ticks), pts=ticks, time_base=Fraction(1, 1000))
+    tick = VideoReader(path).info.time_base
+    expected = [(frame.pts * tick, frame.duration * tick) for frame in VideoReader(path)]
+    stream = start(path, frames_per_chunk=1)
+    chunks = [next(stream), next(stream)]
+    chunks[-1].state().save(tmp_path / "state.safetensors")
+    stream.close()
+    state = PipelineStreamState.load(tmp_path / "state.safetensors")
+    chunks += start(path, frames_per_chunk=5, state=state)
+    assert all(len(chunk.times) == len(chunk.timestamps) == chunk.num_frames for chunk in chunks)
+    assert [time for chunk in chunks for time in chunk.times] == expected
+    assert next(start(clip())).timestamps is None
 
 
 # ---- several streams, changing prompts

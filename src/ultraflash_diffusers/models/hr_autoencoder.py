@@ -17,6 +17,7 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 from torch.nn import functional as F
 
+from ..pixels import from_unit, to_unit
 from .causal_memory import (
     CausalMemoryBlock,
     CausalMemoryStack,
@@ -236,7 +237,7 @@ class HRAutoencoder(ModelMixin, AutoencoderMixin, ConfigMixin):
             stacks = state.stacks if state is not None else []
         else:
             if self.unit_range:
-                frames = frames * 0.5 + 0.5
+                frames = to_unit(frames)
             latents, stacks = self._run(self._encode_tile, frames, state, self.spatial_compression_ratio, shrinks=True)
         next_state = AutoencoderStreamState(stacks, pending)
         if not return_dict:
@@ -263,7 +264,7 @@ class HRAutoencoder(ModelMixin, AutoencoderMixin, ConfigMixin):
         if state is None:
             sample = sample[:, :, self.temporal_compression_ratio - 1 :]
         if self.unit_range:
-            sample = sample * 2 - 1
+            sample = from_unit(sample)
         next_state = AutoencoderStreamState(stacks)
         if not return_dict:
             return sample, next_state

@@ -9,6 +9,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 from torch.nn import functional as F
 
+from ..pixels import from_unit
 from .reward import check_frames
 
 # a grey level of 255 is at the bend from the linear to the logarithmic
@@ -109,7 +110,7 @@ class QualityScorer(ModelMixin, ConfigMixin):
             frames (`torch.Tensor`): `[n, 3, height, width]`, nominally in [0, 1]; nothing is checked.
         """
         frames = frames.to(self.dtype)
-        features, stages = torch.cat([frames * 2 - 1, _details(frames)], dim=1), []
+        features, stages = torch.cat([from_unit(frames), _details(frames)], dim=1), []
         for stage in self.stages:
             features = stage(features)
             stages.append(features)

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from ..pixels import from_levels, to_levels
+
 
 def frames_to_tensor(frames: np.ndarray | torch.Tensor | Sequence[np.ndarray]) -> torch.Tensor:
     """Converts a file's frames to a network's pixels.
@@ -25,7 +27,7 @@ def frames_to_tensor(frames: np.ndarray | torch.Tensor | Sequence[np.ndarray]) -
         ValueError: `frames` has another shape or is empty.
     """
     frames = checked_frames(frames)
-    return (torch.from_numpy(frames).permute(3, 0, 1, 2)[None].float() / 127.5 - 1).contiguous()
+    return from_levels(torch.from_numpy(frames).permute(3, 0, 1, 2)[None]).contiguous()
 
 
 def tensor_to_frames(pixels: torch.Tensor) -> np.ndarray:
@@ -49,8 +51,7 @@ def tensor_to_frames(pixels: torch.Tensor) -> np.ndarray:
         raise ValueError(f"`pixels` must have shape [1, 3, frames, height, width], got {tuple(pixels.shape)}")
     if not pixels.isfinite().all():
         raise ValueError("`pixels` holds values that are not finite")
-    levels = ((pixels.detach()[0].float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return levels.permute(1, 2, 3, 0).contiguous().cpu().numpy()
+    return to_levels(pixels.detach())[0].cpu().numpy()
 
 
 def write_side_by_side_png(

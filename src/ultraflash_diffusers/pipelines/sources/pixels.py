@@ -31,12 +31,39 @@ class PixelSourceState(StreamState):
     encoder: AutoencoderStreamState
 
 
+@dataclass(frozen=True)
+class TimedPixels:
+    """Frames of a source that knows when they show.
+
+    Args:
+        pixels (`torch.Tensor`): `[batch, 3, frames, height, width]` in [-1, 1].
+        times (`list[tuple[Fraction, Fraction]]`, *optional*): when and for how long each of them shows, in seconds
+            from the video's start.
+    """
+
+    pixels: torch.Tensor
+    times: list[tuple[Fraction, Fraction]] | None = None
+
+    @classmethod
+    def joined(cls, parts: list[TimedPixels]) -> TimedPixels:
+        """One after the other."""
+        times = [part.times for part in parts if part.times is not None]
+        all_times = [time for each in times for time in each] if len(times) == len(parts) else None
+        return cls(torch.cat([part.pixels for part in parts], dim=2), all_times)
+
+    def __len__(self) -> int:
+        return self.pixels.shape[2]
+
+    def __getitem__(self, frames: slice) -> TimedPixels:
+        return TimedPixels(self.pixels[:, :, frames], None if self.times is None else self.times[frames])
+
+
 class PixelSource(Source):
     """Encodes frames into latent chunks as soon as enough of them have come.
 
     Args:
         pieces (`Generator`): yields `[batch, 3, frames, height, width]` in [-1, 1], all of one size but for the number
-            of frames, which may be anything from 1.
+            of frames, which may be anything from 1; or [`TimedPixels`] of such.
         autoencoder ([`HRAutoencoder`]): encodes them.
         latent_frames (`int`): latent frames a chunk.
         multiple_of (`int`): height and width are padded to this multiple by repeating the right and bottom edges.
@@ -53,7 +80,7 @@ class PixelSource(Source):
 
     def __init__(
         self,
-        pieces: Generator[torch.Tensor, None, None],
+        pieces: Generator[torch.Tensor | TimedPixels, None, None],
         autoencoder: HRAutoencoder,
         *,
         latent_frames: int,
@@ -89,18 +116,16 @@ class PixelSource(Source):
         self._pieces.close()
 
     def _chunks(self) -> Iterator[SourceChunk]:
-        waiting: list[torch.Tensor] = []
+        waiting: list[TimedPixels] = []
         try:
             for piece in self._read():
                 waiting.append(piece)
-                while sum(frames.shape[2] for frames in waiting) >= self._chunk_frames():
-                    frames = torch.cat(waiting, dim=2)
-                    size = self._chunk_frames()
-                    waiting = [frames[:, :, size:]]
-                    yield self._encode(frames[:, :, :size])
-            rest = torch.cat(waiting, dim=2) if waiting else None
-            if rest is not None and rest.shape[2]:
-                yield self._encode(rest)
+                while sum(map(len, waiting)) >= self._chunk_frames():
+                    frames, size = TimedPixels.joined(waiting), self._chunk_frames()
+                    waiting = [frames[size:]]
+                    yield self._encode(frames[:size])
+            if sum(map(len, waiting)):
+                yield self._encode(TimedPixels.joined(waiting))
             self._check_end()
         finally:
             self.close()
@@ -109,7 +134,7 @@ class PixelSource(Source):
         ratio = self._autoencoder.temporal_compression_ratio
         return ratio * self._latent_frames - (ratio - 1 if self._state is None else 0)
 
-    def _read(self) -> Iterator[torch.Tensor]:
+    def _read(self) -> Iterator[TimedPixels]:
         """Yields the frames that are still wanted. A failure ends them and is kept, so that none before it is lost."""
         done = 0 if self._state is None else self._state.frames
         try:
@@ -118,11 +143,12 @@ class PixelSource(Source):
                     piece = next(self._pieces, None)
                 if piece is None:
                     return
-                self._check(piece, self._position)
+                frames = piece if isinstance(piece, TimedPixels) else TimedPixels(piece)
+                self._check(frames.pixels, self._position)
                 end = None if self.num_frames is None else self.num_frames - self._position
-                wanted = piece[:, :, max(0, done - self._position) : end]
-                self._position += piece.shape[2]
-                if wanted.shape[2]:
+                wanted = frames[max(0, done - self._position) : end]
+                self._position += len(frames)
+                if len(wanted):
                     yield wanted
         except Exception as error:
             self._failure = error
@@ -148,17 +174,16 @@ class PixelSource(Source):
         if self.num_frames is not None and done < self.num_frames:
             raise SourceEndedError(f"`source` ended after {done} frames, `num_frames` is {self.num_frames}")
 
-    def _encode(self, frames: torch.Tensor) -> SourceChunk:
+    def _encode(self, frames: TimedPixels) -> SourceChunk:
         state = self._state
         timings, self._timings = self._timings, StageTimings()
         device, dtype = execution_device(self._autoencoder), self._autoencoder.dtype
-        num_frames = frames.shape[2]
         with stage_timer(timings, "encoder", device), torch.no_grad():
-            pixels = self._padded(frames.to(device, dtype))
+            pixels = self._padded(frames.pixels.to(device, dtype))
             with self._calls((pixels.shape[2], state is None)):
                 encoded = self._autoencoder.encode(pixels, state=None if state is None else state.encoder)
-        self._state = PixelSourceState((0 if state is None else state.frames) + num_frames, encoded.state)
-        return SourceChunk(encoded.latents, num_frames, pixels=pixels, timings=timings)
+        self._state = PixelSourceState((0 if state is None else state.frames) + len(frames), encoded.state)
+        return SourceChunk(encoded.latents, len(frames), pixels=pixels, timings=timings, times=frames.times)
 
     def _padded(self, frames: torch.Tensor) -> torch.Tensor:
         """Repeats the right and bottom edges up to the padded size, and the last frame up to whole latent frames."""

@@ -7,16 +7,14 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ...models.hr_autoencoder import HRAutoencoder
 from ...video_io import VideoReader
 from .frames import frames_to_pixels
-from .pixels import PixelSource, PixelSourceState
+from .pixels import PixelSource, PixelSourceState, TimedPixels
 
 
 class VideoFileSource(PixelSource):
-    """Encodes a video file frame by frame; only the frames of one chunk are ever in memory.
+    """Encodes a video file frame by frame, with its times; only the frames of one chunk are ever in memory.
 
     Args:
         video (`str`, `Path` or [`VideoReader`]): the file.
@@ -61,6 +59,7 @@ class VideoFileSource(PixelSource):
         self.batch_size = 1
 
 
-def _pixels(reader: VideoReader) -> Generator[torch.Tensor, None, None]:
+def _pixels(reader: VideoReader) -> Generator[TimedPixels, None, None]:
+    tick = reader.info.time_base
     for frame in reader:
-        yield frames_to_pixels(frame.pixels)
+        yield TimedPixels(frames_to_pixels(frame.pixels), [(frame.pts * tick, frame.duration * tick)])

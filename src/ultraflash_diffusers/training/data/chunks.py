@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from ...pixels import from_levels
 from ..files import replace_text, save_array
 from .latents import LatentBatch
 
@@ -144,7 +145,7 @@ def encode_clips(
 
 def pixels_of(frames: np.ndarray) -> torch.Tensor:
     """Returns uint8 `[frames, height, width, 3]` as `[1, 3, frames, height, width]` in [-1, 1]."""
-    return torch.from_numpy(frames).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+    return from_levels(torch.from_numpy(frames).permute(3, 0, 1, 2)[None])
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from diffusers.utils import logging
 from torch.utils.data import DataLoader, Dataset
 
 from ...models.hr_autoencoder import HRAutoencoder
+from ...pixels import from_levels
 from ..files import LeftOut
 from .preparation import CachedClip
 
@@ -246,7 +247,7 @@ def optical_flow(clip: torch.Tensor) -> torch.Tensor:
 
 
 def _pixels(frames: torch.Tensor, device: torch.device) -> torch.Tensor:
-    return frames.to(device).float() / 127.5 - 1
+    return from_levels(frames.to(device))
 
 
 def _fits(clip: CachedClip, crop: Crop) -> bool:

@@ -13,6 +13,7 @@ from diffusers.utils import logging
 from tqdm import tqdm
 
 from ...models.hr_autoencoder import HRAutoencoder
+from ...pixels import from_levels
 from ..files import LeftOut, save_array, weights_fingerprint
 from .crops import Batch, Crop, CropDataset
 from .preparation import CachedClip
@@ -197,7 +198,7 @@ def encode_stream(autoencoder: HRAutoencoder, frames: np.ndarray) -> np.ndarray:
         # the first latent of a stream is of one frame
         end = start + temporal * STEP - (temporal - 1 if start == 0 else 0)
         pixels = torch.from_numpy(np.array(frames[start:end])).permute(3, 0, 1, 2)[None].to(autoencoder.device)
-        output = autoencoder.encode((pixels.float() / 127.5 - 1).to(autoencoder.dtype), state)
+        output = autoencoder.encode(from_levels(pixels).to(autoencoder.dtype), state)
         latents.append(output.latents[0].float().cpu().numpy())
         start, state = end, output.state
     return np.concatenate(latents, axis=1)

@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from ...models.hr_autoencoder import HRAutoencoder
+from ...pixels import from_unit, to_unit
 
 
 def check_linear_shortcut(arguments: argparse.Namespace, source: str, autoencoder: HRAutoencoder) -> None:
@@ -40,7 +41,7 @@ def decode_linearly(autoencoder: HRAutoencoder, latents: torch.Tensor) -> torch.
     patches = patches.reshape(-1, patches.shape[1] // temporal, *patches.shape[2:])
     frames = F.pixel_shuffle(patches, spatial).unflatten(0, (len(latents), -1)).transpose(1, 2)
     frames = frames[:, :, temporal - 1 :]  # the first latent stands for one frame
-    return frames * 2 - 1 if autoencoder.unit_range else frames
+    return from_unit(frames) if autoencoder.unit_range else frames
 
 
 def pixel_weights(autoencoder: HRAutoencoder) -> torch.Tensor:
@@ -71,5 +72,5 @@ def encode_linearly(autoencoder: HRAutoencoder, pixels: torch.Tensor) -> torch.T
     """
     filling = pixels[:, :, :1].expand(-1, -1, autoencoder.temporal_compression_ratio - 1, -1, -1)
     frames = torch.cat([filling, pixels], dim=2).transpose(1, 2)
-    folded = autoencoder.fold_patches(frames * 0.5 + 0.5 if autoencoder.unit_range else frames)
+    folded = autoencoder.fold_patches(to_unit(frames) if autoencoder.unit_range else frames)
     return autoencoder.encoder_shortcut(folded).unflatten(0, (len(pixels), -1)).transpose(1, 2)

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ...pixels import to_unit
 from ...rewards import QualityScorer, packaged_quality_scorer
 
 PERCEPTUAL_LOSSES = ("quality_scorer", "st_lpips_alex", "st_lpips_vgg", "lpips_alex", "lpips_vgg")
@@ -79,7 +80,7 @@ class _ScorerDistance(nn.Module):
         self.scorer = scorer
 
     def forward(self, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        ours, theirs = (self.scorer.features(pixels * 0.5 + 0.5) for pixels in (prediction, target))
+        ours, theirs = (self.scorer.features(to_unit(pixels)) for pixels in (prediction, target))
         distances = [_squared_distance(a, b).sum(1).mean((1, 2)) for a, b in zip(ours, theirs, strict=True)]
         return torch.stack(distances).mean(0)
 

@@ -10,6 +10,8 @@ import torch
 from torch.nn import functional as F
 
 from ...pipelines.color_correction import wavelet_color_correction
+from ...pipelines.samplers import shift_sigma
+from ...pixels import to_unit
 
 # of the pixel losses before color correction, where they are computed after it: the network still learns the colours
 UNCORRECTED_WEIGHT = 0.3
@@ -184,7 +186,7 @@ def luma(pixels: torch.Tensor) -> torch.Tensor:
         `torch.Tensor`: `[batch, frames, height, width]`.
     """
     weights = torch.tensor([0.299, 0.587, 0.114], dtype=pixels.dtype, device=pixels.device)
-    return (torch.einsum("bcfhw,c->bfhw", pixels, weights) + 1) / 2
+    return to_unit(torch.einsum("bcfhw,c->bfhw", pixels, weights))
 
 
 def ssim_loss(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -349,7 +351,7 @@ def weighted_mse(prediction: torch.Tensor, target: torch.Tensor, weights: torch.
 def sample_sigmas(batch_size: int, generator: torch.Generator, shift: float = 1.5) -> torch.Tensor:
     """Draws noise levels in (0, 1): the logistic function of a normal variable, shifted to more noise.
 
-    `shift s / (1 + (shift - 1) s)`, the shift of flow-matching schedulers. The median is `shift / (1 + shift)`.
+    The shift is that of flow-matching schedulers, [`shift_sigma`]; the median is `shift / (1 + shift)`.
 
     Args:
         batch_size (`int`): how many.
@@ -357,7 +359,7 @@ def sample_sigmas(batch_size: int, generator: torch.Generator, shift: float = 1.
         shift (`float`, *optional*, defaults to 1.5): 1 for none (paper: 1.5).
     """
     sigmas = torch.sigmoid(torch.randn(batch_size, generator=generator))
-    return shift * sigmas / (1 + (shift - 1) * sigmas)
+    return shift_sigma(sigmas, shift)
 
 
 def add_noise(clean: torch.Tensor, noise: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:

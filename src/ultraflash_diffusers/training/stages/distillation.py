@@ -14,6 +14,7 @@ from torch import nn
 from ...models.causal_latent_upsampler import CausalLatentUpsampler
 from ...models.hr_autoencoder import HRAutoencoder
 from ...models.ultraflash_sr_transformer import UltraFlashSRTransformer
+from ...pixels import to_unit
 from ...rewards import Reward
 from ..data.crops import Batch
 from ..data.prompts import Prompts
@@ -241,7 +242,7 @@ class DistillationStage(SRStage):
         conditional = _flow(self.teacher, condition, prompt_embeds)
         unconditional = self._unconditional(condition, prompt_embeds)
         flow = guided(conditional, unconditional, self.distillation.matching.guidance_scale)
-        return integrate(flow, noise, self._inference_sigmas(self.distillation.teacher_steps))
+        return integrate(flow, noise, self._scheduler(self.distillation.teacher_steps).sigmas.tolist())
 
     def validate(self, batch: Batch) -> Mapping[str, float | torch.Tensor]:
         """The streamed student's measures, and how near it comes to the teacher from the same noise."""
@@ -323,4 +324,4 @@ def _flow(network: UltraFlashSRTransformer, condition: torch.Tensor, prompt_embe
 def _score(reward: Reward, pixels: torch.Tensor) -> torch.Tensor:
     """The mean reward of the frames of `[batch, 3, frames, height, width]`, nominally in [-1, 1]."""
     frames = pixels.transpose(1, 2).flatten(0, 1)
-    return reward((frames * 0.5 + 0.5).clamp(0, 1)).mean()
+    return reward(to_unit(frames).clamp(0, 1)).mean()

@@ -18,7 +18,9 @@ from typing import Literal
 import torch
 from torch import nn
 
-from ...models.causal_wan_transformer import CausalWanStreamState, CausalWanTransformer
+from ...models.causal_wan_transformer import CausalWanTransformer
+from ...pipelines.execution.calls import GeneratorCalls
+from ...pipelines.samplers import sample_chunk, shift_sigma
 from ...pipelines.sources.text_generator import DENOISING_STEPS, FLOW_SHIFT, warped_sigmas
 from ..data.chunks import ChunkBatch
 from ..losses.distribution_matching import DistributionMatching, surrogate_loss
@@ -70,7 +72,7 @@ class ForcingObjective:
         """Draws noise levels, all independent."""
         drawn = torch.rand(shape, generator=generator)
         if self.noise_levels == "continuous":
-            return self.flow_shift * drawn / (1 + (self.flow_shift - 1) * drawn)
+            return shift_sigma(drawn, self.flow_shift)
         levels = torch.tensor(self.sigmas)
         later = (drawn - self.first_step_share) / (1 - self.first_step_share + 1e-9) * (len(levels) - 1)
         return levels[(later.floor().long() + 1).clamp(0, len(levels) - 1)]
@@ -222,35 +224,18 @@ class DiffusionForcingStage(Stage):
         frames_per_chunk = self.network.config.frames_per_chunk
         cache_frames = shape[2] // self.network.config.patch_size[0]
         state = self.network.new_stream(None if self.network.config.window_frames else cache_frames)
-        size, chunks = (*shape[:2], self.network.chunk_frames, *shape[3:]), []
-        for _ in range(cache_frames // frames_per_chunk):
-            latents = torch.randn(size, generator=generator).to(prompt_embeds.device)
-            for number, sigma in enumerate(sigmas):
-                last = number == len(sigmas) - 1
-                with torch.set_grad_enabled(last and torch.is_grad_enabled()):
-                    predicted, _ = self._clean(latents, sigma, prompt_embeds, state)
-                if not last:
-                    following = sigmas[number + 1]
-                    fresh = torch.randn(size, generator=generator).to(latents)
-                    latents = (1 - following) * predicted + following * fresh
-            chunks.append(predicted)
-            with torch.no_grad():
-                _, state = self._clean(predicted, 0.0, prompt_embeds, state, commit=True)
-        return torch.cat(chunks, dim=2)
+        calls, size = GeneratorCalls(self.network), (*shape[:2], self.network.chunk_frames, *shape[3:])
+        text, chunks = calls.prepare_text(prompt_embeds), []
 
-    def _clean(
-        self,
-        latents: torch.Tensor,
-        sigma: float,
-        prompt_embeds: torch.Tensor,
-        state: CausalWanStreamState,
-        commit: bool = False,
-    ) -> tuple[torch.Tensor, CausalWanStreamState]:
-        timestep = torch.full((len(latents),), 1000 * sigma, device=latents.device)
-        flow, state = self.network(
-            latents, timestep, prompt_embeds.to(latents), state=state, commit=commit, return_dict=False
-        )
-        return latents - sigma * flow.float(), state
+        def noise(step: int) -> torch.Tensor:
+            return torch.randn(size, generator=generator).to(calls.device)
+
+        for _ in range(cache_frames // frames_per_chunk):
+            latents, _ = sample_chunk(calls, noise, sigmas, text, state)
+            chunks.append(latents)
+            with torch.no_grad():
+                _, state = calls(latents, 0.0, text, state, commit=True)
+        return torch.cat(chunks, dim=2)
 
     def validate(self, batch: ChunkBatch) -> Mapping[str, float | torch.Tensor]:  # type: ignore[override]
         """Generates from the texts alone: the error against the clips (0 is perfect, 1 all grey), and the videos."""

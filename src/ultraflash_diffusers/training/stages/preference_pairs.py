@@ -14,6 +14,7 @@ from ...models.hr_autoencoder import AutoencoderStreamState
 from ...models.ultraflash_sr_transformer import UltraFlashSRTransformer
 from ...pipelines.noise import SeededFrameNoise
 from ...pipelines.pipeline_ultraflash import UltraFlashStreamingPipeline
+from ...pixels import to_unit
 from ...rewards import Reward
 from .cascade_rollout import ResampledNoise, RolloutGroup, SRStream
 
@@ -169,7 +170,7 @@ class _BestOfStream(PairStream):
 
     def _score(self, latents: torch.Tensor) -> torch.Tensor:
         """The mean reward of each sample's frames, `[batch]`."""
-        frames = self._decode(latents)[0].float().mul(0.5).add(0.5).clamp(0, 1).transpose(1, 2)
+        frames = to_unit(self._decode(latents)[0].float()).clamp(0, 1).transpose(1, 2)
         return self._reward(frames.flatten(0, 1)).view(frames.shape[:2]).mean(dim=1)
 
     @torch.no_grad()

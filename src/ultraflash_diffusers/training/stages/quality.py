@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from ...degradation import H264, Compose, GaussianBlur, GaussianNoise, Jpeg, Rescale, Transform, UnsharpMask
 from ...pipelines.cache_management import SCORED_SIZE, DynamicCacheManagement
+from ...pixels import to_unit
 from ...rewards import QualityScorer
 from ..data.crops import Batch
 from .base import Stage
@@ -151,7 +152,7 @@ class QualityStage(Stage):
 
 def _frames(batch: Batch) -> torch.Tensor:
     """All frames of a batch, `[n, 3, height, width]` in [0, 1]."""
-    return batch.high.transpose(1, 2).flatten(0, 1) * 0.5 + 0.5
+    return to_unit(batch.high.transpose(1, 2).flatten(0, 1))
 
 
 def _clean_picture(frame: torch.Tensor, size: int, rng: np.random.Generator) -> torch.Tensor:

@@ -5,17 +5,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from peft import get_peft_model_state_dict
 
 from ...models.causal_latent_upsampler import CausalLatentUpsampler
 from ...models.hr_autoencoder import HRAutoencoder
-from ...models.ultraflash_sr_transformer import UltraFlashSRTransformer
+from ...models.ultraflash_sr_transformer import SRStreamState, UltraFlashSRTransformer
+from ...pipelines.execution.calls import SRCalls
 from ...pipelines.lora import UltraFlashLoraLoaderMixin
+from ...pipelines.samplers import PreparedPrompts, sample_group, sr_timesteps
 from ..data.crops import Batch
 from ..data.prompts import Prompts
 from ..losses.distribution_matching import clean_from_flow
@@ -160,9 +162,9 @@ class SRStage(Stage):
 
     def _denoised(self, noise: torch.Tensor, condition: torch.Tensor, prompt_embeds: torch.Tensor) -> torch.Tensor:
         """The clean latents that one step makes of noise."""
-        timestep = torch.full((len(noise),), 1000.0, device=noise.device)
-        flow = self.transformer(torch.cat([noise, condition], dim=1), timestep, prompt_embeds).sample
-        return noise - flow.float()
+        calls = SRCalls(self.transformer)
+        prompts = PreparedPrompts.of(calls, [prompt_embeds])
+        return sample_group(calls, self._scheduler(1), noise, condition, prompts, [None])[0]
 
     def _without_transformer(
         self, name: str, latents: torch.Tensor, batch: Batch, source: torch.Tensor | None = None
@@ -237,23 +239,19 @@ class SRStage(Stage):
 
     def _restored(self, noise: torch.Tensor, condition: torch.Tensor, prompt_embeds: torch.Tensor) -> torch.Tensor:
         """Streams the condition through the transformer as the pipeline does, group by group."""
-        frames, sigmas = self.transformer.config.chunk_size, self._inference_sigmas(self.num_inference_steps)
-        state = self.transformer.new_stream(KV_CACHE_BLOCKS)
+        frames, calls = self.transformer.config.chunk_size, SRCalls(self.transformer)
+        prompts = PreparedPrompts.of(calls, [prompt_embeds])
+        states: list[SRStreamState | None] = [self.transformer.new_stream(KV_CACHE_BLOCKS)]
         groups = []
         for latents, group in zip(noise.split(frames, dim=2), condition.split(frames, dim=2), strict=True):
-            for sigma, following in pairwise(sigmas):
-                timestep = torch.full((len(group),), 1000 * sigma, device=group.device)
-                output = self.transformer(torch.cat([latents, group], dim=1), timestep, prompt_embeds, state=state)
-                latents = latents + (following - sigma) * output.sample.float()
-            state = output.state
+            scheduler = self._scheduler(self.num_inference_steps)
+            latents, states = sample_group(calls, scheduler, latents, group, prompts, states)
             groups.append(latents)
         return torch.cat(groups, dim=2)
 
-    def _inference_sigmas(self, steps: int) -> list[float]:
+    def _scheduler(self, steps: int) -> FlowMatchEulerDiscreteScheduler:
         """Noise levels from 1 to 0, evenly spaced and then shifted as in training."""
-        shift = self.objective.flow_shift
-        even = [1 - step / steps for step in range(steps + 1)]
-        return [shift * sigma / (1 + (shift - 1) * sigma) for sigma in even]
+        return sr_timesteps(FlowMatchEulerDiscreteScheduler(shift=self.objective.flow_shift), steps)
 
     def save_pretrained(self, folder: Path) -> None:
         """Writes the transformer to `transformer` (LoRA layers to `folder`), and what was trained beside it.

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from ...models.causal_latent_upsampler import CausalLatentUpsampler
 from ...models.causal_memory import CausalMemoryBlock
 from ...models.hr_autoencoder import HRAutoencoder
+from ...pixels import to_unit
 
 LINEAR_PATHS = ("encoder_shortcut", "decoder_shortcut", "skip_up")
 # of the last convolution of a memory block, so that the block passes on little more than what entered it
@@ -122,7 +123,7 @@ def set_bicubic_upsampling(upsampler: CausalLatentUpsampler, autoencoder: HRAuto
 def _fold(autoencoder: HRAutoencoder, clip: torch.Tensor) -> torch.Tensor:
     """The rows that the encoder's shortcut sees: one flattened space-time patch a latent position."""
     if autoencoder.unit_range:
-        clip = clip * 0.5 + 0.5
+        clip = to_unit(clip)
     return autoencoder.fold_patches(clip.transpose(1, 2)).permute(0, 2, 3, 1).flatten(0, 2)
 
 
