@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint con
 export HF_HUB_OFFLINE ?= 1
 
 .DELETE_ON_ERROR:
-.PHONY: help generate demo test lint docs benchmark clean
+.PHONY: help generate demo test lint docs dist benchmark clean
 
 help:
 	@echo "make generate   stream a short video from a text with the packaged checkpoint"
@@ -14,6 +14,7 @@ help:
 	@echo "make test       all tests"
 	@echo "make lint       ruff and mypy"
 	@echo "make docs       the documentation site, in build/site"
+	@echo "make dist       sdist and wheel for a package index: make dist REPOSITORY=https://github.com/OWNER/NAME"
 	@echo "make benchmark  how fast the cascade and its attention are on this machine, and how time grows"
 	@echo "make clean      remove the environment and everything that was made"
 
@@ -52,6 +53,9 @@ lint: $(VENV)/dev
 
 docs: $(VENV)/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+dist: $(VENV)/dev
+	$(BIN)/python release/distribution.py --repository '$(REPOSITORY)'
 
 benchmark: $(VENV)/core
 	mkdir -p outputs

@@ -9,6 +9,7 @@
 # ends up in OUTPUT/pipeline. On two idle cores: 36 minutes for steps 1 to 3, 21 for 4, 63 for 5, a minute for 6, 26 for 8, and
 # many hours for 7. An interrupted run goes on where it was if the command that was running gets --resume_from_checkpoint latest.
 # What each step gained, and how the weights that ship differ: training/results. Folders' names must not hold spaces.
+# shellcheck disable=SC2086  # lists of flags are to be split
 set -euo pipefail
 
 clips="${1:?a folder of clips}"
