@@ -23,6 +23,10 @@ from huggingface_hub.errors import (
 )
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+_ADDRESS = re.compile(
+    r"(?:(?:https?://)?(?:huggingface\.co|hf\.co)/|hf://)?"
+    r"(?P<repository>[\w-][\w.-]*/[\w.-]+)/(?:(?:blob|resolve)/(?P<revision>[^/]+)/)?(?P<name>[^?#]+)(?:\?.*)?"
+)
 
 
 @dataclass(frozen=True)
@@ -119,3 +123,14 @@ class Hub:
 def is_repository(name: str) -> bool:
     """Whether `name` looks like a repository's (`owner/name`)."""
     return _REPOSITORY.fullmatch(name) is not None
+
+
+def split_address(address: str) -> tuple[str, str | None, str] | None:
+    """Splits the address of a file on the Hub into repository, revision (if it says one) and file.
+
+    Args:
+        address (`str`): `owner/name/path/file.pt`, `https://huggingface.co/owner/name/blob/main/path/file.pt` and the
+            like.
+    """
+    match = _ADDRESS.fullmatch(address)
+    return match and (match["repository"], match["revision"], match["name"])

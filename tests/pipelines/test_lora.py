@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.hub_cache import fill_hub_cache
 from helpers.tiny import TEXT_DIM, make_tiny_generator, make_tiny_pipeline, make_tiny_transformer
 from helpers.wan_cases import REFERENCE, TOLERANCE, Case, relative_error
 from peft import LoraConfig, get_peft_model_state_dict
@@ -445,22 +446,11 @@ def test_missing_files_are_named(source, monkeypatch, tmp_path):
     assert "weight_name" not in str(error.value) or source == "owner/name"
 
 
-def hub_cache(folder: Path, repository: str, files: dict[str, Path]) -> None:
-    """Files as huggingface_hub keeps them."""
-    place = folder / f"models--{repository.replace('/', '--')}"
-    snapshot = place / "snapshots" / ("a" * 40)
-    (place / "refs").mkdir(parents=True)
-    (place / "refs" / "main").write_text("a" * 40)
-    for name, path in files.items():
-        (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
-        (snapshot / name).write_bytes(path.read_bytes())
-
-
 def test_repositories_of_the_hub(tmp_path):
     save_file(peft_names("generator_transformer."), tmp_path / "lora.safetensors")
     torch.save({"generator_lora": original_names("base_model.model.")}, tmp_path / "lora.pt")
     files = {"sub/lora.safetensors": tmp_path / "lora.safetensors", "models/lora.pt": tmp_path / "lora.pt"}
-    hub_cache(tmp_path / "cache", "owner/name", files)
+    fill_hub_cache(tmp_path / "cache", "owner/name", files)
     for subfolder, name in (("sub", None), ("models", "lora.pt"), ("models", None)):
         pipe = make_pipeline()
         pipe.load_lora_weights("owner/name", subfolder=subfolder, weight_name=name, cache_dir=tmp_path / "cache")

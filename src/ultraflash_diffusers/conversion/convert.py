@@ -219,14 +219,23 @@ def save_network(recognition: Recognition, folder: Path, dtype: torch.dtype | No
         OSError: the folder cannot be written.
     """
     network = recognition.build()
-    kept = set(network._keep_in_fp32_modules or []) if dtype in (torch.float16, torch.bfloat16) else set()
-    for name, parameter in network.named_parameters():
-        target = torch.float32 if kept.intersection(name.split(".")) else dtype
-        parameter.data = _converted(name, parameter.data, target)
+    in_dtype(network, dtype)
     try:
         network.save_pretrained(folder)
     except SafetensorError as error:
         raise OSError(f"{str(folder)!r} could not be written: {error}") from error
+
+
+def in_dtype(network: ModelMixin, dtype: torch.dtype | None) -> None:
+    """Brings the weights into `dtype` (as they are if it is `None`), but for those that are kept in float32.
+
+    Raises:
+        ValueError: a weight is not finite, or would not be in `dtype`.
+    """
+    kept = set(network._keep_in_fp32_modules or []) if dtype in (torch.float16, torch.bfloat16) else set()
+    for name, parameter in network.named_parameters():
+        target = torch.float32 if kept.intersection(name.split(".")) else dtype
+        parameter.data = _converted(name, parameter.data, target)
 
 
 def _converted(name: str, weight: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.modeling_utils import ModelMixin
+from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 from torch import nn
 
@@ -23,6 +22,7 @@ from .causal_memory import (
     staged_layers,
 )
 from .checks import check_video_tensor
+from .loading import Network, check_layers
 
 
 @dataclass
@@ -39,7 +39,7 @@ class CausalLatentUpsamplerOutput(BaseOutput):
     state: CausalMemoryState | None = None
 
 
-class CausalLatentUpsampler(ModelMixin, ConfigMixin):
+class CausalLatentUpsampler(Network):
     r"""Upsamples normalised video latents in space, frame after frame, with one remembered feature map a block.
 
     Two published layouts share the causal memory block. `"v1"` (the released one): pixel-shuffle head, activation,
@@ -85,6 +85,7 @@ class CausalLatentUpsampler(ModelMixin, ConfigMixin):
         super().__init__()
         if layout == "v1":
             self._check_v1(scale, temporal_scale, channels, num_blocks)
+            check_layers("num_blocks", num_blocks[0])
             width = channels[0]
             self.pre_shuffle = _pixel_shuffle_head(in_channels, width, scale)
             self.pre_shuffle.append(make_activation(activation))

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from .loading import check_layers
 from .stream_state import StreamState
 
 MemoryInit = Literal["zero", "replicate"]
@@ -310,6 +311,7 @@ def staged_layers(
         )
     layers: list[nn.Module] = [conv3x3(in_channels, channels[0]), make_activation(activation)]
     for stage, width in enumerate(channels):
+        check_layers("num_blocks", num_blocks[stage])
         layers += [CausalMemoryBlock(width, activation, memory_init) for _ in range(num_blocks[stage])]
         layers.append(_spatial_upsample(width, spatial_factors[stage], nearest))
         layers.append(TemporalGrow(width, temporal_factors[stage]))

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.configuration_utils import register_to_config
 from diffusers.models.autoencoders.vae import AutoencoderMixin
-from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
@@ -29,6 +28,7 @@ from .causal_memory import (
     staged_layers,
 )
 from .checks import check_divisible, check_video_tensor
+from .loading import Network, check_layers
 from .stream_state import StreamState
 from .tiling import Tiles
 
@@ -98,7 +98,7 @@ class ClampLatents(nn.Module):
         return torch.tanh(latents / 3) * 3
 
 
-class HRAutoencoder(ModelMixin, AutoencoderMixin, ConfigMixin):
+class HRAutoencoder(Network, AutoencoderMixin):
     r"""Causal video autoencoder whose decoder turns high-resolution latents into frames, chunk by chunk.
 
     A stream's first `f` latents stand for `t (f - 1) + 1` frames (`t`: temporal compression), later chunks of `f`
@@ -408,6 +408,7 @@ def _encoder(
     layers: list[nn.Module] = [conv3x3(in_channels, channels[0]), make_activation(activation)]
     previous = channels[0]
     for stage, width in enumerate(channels):
+        check_layers("encoder_blocks", num_blocks[stage])
         layers.append(TemporalPool(previous, temporal_strides[stage]))
         layers.append(conv3x3(previous, width, bias=False, stride=spatial_strides[stage]))
         layers += [CausalMemoryBlock(width, activation, variant.memory_init) for _ in range(num_blocks[stage])]

@@ -13,16 +13,15 @@ from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
-from diffusers.configuration_utils import ConfigMixin
 from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.attention import AttentionMixin
-from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.normalization import FP32LayerNorm
 from diffusers.models.transformers.transformer_wan import WanAttention
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
 from .checks import check_video_tensor
+from .loading import Network, check_layers
 from .state_chain import shapes_are_static
 from .stream_state import StreamState
 from .wan_layers import (
@@ -55,7 +54,7 @@ class TextKeyValues(StreamState):
         return self.map_tensors(lambda tensor: tensor.expand(batch_size, -1, -1, -1))
 
 
-class WanBackbone(ModelMixin, ConfigMixin, PeftAdapterMixin, AttentionMixin):
+class WanBackbone(Network, PeftAdapterMixin, AttentionMixin):
     """Base of the two transformers: the parts, the checks of their inputs and the way from latents to latents.
 
     diffusers' `CacheMixin` is left out on purpose: its caches skip blocks and keep hidden states in hooks, while a
@@ -78,6 +77,7 @@ class WanBackbone(ModelMixin, ConfigMixin, PeftAdapterMixin, AttentionMixin):
             raise ValueError(f"`patch_size` must be three positive integers (t, h, w), got {config.patch_size}")
         if config.attention_head_dim % 2:
             raise ValueError(f"`attention_head_dim` must be even, got {config.attention_head_dim}")
+        check_layers("num_layers", config.num_layers)
         dim = config.num_attention_heads * config.attention_head_dim
         self.patch_embedding = nn.Conv3d(
             config.in_channels, dim, kernel_size=tuple(config.patch_size), stride=tuple(config.patch_size)

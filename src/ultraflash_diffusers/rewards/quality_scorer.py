@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.modeling_utils import ModelMixin
+from diffusers.configuration_utils import register_to_config
 from torch import nn
 from torch.nn import functional as F
 
+from ..models.loading import Network
 from ..pixels import from_unit
 from .reward import check_frames
 
@@ -26,7 +26,7 @@ class _ResidualBlock(nn.Module):
         return features + self.conv_2(F.silu(self.conv_1(F.silu(features))))
 
 
-class QualityScorer(ModelMixin, ConfigMixin):
+class QualityScorer(Network):
     r"""Scores pictures without a reference: a [`Reward`], and the `quality_scorer` of `DynamicCacheManagement`.
 
     It sees a picture and, in a nearly logarithmic scale, its details. Every stage halves the resolution; what all of
