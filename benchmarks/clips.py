@@ -13,7 +13,7 @@ import av
 import cv2
 import numpy as np
 
-from ultraflash_diffusers.video_io.reader import open_container, to_fraction
+from ultraflash_diffusers.video_io.opening import open_container, to_fraction
 
 SCALE = 2
 CRF = 28

@@ -31,7 +31,7 @@ from ultraflash_diffusers.pipelines.sources.text_generator import TextGeneratorS
 from ultraflash_diffusers.training.data.scenes import COLORS, MOTIONS, OBJECTS, Scene, all_scenes
 from ultraflash_diffusers.training.stages.base import load_network
 from ultraflash_diffusers.training.starting_points.text_encoding import TextEncoding
-from ultraflash_diffusers.video_io.reader import open_container
+from ultraflash_diffusers.video_io.opening import open_container
 
 # frames, uint8 [frames, height, width, 3], of a prompt and a seed
 Generate = Callable[[str, int], np.ndarray]

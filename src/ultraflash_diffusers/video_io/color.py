@@ -1,5 +1,5 @@
 # Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
-"""Colour: which numbers a clip's samples stand for, and the conversions between YUV and 8-bit RGB."""
+"""Colour: which numbers a clip's samples stand for, and the conversions between YUV and RGB."""
 
 from __future__ import annotations
 
@@ -64,31 +64,39 @@ class ColorTags:
         return _HDR_TRANSFERS.get(self.transfer)
 
 
-class RGBConverter:
-    """Converts between decoded frames and 8-bit RGB; one converter belongs to one stream of equal frames."""
+SDR = ColorTags(1, 1, MATRIX_BT709)
+"""BT.709, limited range."""
 
-    def __init__(self, color: ColorTags) -> None:
+
+class RGBConverter:
+    """Converts between decoded frames and RGB; one converter belongs to one stream of equal frames.
+
+    Args:
+        color ([`ColorTags`]): of the YUV side.
+        dtype (`type`, *optional*, defaults to `np.uint8`): of the RGB side, `np.uint8` or `np.uint16`.
+    """
+
+    def __init__(self, color: ColorTags, dtype: type[np.uint8] | type[np.uint16] = np.uint8) -> None:
         self.color = color
+        self._dtype = dtype
         self._reformatter = VideoReformatter()
 
     def to_rgb(self, frame: av.VideoFrame) -> np.ndarray:
-        """Returns `[height, width, 3]` uint8; transparent pixels are put on black, deeper samples are rounded."""
+        """Returns `[height, width, 3]`; transparent pixels are put on black, deeper samples are rounded."""
         if not frame.format.is_rgb:
             frame.colorspace = self.color.matrix
             frame.color_range = ColorRange.JPEG if self.color.full_range else ColorRange.MPEG
-        target = "rgba" if has_alpha(frame.format) else "rgb24"
+        opaque = not has_alpha(frame.format)
+        target = ("rgb24" if opaque else "rgba") if self._dtype is np.uint8 else ("rgb48le" if opaque else "rgba64le")
         converted = self._reformatter.reformat(
             frame, format=target, interpolation=_EXACT, dst_color_range=ColorRange.JPEG
         ).to_ndarray()
-        if target == "rgb24":
-            return converted
-        rgb, alpha = converted[..., :3].astype(np.uint16), converted[..., 3:].astype(np.uint16)
-        return ((rgb * alpha + 127) // 255).astype(np.uint8)
+        return converted if opaque else on_black(converted)
 
     def from_rgb(self, pixels: np.ndarray, pixel_format: str) -> av.VideoFrame:
-        """Returns the frame that shows `[height, width, 3]` uint8 in a YUV `pixel_format`, tagged."""
+        """Returns the frame that shows `[height, width, 3]` in a YUV `pixel_format`, tagged."""
         frame = self._reformatter.reformat(
-            av.VideoFrame.from_ndarray(pixels, format="rgb24"),
+            av.VideoFrame.from_ndarray(pixels, format="rgb24" if pixels.dtype == np.uint8 else "rgb48le"),
             format=pixel_format,
             interpolation=_EXACT,
             # swscale counts matrices as H.273 does, but knows BT.601 only by its other number
@@ -98,6 +106,12 @@ class RGBConverter:
         frame.colorspace, frame.color_trc = self.color.matrix, self.color.transfer
         frame.color_primaries = self.color.primaries
         return frame
+
+
+def on_black(pixels: np.ndarray) -> np.ndarray:
+    """Puts `[height, width, 4]`, uint8 or uint16, on a black background and returns `[height, width, 3]`."""
+    rgb, alpha, full = pixels[..., :3].astype(np.uint32), pixels[..., 3:].astype(np.uint32), np.iinfo(pixels.dtype).max
+    return ((rgb * alpha + full // 2) // full).astype(pixels.dtype)
 
 
 def has_alpha(pixel_format: av.VideoFormat) -> bool:

@@ -30,15 +30,16 @@ def frames_to_tensor(frames: np.ndarray | torch.Tensor | Sequence[np.ndarray]) -
     return from_levels(torch.from_numpy(frames).permute(3, 0, 1, 2)[None]).contiguous()
 
 
-def tensor_to_frames(pixels: torch.Tensor) -> np.ndarray:
+def tensor_to_frames(pixels: torch.Tensor, dtype: type[np.uint8] | type[np.uint16] = np.uint8) -> np.ndarray:
     """Converts a network's pixels to a file's frames, rounded to the nearest level; values beyond [-1, 1] are clipped.
 
     Args:
         pixels (`torch.Tensor`): `[1, 3, frames, height, width]`, floating point in [-1, 1]; videos of a batch are
             converted one by one.
+        dtype (`type`, *optional*, defaults to `np.uint8`): `np.uint8` or `np.uint16`.
 
     Returns:
-        `np.ndarray`: `[frames, height, width, 3]` uint8.
+        `np.ndarray`: `[frames, height, width, 3]` of that type, over its whole range.
 
     Raises:
         TypeError: `pixels` is not floating point.
@@ -51,7 +52,10 @@ def tensor_to_frames(pixels: torch.Tensor) -> np.ndarray:
         raise ValueError(f"`pixels` must have shape [1, 3, frames, height, width], got {tuple(pixels.shape)}")
     if not pixels.isfinite().all():
         raise ValueError("`pixels` holds values that are not finite")
-    return to_levels(pixels.detach())[0].cpu().numpy()
+    if dtype is np.uint8:
+        return to_levels(pixels.detach())[0].cpu().numpy()
+    levels = ((pixels.detach()[0].float().clamp(-1, 1) + 1) * 32767.5).round().to(torch.int32)
+    return levels.permute(1, 2, 3, 0).cpu().numpy().astype(np.uint16)
 
 
 def write_side_by_side_png(
@@ -91,11 +95,15 @@ def write_side_by_side_png(
     sheet.save(path, format="PNG")
 
 
-def checked_frames(frames: np.ndarray | torch.Tensor | Sequence[np.ndarray], name: str = "frames") -> np.ndarray:
-    """Returns `frames` as `[frames, height, width, 3]` uint8 in one piece, or raises naming the argument `name`."""
+def checked_frames(
+    frames: np.ndarray | torch.Tensor | Sequence[np.ndarray],
+    name: str = "frames",
+    dtypes: Sequence[type] = (np.uint8,),
+) -> np.ndarray:
+    """Returns `frames` as `[frames, height, width, 3]` in one piece, or raises naming the argument `name`."""
     array = frames.detach().cpu().numpy() if isinstance(frames, torch.Tensor) else np.asarray(frames)
     if array.ndim != 4 or array.shape[-1] != 3 or 0 in array.shape:
         raise ValueError(f"`{name}` must have shape [frames, height, width, 3], got {array.shape}")
-    if array.dtype != np.uint8:
-        raise TypeError(f"`{name}` must be uint8, got {array.dtype}")
+    if array.dtype not in dtypes:
+        raise TypeError(f"`{name}` must be {' or '.join(kind.__name__ for kind in dtypes)}, got {array.dtype}")
     return np.ascontiguousarray(array)

@@ -8,100 +8,153 @@ import heapq
 import io
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import av
-from av.audio.stream import AudioStream
+from av.bitstream import BitStreamFilterContext
 from av.container import InputContainer, OutputContainer
 from av.packet import Packet
 from av.stream import Stream
-from av.subtitles.stream import SubtitleStream
 
-from .reader import VideoInfo, open_clip, open_container, to_fraction
+from .fragments import EncoderSettings, sample_fragment
+from .matroska import erase_frame_duration
+from .opening import open_clip, open_container, to_fraction
+from .probe import VideoInfo
+from .timing import JOINED_FORMATS, JoinedClock
+from .tracks import OUTPUT_SUFFIXES, AudioPlan, Tracks, add_tracks, chosen_audio, plan_audio
 
 if TYPE_CHECKING:
     from av.container.core import Chapter
 
-# Makes the packets of an output track from one of the source's; tracks are found by the source's stream index
-Converter = Callable[[Packet], list[Packet]]
-Tracks = dict[int, Converter]
-
-OUTPUT_SUFFIXES = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
-# What is copied into these containers and players expect there; all other sound becomes AAC. Matroska holds anything.
-_COPIED_AUDIO = {
-    "mp4": {"aac", "mp3", "mp2", "ac3", "eac3", "opus", "flac", "alac"},
-    "mov": {"aac", "mp3", "mp2", "ac3", "eac3", "alac", "pcm_s16le", "pcm_s16be", "pcm_s24le", "pcm_s24be"},
-}
-_TEXT_SUBTITLES = {"mov_text", "subrip", "ass", "ssa", "webvtt", "text"}
-_EMPTY_SUBTITLE = b"\0\0"
-_CONTAINER_TAGS = {"major_brand", "minor_version", "compatible_brands", "encoder", "duration"}
+_CONTAINER_TAGS = {"major_brand", "minor_version", "compatible_brands", "encoder", "duration", "timecode"}
 
 
-def remux(video: Path, output: Path, source: VideoInfo | None, frames: int, end: Fraction) -> None:
-    """Writes `output` from the encoded `video` and the sound and subtitles of `source`.
+@dataclass(frozen=True)
+class OutputPlan:
+    """What a finished file is to hold beside its pictures.
 
-    The file appears under its name in one step, once it is whole; a former file of that name stays until then.
+    Args:
+        container (`str`): FFmpeg's name of the container.
+        source ([`VideoInfo`], *optional*): the clip whose sound, subtitles, chapters and tags are taken.
+        audio_tracks (sequence of `int`, *optional*): which sounds, counted from 0; all by default.
+        audio ([`AudioPlan`]): what becomes of them.
+        timecode (`str`, *optional*): of the first frame.
+    """
+
+    container: str
+    source: VideoInfo | None = None
+    audio_tracks: Sequence[int] | None = None
+    audio: AudioPlan = AudioPlan()
+    timecode: str | None = None
+
+
+def plan_output(
+    path: Path, settings: EncoderSettings, source: VideoInfo | None, audio_tracks: Sequence[int] | None
+) -> OutputPlan:
+    """Finds out, before any heavy work and by writing the header, what an output can hold, and warns of losses.
+
+    Args:
+        path (`Path`): the output, with one of the suffixes of `OUTPUT_SUFFIXES`.
+        settings ([`EncoderSettings`]): of its pictures.
+        source ([`VideoInfo`], *optional*): the clip that they are made from.
+        audio_tracks (sequence of `int`, *optional*): which of its sounds are wanted; all by default.
+
+    Raises:
+        ValueError: the container refuses the pictures or the tracks, or the source has no such sound.
+    """
+    container = OUTPUT_SUFFIXES[path.suffix.lower()]
+    if source is not None and source.container is None:
+        source = None  # pictures have nothing else
+    if audio_tracks and source is None:
+        raise ValueError(f"`audio_tracks` is {list(audio_tracks)}, but the source has no sound")
+    plan = OutputPlan(container, source, audio_tracks)
+    if source is not None:
+        plan = replace(plan, audio=plan_audio(source, container, audio_tracks), timecode=source.timecode)
+    pictures = sample_fragment(settings)
+    losses, failure = _try_header(plan, settings, pictures)
+    if failure is not None and plan.timecode is not None:
+        losses.append(f"its timecode {plan.timecode!r} is dropped, {container} cannot hold it at {settings.fps} fps")
+        plan = replace(plan, timecode=None)
+        _, failure = _try_header(plan, settings, pictures)
+    if failure is not None:
+        raise ValueError(f"`path` {str(path)!r} cannot hold the result: {failure}")
+    for loss in losses:
+        warnings.warn(f"{str(plan.source.path) if plan.source else ''!r}: {loss}", stacklevel=3)
+    return plan
+
+
+def _try_header(plan: OutputPlan, settings: EncoderSettings, pictures: bytes) -> tuple[list[str], str | None]:
+    """Writes a file of one frame in memory; returns what is lost, and why it failed, if it did."""
+    losses: list[str] = []
+    try:
+        with ExitStack() as files:
+            sample = files.enter_context(av.open(io.BytesIO(pictures), "r"))
+            clip = files.enter_context(open_container(plan.source.path)) if plan.source else None
+            result = files.enter_context(_new_output(io.BytesIO(), sample, plan))
+            target, _, losses = _add_all(sample, clip, result, plan, settings.fps, Fraction(0), None)
+            for _, packet in _pictures(sample, target):
+                result.mux(packet)
+    except (av.FFmpegError, ValueError) as error:
+        return losses, getattr(error, "strerror", None) or str(error)
+    return losses, None
+
+
+def remux(
+    video: Path, unfinished: Path, settings: EncoderSettings, plan: OutputPlan, frames: int, end: Fraction
+) -> None:
+    """Writes a plain file from the encoded pictures and the source's sound and subtitles.
 
     Args:
         video (`Path`): the encoded pictures.
-        output (`Path`): the file to write, with one of the suffixes of `OUTPUT_SUFFIXES`.
-        source ([`VideoInfo`] or `None`): the clip whose sound, subtitles, chapters and metadata are copied.
+        unfinished (`Path`): the file to write.
+        settings ([`EncoderSettings`]): of the pictures.
+        plan ([`OutputPlan`]): what else it holds.
         frames (`int`): how many frames `video` holds.
         end (`Fraction`): when the last frame ends, in seconds. Where the source's pictures go on after it, its sound
             and subtitles are cut there.
 
     Raises:
-        OSError: `output` cannot be written whole.
+        OSError: it cannot be written whole.
     """
-    unfinished = output.with_name(f"{output.name}.partial.finishing{output.suffix}")
-    try:
-        with ExitStack() as files:
-            pictures = files.enter_context(open_container(video))
-            clip = files.enter_context(open_container(source.path)) if source else None
-            container_format = OUTPUT_SUFFIXES[output.suffix.lower()]
-            options = {} if container_format == "matroska" else _index_first(pictures)
-            result = av.open(f"file:{unfinished}", "w", format=container_format, container_options=options)
-            files.enter_context(result)
-            _copy(pictures, clip, result, source, end)
-        _check_complete(unfinished, frames)
-        unfinished.replace(output)
-    except (OSError, av.FFmpegError) as error:
-        unfinished.unlink(missing_ok=True)
-        kept = f"all {frames} frames are in {str(video)!r}"
-        raise OSError(error.errno, f"{str(output)!r} cannot be finished ({error.strerror}); {kept}") from error
+    rate = _constant_rate(video, settings)
+    with ExitStack() as files:
+        pictures = files.enter_context(open_container(video))
+        clip = files.enter_context(open_container(plan.source.path)) if plan.source else None
+        result = files.enter_context(_new_output(unfinished, pictures, plan))
+        _copy(pictures, clip, result, plan, rate or settings.fps, end)
+    if plan.container == "matroska" and rate is None:
+        erase_frame_duration(unfinished)
+    _check_complete(unfinished, frames)
 
 
-def _index_first(pictures: InputContainer) -> dict[str, str]:
+def _new_output(file: Path | io.BytesIO, pictures: InputContainer, plan: OutputPlan) -> OutputContainer:
+    if plan.container == "matroska":
+        return av.open(_name(file), "w", format=plan.container)
     # a track's late start is counted in the movie's ticks; the default of 1000 a second would round it
-    ticks = (pictures.streams.video[0].time_base or Fraction(1, 1000)).denominator
-    return {"movflags": "+faststart", "movie_timescale": str(ticks)}
+    options = {"movie_timescale": str((pictures.streams.video[0].time_base or Fraction(1, 1000)).denominator)}
+    if isinstance(file, Path):  # the index is moved to the front by reading the file again
+        options["movflags"] = "+faststart"
+    return av.open(_name(file), "w", format=plan.container, container_options=options)
 
 
-def check_tracks(source: VideoInfo, output: Path) -> None:
-    """Tries, before any heavy work, whether `output` can hold the source's sound and subtitles, and warns of losses.
+def _name(file: Path | io.BytesIO) -> str | io.BytesIO:
+    return f"file:{file}" if isinstance(file, Path) else file  # a colon in a name is no protocol
 
-    Raises:
-        ValueError: it cannot.
-    """
-    with (
-        open_container(source.path) as clip,
-        av.open(io.BytesIO(), "w", format=OUTPUT_SUFFIXES[output.suffix.lower()]) as result,
-    ):
-        tracks, losses = _add_tracks(clip, result)
-        for loss in losses:
-            warnings.warn(f"{str(source.path)!r}: {loss}", stacklevel=3)
-        if not tracks:
-            return
-        try:
-            result.start_encoding()
-        except av.FFmpegError as error:
-            kinds = [stream.codec_context.codec.canonical_name for stream in result.streams if stream.codec_context]
-            raise ValueError(f"`path` {str(output)!r} cannot hold the source's {kinds}: {error.strerror}") from error
+
+def _constant_rate(video: Path, settings: EncoderSettings) -> Fraction | None:
+    """Returns the frame rate if every frame is where it tells, to a tick or Matroska's millisecond, else `None`."""
+    slack = max(settings.time_base, Fraction(1, 1000))
+    with open_clip(video) as (container, stream):
+        time_base = to_fraction(stream.time_base) or settings.time_base
+        times = [packet.pts * time_base for packet in container.demux(stream) if packet.pts is not None]
+    even = all(abs(time - times[0] - index / settings.fps) <= slack for index, time in enumerate(times))
+    return settings.fps if even else None
 
 
 def synchronise(path: Path) -> None:
@@ -110,26 +163,49 @@ def synchronise(path: Path) -> None:
         os.fsync(file.fileno())
 
 
+def _add_all(
+    pictures: InputContainer,
+    clip: InputContainer | None,
+    result: OutputContainer,
+    plan: OutputPlan,
+    rate: Fraction,
+    start: Fraction,
+    cut: Fraction | None,
+) -> tuple[Stream, Tracks, list[str]]:
+    """Adds all tracks, tags and chapters; returns the one for the pictures, what makes the others' packets, losses."""
+    template = pictures.streams.video[0]
+    # a track that is declared with its frame rate, unlike one from a template: without, muxers make one up
+    target = result.add_mux_stream(template.codec_context.codec.canonical_name, rate=rate)
+    BitStreamFilterContext("null", in_stream=template, out_stream=target)  # copies the codec's parameters
+    target.time_base = template.time_base
+    if clip is None:
+        return target, {}, []
+    tracks, losses = add_tracks(clip, result, chosen_audio(clip, plan.audio_tracks), plan.audio)
+    result.metadata.update({key: text for key, text in clip.metadata.items() if key not in _CONTAINER_TAGS})
+    if plan.timecode is not None:
+        result.metadata["timecode"] = plan.timecode
+    if chapters := _chapters(clip, start, cut):
+        result.set_chapters(chapters)
+    return target, tracks, losses
+
+
 def _copy(
     pictures: InputContainer,
     clip: InputContainer | None,
     result: OutputContainer,
-    source: VideoInfo | None,
+    plan: OutputPlan,
+    rate: Fraction,
     end: Fraction,
 ) -> None:
-    matroska = result.format.name == "matroska"
-    template = pictures.streams.video[0]
-    tracks: Tracks = {template.index: _copier(result.add_stream_from_template(template, opaque=True))}
-    sequences = [_packets(pictures, tracks, Fraction(0), None, keep_run_in=True)]
+    source = plan.source
+    start = source.start_pts * source.time_base if source else Fraction(0)
+    cut = end if source and _goes_on(source, start + end) else None
+    target, clip_tracks, _ = _add_all(pictures, clip, result, plan, rate, start, cut)
+    sequences = [_pictures(pictures, target)]
     if clip is not None and source is not None:
-        start = source.start_pts * source.time_base
-        cut = end if _goes_on(source, start + end) else None
-        clip_tracks, _ = _add_tracks(clip, result)
-        result.metadata.update({key: text for key, text in clip.metadata.items() if key not in _CONTAINER_TAGS})
-        if chapters := _chapters(clip, start, cut):
-            result.set_chapters(chapters)
-        # sound before time 0 is a decoder's run-in, hidden by an edit list; Matroska would play it and shift the rest
-        sequences.append(_packets(clip, clip_tracks, start, cut, keep_run_in=not matroska))
+        # copied sound before time 0 is a decoder's run-in, hidden by an edit list; Matroska would play it
+        dropped = plan.audio.copied if plan.container == "matroska" else frozenset()
+        sequences.append(_packets(clip, clip_tracks, source, start, cut, dropped))
     # in the order of time, so that neither the muxer nor a player has to hold one track for the other
     for _, packet in heapq.merge(*sequences, key=itemgetter(0)):
         result.mux(packet)
@@ -150,116 +226,87 @@ def _chapters(clip: InputContainer, start: Fraction, cut: Fraction | None) -> li
     return chapters
 
 
+def _pictures(container: InputContainer, target: Stream) -> Iterator[tuple[Fraction, Packet]]:
+    packets: Iterator[Packet] = container.demux(video=0)
+    for packet in packets:
+        if packet.size and packet.dts is not None:
+            packet.stream = target
+            yield packet.dts * packet.time_base, packet
+
+
 def _packets(
-    container: InputContainer, tracks: Tracks, start: Fraction, cut: Fraction | None, keep_run_in: bool
+    clip: InputContainer,
+    tracks: Tracks,
+    source: VideoInfo,
+    start: Fraction,
+    cut: Fraction | None,
+    without_run_in: frozenset[int],
 ) -> Iterator[tuple[Fraction, Packet]]:
     """Yields the packets for the output with their decoding times, counted from `start`; none from `cut` on."""
     if not tracks:
         return
-    demuxed = container.demux([container.streams[index] for index in tracks])
-    while True:
+    for index, packet in _demuxed(clip, tracks, source):
         try:
-            packet = next(demuxed, None)
-            if packet is None:
-                return
-            converted = [] if packet.is_corrupt else tracks[packet.stream.index](packet)
-        except av.FFmpegError as error:
-            warnings.warn(f"{container.name!r} is damaged; its sound may end early: {error}", stacklevel=2)
-            return
+            converted = [] if packet.is_corrupt else tracks[index](packet)
+        except av.FFmpegError:
+            continue  # a damaged packet is left out, as a player does
         for outgoing in converted:
             pts = outgoing.pts or 0
             dts = pts if outgoing.dts is None else outgoing.dts
             shift = round(start / outgoing.time_base)
             outgoing.pts, outgoing.dts = pts - shift, dts - shift
-            if (cut is None or outgoing.pts * outgoing.time_base < cut) and (outgoing.pts >= 0 or keep_run_in):
+            wanted = outgoing.pts >= 0 or index not in without_run_in
+            if wanted and (cut is None or outgoing.pts * outgoing.time_base < cut):
                 yield outgoing.dts * outgoing.time_base, outgoing
+
+
+def _demuxed(clip: InputContainer, tracks: Tracks, source: VideoInfo) -> Iterator[tuple[int, Packet]]:
+    """Yields the tracks' packets, by one clock where files were joined."""
+    joined = clip.format.name in JOINED_FORMATS
+    clock = JoinedClock(1 / source.fps)
+    ends: dict[int, Fraction] = {}
+    wanted = {*tracks, source.stream_index} if joined else set(tracks)
+    packets = clip.demux([clip.streams[index] for index in sorted(wanted)])
+    while True:
+        try:
+            packet = next(packets)
+        except StopIteration:
+            return
+        except av.FFmpegError as error:
+            warnings.warn(f"{str(source.path)!r} is damaged; its sound may end early: {error}", stacklevel=2)
+            return
+        index = packet.stream.index
+        if joined and index == source.stream_index:
+            clock.see(packet)
+        elif joined and packet.pts is not None:
+            offset = clock.place(packet.pts * packet.time_base, ends.get(index))
+            shift = round(offset / packet.time_base)
+            packet.pts += shift
+            packet.dts = packet.dts + shift if packet.dts is not None else None
+            ends[index] = (packet.pts + (packet.duration or 0)) * packet.time_base
+        if index in tracks:
+            yield index, packet
 
 
 def _goes_on(source: VideoInfo, time: Fraction) -> bool:
     """Whether the source has pictures from `time` on (in seconds, by its own clock)."""
-    with open_clip(source.path) as (container, stream):
+    with open_clip(source.path, source.stream_index) as (container, stream):
         ticks = round(time / source.time_base)
+        joined = container.format.name in JOINED_FORMATS
         try:
-            container.seek(ticks, stream=stream)
+            if not joined:
+                container.seek(ticks, stream=stream)
         except av.FFmpegError:
             pass  # no index: from the start, then
         # half a frame of slack for time bases that cannot hold the frame rate
-        late = ticks - source.ticks_per_frame // 2
-        return any(packet.pts is not None and packet.pts >= late for packet in container.demux(stream))
-
-
-def _add_tracks(clip: InputContainer, result: OutputContainer) -> tuple[Tracks, list[str]]:
-    """Adds an output track for each of the clip's sounds and subtitles; returns what makes packets, and losses."""
-    tracks: Tracks = {}
-    losses: list[str] = []
-    container = str(result.format.name)
-    mp4_family = container != "matroska"
-    for track in (*clip.streams.audio, *clip.streams.subtitles):
-        codec = track.codec_context.codec.canonical_name if track.codec_context else "unknown"
-        name = f"its {codec} {track.type} track"
-        text = codec in _TEXT_SUBTITLES
-        target: Stream
-        if codec == "unknown" or (mp4_family and isinstance(track, SubtitleStream) and not text):
-            losses.append(f"{name} is dropped, {container} cannot hold it")
-            continue
-        if mp4_family and isinstance(track, AudioStream) and codec not in _COPIED_AUDIO[container]:
-            losses.append(f"{name} is encoded again as AAC, which players expect in {container}")
-            target, tracks[track.index] = _aac_encoder(track, result)
-        elif isinstance(track, SubtitleStream) and text and (codec == "mov_text") != mp4_family:
-            target, tracks[track.index] = _subtitle_encoder(track, result, "mov_text" if mp4_family else "subrip")
-        else:
-            target = result.add_stream_from_template(track, opaque=True)
-            tracks[track.index] = _copier(target)
-        target.metadata.update({key: track.metadata[key] for key in ("language", "title") if key in track.metadata})
-        target.disposition = track.disposition
-    left_out = sorted({stream.type for stream in clip.streams} - {"video", "audio", "subtitle"})
-    if left_out:
-        # in files of the MP4 family the chapters are such a track, which nothing tells from others
-        kept = " (its chapters are)" if clip.chapters() else ""
-        losses.append(f"its tracks of other kinds are not copied: {left_out}{kept}")
-    return tracks, losses
-
-
-def _copier(target: Stream) -> Converter:
-    def copy(packet: Packet) -> list[Packet]:
-        # the mark of the end, which only coders need, and gaps between subtitles, which the muxer makes anew
-        if packet.pts is None or (packet.stream.type == "subtitle" and bytes(packet) == _EMPTY_SUBTITLE):
-            return []
-        packet.stream = target
-        return [packet]
-
-    return copy
-
-
-def _aac_encoder(track: AudioStream, result: OutputContainer) -> tuple[Stream, Converter]:
-    target = result.add_stream("aac", rate=track.codec_context.sample_rate, layout=track.codec_context.layout)
-
-    def encode(packet: Packet) -> list[Packet]:
-        packets = [outgoing for frame in track.decode(packet) for outgoing in target.encode(frame)]
-        return packets if packet.size else packets + target.encode(None)
-
-    return target, encode
-
-
-def _subtitle_encoder(
-    track: SubtitleStream, result: OutputContainer, codec: Literal["mov_text", "subrip"]
-) -> tuple[Stream, Converter]:
-    target = result.add_stream(codec)
-    decoder, encoder = track.codec_context, target.codec_context
-    decoder.open(strict=False)
-    encoder.subtitle_header = decoder.subtitle_header
-    encoder.time_base = Fraction(1, 1000)
-
-    def encode(packet: Packet) -> list[Packet]:
-        subtitle = decoder.decode2(packet) if packet.size else None
-        if not subtitle:
-            return []
-        encoded = encoder.encode_subtitle(subtitle)
-        encoded.pts, encoded.dts, encoded.duration = packet.pts, packet.pts, packet.duration
-        encoded.time_base, encoded.stream = packet.time_base, target
-        return [encoded]
-
-    return target, encode
+        late = (ticks - source.ticks_per_frame // 2) * source.time_base
+        clock = JoinedClock(1 / source.fps)
+        for packet in container.demux(stream):
+            if joined:
+                clock.see(packet)
+            if packet.pts is not None and packet.pts * source.time_base + clock.offset >= late:
+                return True
+        return False
 
 
 def _check_complete(path: Path, frames: int) -> None:

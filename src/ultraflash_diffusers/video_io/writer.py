@@ -1,5 +1,5 @@
 # Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
-"""Writing H.264 files that survive an interruption and can be resumed.
+"""Writing video files that survive an interruption and can be resumed.
 
 While a run lasts, its frames go to `NAME.partial.mp4`, a fragmented MP4 file: it has no index at its end, and plays up
 to its last whole fragment whatever happens. A fragment is encoded and muxed in memory by an encoder of its own, then
@@ -10,62 +10,31 @@ copied, not encoded again, into a plain file beside the source's sound.
 
 from __future__ import annotations
 
-import glob
-import io
-import json
 import os
 import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
+from zlib import crc32
 
 import av
 import numpy as np
 import torch
-from av.codec.context import Flags
 
-from .color import ColorTags, RGBConverter
+from .color import SDR
+from .fragments import BIT_DEPTHS, FRAGMENT_FRAMES, PRESETS, EncoderSettings, Fragment, header_size
 from .frames import checked_frames, tensor_to_frames
-from .reader import VideoInfo, VideoReader
-from .remux import OUTPUT_SUFFIXES, check_tracks, remux, synchronise
+from .partial import ADVICE, PartialFiles, checksum, differences, file_mark, fingerprint
+from .probe import VideoInfo
+from .reader import VideoReader
+from .remux import OUTPUT_SUFFIXES, plan_output, remux, synchronise
 
-# A fragment's packets are held in memory, and a killed process loses at most one fragment
-FRAGMENT_FRAMES = 48
 _LARGEST_SIDE = 16384
-_PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow", "placebo")
-_FRAGMENT_OPTIONS = {
-    "movflags": "frag_custom+empty_moov+default_base_moof+frag_discont+skip_trailer",
-    # timestamps are written as they are, not from 0: the fragment belongs into a longer file
-    "avoid_negative_ts": "disabled",
-}
-
-
-@dataclass(frozen=True)
-class EncoderSettings:
-    """All that decides what a fragment's stream looks like; a resumed run must have the same."""
-
-    width: int
-    height: int
-    fps: Fraction
-    time_base: Fraction
-    color: ColorTags
-    sample_aspect_ratio: Fraction
-    crf: float
-    preset: str
-
-    @property
-    def pixel_format(self) -> str:
-        """4:2:0, which every browser plays, wherever its half-size chroma planes fit the frame."""
-        return "yuv444p" if self.width % 2 or self.height % 2 else "yuv420p"
-
-    def to_json(self) -> dict[str, Any]:
-        return {name: str(value) if isinstance(value, Fraction) else value for name, value in asdict(self).items()}
 
 
 @contextmanager
@@ -85,49 +54,14 @@ def _interrupts_deferred() -> Iterator[None]:
             signal.raise_signal(signal.SIGINT)
 
 
-class Fragment:
-    """Encodes and muxes consecutive frames in memory."""
-
-    def __init__(self, settings: EncoderSettings, sequence_number: int) -> None:
-        self.settings = settings
-        self.frames = 0
-        self._converter = RGBConverter(settings.color)
-        self._buffer = io.BytesIO()
-        options = _FRAGMENT_OPTIONS | {"fragment_index": str(sequence_number)}
-        self._container = av.open(self._buffer, "w", format="mp4", container_options=options)
-        # Without B-frames packets leave in the order of display: no offsets between fragments, no edit lists
-        x264 = {"crf": str(settings.crf), "preset": settings.preset, "bf": "0"}
-        self._stream = self._container.add_stream("libx264", rate=settings.fps, options=x264)
-        context = self._stream.codec_context
-        context.width, context.height, context.pix_fmt = settings.width, settings.height, settings.pixel_format
-        context.time_base, context.sample_aspect_ratio = settings.time_base, settings.sample_aspect_ratio
-        self._stream.time_base = settings.time_base
-        context.flags |= Flags.frame_duration
-        context.colorspace, context.color_primaries = settings.color.matrix, settings.color.primaries
-        context.color_trc, context.color_range = settings.color.transfer, 2 if settings.color.full_range else 1
-
-    def add(self, pixels: np.ndarray, pts: int, duration: int) -> None:
-        frame = self._converter.from_rgb(pixels, self.settings.pixel_format)
-        frame.pts, frame.duration, frame.time_base = pts, duration, self.settings.time_base
-        self._container.mux(self._stream.encode(frame))
-        self.frames += 1
-
-    def finish(self) -> tuple[bytes, bytes]:
-        """Returns the file header, which all fragments share, and the fragment."""
-        self._container.mux(self._stream.encode(None))
-        self._container.close()
-        data = self._buffer.getvalue()
-        header = _header_size(io.BytesIO(data))
-        return data[:header], data[header:]
-
-
 class VideoWriter:
-    """Writes frames to an H.264 file, with sound, subtitles, timestamps and colour of the clip they were made from.
+    """Writes frames to a video file, with sound, subtitles, timestamps and colour of the clip they were made from.
 
     The finished file is a plain one with its index first, 4:2:0 and therefore playable in browsers, and appears under
     its name only when it is whole. Frames of an odd width or height cannot be 4:2:0; they are written as 4:4:4 in
     exactly their size, with a warning, as not every browser decodes that. There are no B-frames, which keeps every
-    fragment independent and makes files about a fifth larger at equal quality.
+    fragment independent and makes files about a fifth larger at equal quality. Pictures are H.264; with `bit_depth=10`
+    they are HEVC (Main 10), which keeps HDR.
 
     Until then all frames are in `partial_path`, which plays at any time: after a kill, a full disk or an exception it
     has everything up to the last fragment (48 frames at most) or [`~VideoWriter.checkpoint`]. `resume=True` keeps what
@@ -143,14 +77,20 @@ class VideoWriter:
     Leaving the `with` block finishes the file; leaving it by an exception keeps the partial one.
 
     Args:
-        path (`str` or `Path`): output file, `.mp4`, `.m4v`, `.mov` or `.mkv` (there, times are whole milliseconds).
+        path (`str` or `Path`): output file, `.mp4`, `.m4v`, `.mov` or `.mkv` (there, times are whole milliseconds). Of
+            a symbolic link, the file that it leads to is written and the link stays.
         width (`int`), height (`int`): size of the frames, in pixels.
         source ([`VideoReader`] or [`VideoInfo`], *optional*): the clip that the frames come from. Its frame rate, time
             base, colour tags, pixel aspect and metadata are kept, its sound and subtitles copied (encoded again only
             where the output cannot hold them), cut where the written frames end before the clip does.
         fps (`float` or `Fraction`, *optional*): frame rate, if there is no `source`.
-        crf (`float`, *optional*, defaults to 18): x264's constant rate factor, from 1 (best) to 51.
-        preset (`str`, *optional*, defaults to `"veryfast"`): x264's speed preset.
+        crf (`float`, *optional*, defaults to 18): the encoder's constant rate factor, from 1 (best) to 51.
+        preset (`str`, *optional*, defaults to `"veryfast"`): the encoder's speed preset.
+        bit_depth (`int`, *optional*, defaults to 8): bits a sample, 8 or 10. The colours are the source's as its
+            reader yields them, so those of HDR need a reader with `high_bit_depth` and 10 bits here.
+        sample_aspect_ratio (`Fraction`, *optional*): width of a pixel over its height; the source's by default.
+        audio_tracks (sequence of `int`, *optional*): which of the source's sounds are taken, counted from 0; all by
+            default, none of `()`.
         resume (`bool`, *optional*, defaults to `False`): goes on after the last checkpoint of an interrupted run, if
             there is one.
         overwrite (`bool`, *optional*, defaults to `False`): replaces a finished file once the new one is finished and,
@@ -159,10 +99,12 @@ class VideoWriter:
             `None`. A resumed run must have the same.
 
     Raises:
-        FileExistsError: `path` or a partial file of it is there, and neither `resume` nor `overwrite` was given.
+        FileExistsError: `path` or a partial file of it is there, and neither `resume` nor `overwrite` was given, or
+            another run is writing it.
         FileNotFoundError: the output's folder does not exist.
-        OSError: the output cannot be written, or the disk is full.
-        ValueError: a wrong argument, the source's own `path`, or other settings than those of the run to resume.
+        OSError: the output cannot be written, its name is too long, or the disk is full.
+        ValueError: a wrong argument, the source's own `path`, no regular file, what the container cannot hold, a
+            damaged partial file, or other settings or another source than those of the run to resume.
 
     Attributes:
         frames_written (`int`): frames in the file, resumed ones included.
@@ -182,33 +124,58 @@ class VideoWriter:
         fps: float | Fraction | None = None,
         crf: float = 18,
         preset: str = "veryfast",
+        bit_depth: int = 8,
+        sample_aspect_ratio: Fraction | None = None,
+        audio_tracks: Sequence[int] | None = None,
         resume: bool = False,
         overwrite: bool = False,
         made_with: Mapping[str, str | int | float | None] | None = None,
     ) -> None:
-        self.path = Path(path)
+        self.path = _resolved(Path(path))
         self.source = source.info if isinstance(source, VideoReader) else source
-        self.settings = _settings(width, height, self.source, fps, crf, preset)
-        self.partial_path = self._sidecar("partial.mp4")
-        self._check_path(resume, overwrite)
-        self._identity = _identity(self.settings, self.source) | {"made_with": dict(made_with or {})}
-        if self.source is not None:
-            check_tracks(self.source, self.path)
-        self.frames_written = self.frames_done = 0
-        self.last_pts: int | None = None
-        self.state_path: Path | None = None
-        self.complete = False
-        self._last_duration = 0
-        self._header = b""
-        self._bytes = 0
-        self._fragments = 0
-        self._fragment: Fragment | None = None
-        self._file = self._open(resume)
-        if self.settings.pixel_format == "yuv444p":
+        self.settings = _settings(width, height, self.source, fps, crf, preset, bit_depth, sample_aspect_ratio)
+        self._overwrite = overwrite
+        self._check_path()
+        self._files = PartialFiles(self.path)
+        self.partial_path = self._files.video
+        self._reset()
+        self._files.acquire()
+        try:
+            self._check_existing(resume)
+            self._plan = plan_output(self.path, self.settings, self.source, audio_tracks)
+            self._identity = self._make_identity(audio_tracks, dict(made_with or {}))
+            self._file = self._open(resume)
+        except BaseException:
+            self._files.release()
+            raise
+        if self.settings.pixel_format.startswith("yuv444p"):
             warnings.warn(
                 f"{str(path)!r}: {width}x{height} is odd, so it is written as 4:4:4, which not every browser plays",
                 stacklevel=2,
             )
+
+    def _reset(self) -> None:
+        self.frames_written = self.frames_done = 0
+        self.last_pts: int | None = None
+        self.state_path: Path | None = None
+        self.complete = False
+        self._published = False
+        self._last_duration = 0
+        self._header = b""
+        self._bytes = self._checksum = self._fragments = 0
+        self._fragment: Fragment | None = None
+
+    def _make_identity(self, audio_tracks: Sequence[int] | None, made_with: dict[str, Any]) -> dict[str, Any]:
+        """What an interrupted run and its continuation must share, as JSON data."""
+        self._source_mark = file_mark(self.source.path) if self.source else None
+        origin = {"name": self.source.path.name, "content": fingerprint(self.source.path)} if self.source else None
+        sounds = None if audio_tracks is None else list(audio_tracks)
+        return {
+            "settings": self.settings.to_json(),
+            "source": origin,
+            "audio_tracks": sounds,
+            "made_with": made_with,
+        }
 
     def write(
         self,
@@ -219,8 +186,8 @@ class VideoWriter:
         """Encodes frames.
 
         Args:
-            frames (`np.ndarray`, `torch.Tensor` or list of `np.ndarray`): `[frames, height, width, 3]` uint8, or a
-                floating-point tensor `[1, 3, frames, height, width]` in [-1, 1].
+            frames (`np.ndarray`, `torch.Tensor` or list of `np.ndarray`): `[frames, height, width, 3]` uint8 (for 10
+                bits also uint16), or a floating-point tensor `[1, 3, frames, height, width]` in [-1, 1].
             pts (sequence of `int`, *optional*): a growing timestamp for each frame in ticks of `source.time_base` (of
                 1 / `fps` without a source): [`DecodedFrame`]`.pts`. Without them frames follow at the frame rate.
             durations (sequence of `int`, *optional*): how long each frame shows, in ticks; only the last frame of the
@@ -235,7 +202,7 @@ class VideoWriter:
             interval = 1 / (self.settings.fps * self.settings.time_base)
             pts = [round(interval * (self.frames_written + index)) for index in range(len(array))]
         if durations is None:
-            durations = [max(1, round(1 / (self.settings.fps * self.settings.time_base)))] * len(array)
+            durations = [self.settings.ticks_per_frame] * len(array)
         self._check_times(pts, durations, len(array))
         self.complete = False
         for pixels, tick, duration in zip(array, pts, durations, strict=True):
@@ -259,7 +226,7 @@ class VideoWriter:
             self._flush()
         former, state_path = self.state_path, None
         if save_state is not None:
-            state_path = self._sidecar(f"partial.{self.frames_written}.state")
+            state_path = self._files.state(self.frames_written)
             save_state(state_path)
             synchronise(state_path)
         self._record(state_path)
@@ -271,20 +238,53 @@ class VideoWriter:
         """Writes the finished file and deletes the partial one.
 
         Raises:
-            OSError: the finished file cannot be written. All frames stay in `partial_path`; resuming finishes them.
-            ValueError: no frames were written.
+            FileExistsError: a file of that name has appeared meanwhile. All frames stay in `partial_path`, as they do
+                after the following; resuming finishes them.
+            OSError: the finished file cannot be written.
+            ValueError: no frames were written, or the source is no longer the file that it was.
         """
         if self._file.closed:
             return
         if self.last_pts is None:
             self.abort()
             raise ValueError(f"no frames were written to {str(self.path)!r}")
-        self.complete = True
-        self.checkpoint()
+        if not self._published:
+            self.complete = True
+            self.checkpoint()
+            self._file.close()
+            try:
+                self._finish_file((self.last_pts + self._last_duration) * self.settings.time_base)
+            except BaseException:
+                self._files.release()
+                raise
         self._file.close()
-        end = (self.last_pts + self._last_duration) * self.settings.time_base
-        remux(self.partial_path, self.path, self.source, self.frames_written, end)
-        self._delete_partial()
+        self._files.delete()
+        self._files.release()
+
+    def _finish_file(self, end: Fraction) -> None:
+        kept = f"all {self.frames_written} frames are in {str(self.partial_path)!r}"
+        finishing = self._files.finishing
+        try:
+            self._check_source(kept)
+            remux(self.partial_path, finishing, self.settings, self._plan, self.frames_written, end)
+            self._record(self.state_path, published=file_mark(finishing))
+            self._files.publish(self._overwrite)
+        except FileExistsError as error:
+            finishing.unlink(missing_ok=True)
+            raise FileExistsError(
+                f"`path` {str(self.path)!r} has appeared meanwhile; {kept}: with resume=True, overwrite=True replaces "
+                "it by them"
+            ) from error
+        except (OSError, av.FFmpegError) as error:
+            finishing.unlink(missing_ok=True)
+            raise OSError(error.errno, f"{str(self.path)!r} cannot be finished ({error.strerror}); {kept}") from error
+
+    def _check_source(self, kept: str) -> None:
+        """The sound is read now, and must be that of the pictures."""
+        if self.source is None or file_mark(self.source.path) == self._source_mark:
+            return
+        if fingerprint(self.source.path) != self._identity["source"]["content"]:
+            raise ValueError(f"the source {str(self.source.path)!r} has changed since the run began; {kept}")
 
     def abort(self) -> None:
         """Keeps what was written in `partial_path`, which is playable and can be resumed from its last checkpoint."""
@@ -298,7 +298,8 @@ class VideoWriter:
                 self._file.truncate(self._bytes)  # an append may have failed
                 self._file.close()
             if not self._bytes:
-                self._delete_partial()
+                self._files.delete()
+            self._files.release()
 
     def __enter__(self) -> Self:
         return self
@@ -339,90 +340,124 @@ class VideoWriter:
         except OSError as error:
             self._give_up(error)
         self._bytes += len(data)
+        self._checksum = crc32(data, self._checksum)
         self._fragments += 1
         self.frames_written += fragment.frames
 
     def _give_up(self, error: OSError) -> None:
         self._file.truncate(self._bytes)
         self._file.close()
+        self._files.release()
         kept = f"its first {self.frames_written} frames are in {str(self.partial_path)!r}"
         raise OSError(error.errno, f"{str(self.path)!r} cannot be written ({error.strerror}); {kept}") from error
 
-    def _record(self, state_path: Path | None) -> None:
+    def _record(self, state_path: Path | None, published: list[int] | None = None) -> None:
         """Replaces the record of the last checkpoint in one step."""
-        record = self._identity | {
+        state = None
+        if state_path is not None:
+            size = state_path.stat().st_size
+            state = {"name": state_path.name, "bytes": size, "checksum": checksum(state_path, size)}
+        record = {
             "frames": self.frames_written,
             "last_pts": self.last_pts,
             "last_duration": self._last_duration,
             "bytes": self._bytes,
+            "checksum": self._checksum,
             "fragments": self._fragments,
             "complete": self.complete,
-            "state": None if state_path is None else state_path.name,
+            "published": published,
+            "state": state,
         }
-        replacement = self._sidecar("partial.json.new")
-        replacement.write_text(json.dumps(record, indent=2))
-        synchronise(replacement)
-        replacement.replace(self._sidecar("partial.json"))
+        self._files.save_record(self._identity | record)
 
     def _open(self, resume: bool) -> BinaryIO:
         try:
+            record = self._files.load_record() if resume else None
+            if record is not None and self._is_published(record):
+                return self._take_up(record)
             if resume and self.partial_path.exists():
-                return self._reopen()
-            self._delete_partial()
+                return self._reopen(record)
+            self._files.delete()
             self._record(None)
             return self.partial_path.open("wb", buffering=0)
         except OSError as error:
             raise OSError(error.errno, f"`path` {str(self.path)!r} cannot be written: {error.strerror}") from error
 
-    def _reopen(self) -> BinaryIO:
+    def _is_published(self, record: Mapping[str, Any]) -> bool:
+        """Whether the output is the very file that a run has finished, which was then killed before it cleaned up."""
+        mark = record["published"]
+        self._published = mark is not None and self.path.exists() and file_mark(self.path) == mark
+        return self._published
+
+    def _reopen(self, record: Mapping[str, Any] | None) -> BinaryIO:
         """Opens an interrupted run's file, cut to its last checkpoint."""
-        record_path = self._sidecar("partial.json")
-        advice = "start anew with overwrite=True"
-        try:
-            record = json.loads(record_path.read_text())
-        except (FileNotFoundError, ValueError) as error:
-            raise ValueError(f"{str(record_path)!r}, which says where to resume, is lost: {advice}") from error
-        differences = list(_differences(self._identity, record))
-        if differences:
-            raise ValueError(
-                f"cannot resume {str(self.partial_path)!r} with other settings: {', '.join(differences)}; {advice}"
-            )
+        name = str(self.partial_path)
+        if record is None:
+            raise ValueError(f"the record of {name!r}, partial.json, which says where to resume, is lost: {ADVICE}")
         if self.partial_path.stat().st_size < record["bytes"]:
-            raise ValueError(f"{str(self.partial_path)!r} is shorter than its checkpoint of {record['bytes']} bytes")
+            raise ValueError(f"{name!r} is shorter than its checkpoint of {record['bytes']} bytes: {ADVICE}")
+        if checksum(self.partial_path, record["bytes"]) != record["checksum"]:
+            raise ValueError(f"{name!r} is damaged, it is not what its checkpoint was written for: {ADVICE}")
+        return self._take_up(record)
+
+    def _take_up(self, record: Mapping[str, Any]) -> BinaryIO:
+        changed = list(differences(self._identity, record))
+        if changed:
+            raise ValueError(
+                f"cannot resume {str(self.partial_path)!r} with other settings: {', '.join(changed)}; {ADVICE}"
+            )
         self.frames_written = self.frames_done = record["frames"]
         self.last_pts, self._last_duration = record["last_pts"], record["last_duration"]
-        self._bytes, self._fragments, self.complete = record["bytes"], record["fragments"], record["complete"]
-        self.state_path = self.path.with_name(record["state"]) if record["state"] else None
+        self._bytes, self._checksum = record["bytes"], record["checksum"]
+        self._fragments, self.complete = record["fragments"], record["complete"]
+        self.state_path = self._checked_state(record["state"])
+        if self._published:
+            return Path(os.devnull).open("r+b", buffering=0)
         file = self.partial_path.open("r+b", buffering=0)
         file.truncate(self._bytes)
-        self._header = file.read(_header_size(file)) if self._bytes else b""
+        self._header = file.read(header_size(file)) if self._bytes else b""
         file.seek(self._bytes)
         return file
 
-    def _check_path(self, resume: bool, overwrite: bool) -> None:
-        path, partial = self.path, self.partial_path
+    def _checked_state(self, state: Mapping[str, Any] | None) -> Path | None:
+        if state is None or self.complete:
+            return None
+        path = self.path.with_name(state["name"])
+        if not path.exists() or checksum(path, state["bytes"]) != state["checksum"]:
+            raise ValueError(f"{str(path)!r}, the state to resume from, is lost or damaged: {ADVICE}")
+        return path
+
+    def _check_path(self) -> None:
+        path = self.path
         if path.suffix.lower() not in OUTPUT_SUFFIXES:
             raise ValueError(f"`path` {str(path)!r} must end in one of {', '.join(OUTPUT_SUFFIXES)}")
         if path.is_dir():
             raise IsADirectoryError(f"`path` {str(path)!r} is a folder, expected a video file to write")
         if not path.parent.is_dir():
             raise FileNotFoundError(f"`path` {str(path)!r}: there is no folder {str(path.parent)!r}")
+        if path.exists() and not path.is_file():
+            raise ValueError(f"`path` {str(path)!r} is a pipe, a socket or a device, expected a video file to write")
         if self.source and path.exists() and path.samefile(self.source.path):
             raise ValueError(f"`path` {str(path)!r} is the source itself")
-        if partial.exists() and not (resume or overwrite):
+
+    def _check_existing(self, resume: bool) -> None:
+        path, partial = self.path, self.partial_path
+        if partial.exists() and not (resume or self._overwrite):
             raise FileExistsError(
                 f"{str(partial)!r} is left from an interrupted run: resume=True goes on, overwrite=True discards it"
             )
-        if path.exists() and not overwrite and not (resume and partial.exists()):
+        record = self._files.load_record() if resume and not self._overwrite and path.exists() else None
+        if path.exists() and not self._overwrite and not (record and self._is_published(record)):
             raise FileExistsError(f"`path` {str(path)!r} exists already; give overwrite=True to replace it")
 
     def _checked(self, frames: np.ndarray | torch.Tensor | Sequence[np.ndarray]) -> np.ndarray:
         if self._file.closed:
             raise ValueError(f"the writer of {str(self.path)!r} is closed")
+        deep = self.settings.bit_depth > 8
         if isinstance(frames, torch.Tensor) and frames.is_floating_point():
-            array = tensor_to_frames(frames)
+            array = tensor_to_frames(frames, np.uint16 if deep else np.uint8)
         else:
-            array = checked_frames(frames)
+            array = checked_frames(frames, dtypes=(np.uint8, np.uint16) if deep else (np.uint8,))
         height, width = array.shape[1:3]
         if (width, height) != (self.settings.width, self.settings.height):
             expected = f"{self.settings.width}x{self.settings.height}"
@@ -438,12 +473,13 @@ class VideoWriter:
                 raise ValueError(f"`pts` must grow, from 0, with `durations` of 1 or more: {tick} follows {before}")
             before = tick
 
-    def _sidecar(self, ending: str) -> Path:
-        return self.path.with_name(f"{self.path.name}.{ending}")
 
-    def _delete_partial(self) -> None:
-        for left_over in self.path.parent.glob(f"{glob.escape(self.path.name)}.partial.*"):
-            left_over.unlink()
+def _resolved(path: Path) -> Path:
+    """Returns where a symbolic link leads, so that what is written replaces its target and not the link."""
+    resolved = Path(os.path.realpath(path)) if path.is_symlink() else path
+    if resolved.is_symlink():
+        raise ValueError(f"`path` {str(path)!r} is a symbolic link that leads in a circle")
+    return resolved
 
 
 def _settings(
@@ -453,47 +489,28 @@ def _settings(
     fps: float | Fraction | None,
     crf: float,
     preset: str,
+    bit_depth: int,
+    sample_aspect_ratio: Fraction | None,
 ) -> EncoderSettings:
     for name, size in (("width", width), ("height", height)):
         if not 1 <= size <= _LARGEST_SIDE:
             raise ValueError(f"`{name}` must be from 1 to {_LARGEST_SIDE}, got {size}")
     if not 1 <= crf <= 51:
         raise ValueError(f"`crf` must be from 1 to 51, got {crf}")
-    if preset not in _PRESETS:
-        raise ValueError(f"`preset` must be one of {', '.join(_PRESETS)}, got {preset!r}")
-    if source is not None and fps is None:
-        aspect = source.sample_aspect_ratio
-        return EncoderSettings(width, height, source.fps, source.time_base, source.color, aspect, crf, preset)
-    if source is not None or fps is None:
+    if preset not in PRESETS:
+        raise ValueError(f"`preset` must be one of {', '.join(PRESETS)}, got {preset!r}")
+    if bit_depth not in BIT_DEPTHS:
+        raise ValueError(f"`bit_depth` must be one of {BIT_DEPTHS}, got {bit_depth}")
+    if source is not None and source.color.hdr and bit_depth == 8:
+        raise ValueError(f"`bit_depth` is 8, but the frames of {str(source.path)!r} are {source.color.hdr}: give 10")
+    if (source is None) == (fps is None):
         raise ValueError(f"give either `source` or `fps`, got {'both' if source else 'neither'}")
-    if not 0 < fps <= 1000:
+    if source is not None:
+        aspect = sample_aspect_ratio or source.sample_aspect_ratio
+        base, rate, color = source.time_base, source.fps, source.color
+        return EncoderSettings(width, height, rate, base, color, aspect, crf, preset, bit_depth)
+    if fps is None or not 0 < fps <= 1000:
         raise ValueError(f"`fps` must be more than 0 and at most 1000, got {fps}")
     rate = Fraction(fps).limit_denominator(1001)  # 29.97 means 2997/100, 24000/1001 stays what it is
-    return EncoderSettings(width, height, rate, 1 / rate, ColorTags(1, 1, 1), Fraction(1), crf, preset)
-
-
-def _identity(settings: EncoderSettings, source: VideoInfo | None) -> dict[str, Any]:
-    """What an interrupted run and its continuation must share, as JSON data."""
-    origin = None if source is None else {"name": source.path.name, "bytes": source.path.stat().st_size}
-    return {"version": 1, "settings": settings.to_json(), "source": origin}
-
-
-def _differences(now: Mapping[str, Any], then: Mapping[str, Any]) -> Iterator[str]:
-    for name, value in now.items():
-        former = then.get(name)
-        if isinstance(value, dict) and isinstance(former, dict):
-            yield from _differences(value, former)
-        elif value != former:
-            yield f"{name} is {value!r}, was {former!r}"
-
-
-def _header_size(file: BinaryIO) -> int:
-    """Returns how many bytes of an MP4 file come before its first fragment."""
-    file.seek(0)
-    while True:
-        start = file.tell()
-        box = file.read(8)
-        if box[4:] == b"moof":
-            file.seek(0)
-            return start
-        file.seek(start + int.from_bytes(box[:4], "big"))
+    aspect = sample_aspect_ratio or Fraction(1)
+    return EncoderSettings(width, height, rate, 1 / rate, SDR, aspect, crf, preset, bit_depth)

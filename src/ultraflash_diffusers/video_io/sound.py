@@ -1,0 +1,112 @@
+# Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Sound that an output cannot hold as it is, encoded again as AAC, in time."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import av
+import numpy as np
+from av.audio.frame import AudioFrame
+from av.audio.resampler import AudioResampler
+from av.audio.stream import AudioStream
+from av.container import OutputContainer
+from av.packet import Packet
+
+from .opening import to_fraction
+
+_AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
+_USUAL_RATE = 48000
+# What a number of channels means where a file does not say it; AAC has no names for others
+_LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "4.0", 5: "5.0", 6: "5.1", 8: "7.1"}
+_BITS_PER_CHANNEL = 64000
+_BLOCK = 1024  # samples of an AAC packet
+_UNNOTICED_SECONDS = Fraction(1, 20)
+_LONGEST_SILENCE = 600  # seconds; a longer gap is a broken timestamp
+
+
+class AACEncoder:
+    """Makes AAC packets from those of another track.
+
+    Where the source leaves a gap, silence is put; where it tells no times, the sound is taken to be continuous.
+
+    Args:
+        track (`AudioStream`): the source's track.
+        result (`OutputContainer`): gets an AAC track, `target`.
+        sample_rate (`int`): of the source's sound; where AAC has none like it, 48000 becomes of it.
+        channels (`int`): of the source's sound; where they have no usual layout, two become of them.
+    """
+
+    def __init__(self, track: AudioStream, result: OutputContainer, sample_rate: int, channels: int) -> None:
+        self._track = track
+        self._rate = sample_rate if sample_rate in _AAC_RATES else _USUAL_RATE
+        self._layout = _LAYOUTS.get(channels, "stereo")
+        self.target = result.add_stream("aac", rate=self._rate, layout=self._layout)
+        # a second generation should not be heard
+        self.target.codec_context.bit_rate = _BITS_PER_CHANNEL * max(2, channels)
+        self._resampler: AudioResampler | None = None
+        self._kind: tuple[str, str, int] | None = None
+        self._waiting = np.zeros((av.AudioLayout(self._layout).nb_channels, 0), np.float32)
+        self._position: int | None = None
+
+    def __call__(self, packet: Packet) -> list[Packet]:
+        """Returns what is ready after the next packet; one without content ends the track."""
+        encoded = []
+        for frame in self._track.decode(packet):
+            encoded += self._take(frame)
+        if packet.size:
+            return encoded
+        if self._resampler is not None:
+            self._append(self._resampler.resample(None))
+        return encoded + self._encode(last=True) + self.target.encode(None)
+
+    def _take(self, frame: AudioFrame) -> list[Packet]:
+        time_base = to_fraction(frame.time_base)
+        if frame.pts is not None and time_base is not None:
+            self._keep_time(frame.pts * time_base)
+        self._append(self._converter_of(frame).resample(_named(frame)))
+        return self._encode(last=False)
+
+    def _keep_time(self, time: Fraction) -> None:
+        """Starts the track at `time`, or fills the gap that has come before it."""
+        if self._position is None:
+            self._position = round(time * self._rate)
+            return
+        gap = round(time * self._rate) - self._position - self._waiting.shape[1]
+        if _UNNOTICED_SECONDS * self._rate < gap < _LONGEST_SILENCE * self._rate:
+            silence = np.zeros((self._waiting.shape[0], gap), np.float32)
+            self._waiting = np.concatenate([self._waiting, silence], axis=1)
+
+    def _converter_of(self, frame: AudioFrame) -> AudioResampler:
+        """The resampler for frames of this kind; what one of a former kind still holds is taken first."""
+        kind = (frame.format.name, frame.layout.name, frame.sample_rate)
+        if self._resampler is None or kind != self._kind:
+            if self._resampler is not None:
+                self._append(self._resampler.resample(None))
+            self._resampler, self._kind = AudioResampler("fltp", self._layout, self._rate), kind
+        return self._resampler
+
+    def _append(self, frames: list[AudioFrame]) -> None:
+        self._waiting = np.concatenate([self._waiting, *(frame.to_ndarray() for frame in frames)], axis=1)
+
+    def _encode(self, last: bool) -> list[Packet]:
+        packets: list[Packet] = []
+        self._position = self._position or 0
+        while self._waiting.shape[1] >= (1 if last else _BLOCK):
+            block, self._waiting = np.split(self._waiting, [_BLOCK], axis=1)
+            frame = AudioFrame.from_ndarray(np.ascontiguousarray(block), "fltp", self._layout)
+            frame.sample_rate, frame.pts, frame.time_base = self._rate, self._position, Fraction(1, self._rate)
+            packets += self.target.encode(frame)
+            self._position += block.shape[1]
+        return packets
+
+
+def _named(frame: AudioFrame) -> AudioFrame:
+    """Returns the frame with the usual layout of its channels where it names none."""
+    usual = _LAYOUTS.get(frame.layout.nb_channels)
+    if usual is None or not frame.layout.name.endswith("channels"):
+        frame.pts = None
+        return frame
+    named = AudioFrame.from_ndarray(frame.to_ndarray(), frame.format, usual)
+    named.sample_rate, named.time_base = frame.sample_rate, frame.time_base
+    return named
