@@ -3,10 +3,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.tiny import make_tiny_pipeline
 
+from ultraflash_diffusers import PipelineStreamState
 from ultraflash_diffusers.pipelines.detail import DetailSettings, settle_detail
 
 
@@ -106,3 +110,56 @@ def test_another_number_of_source_frames_is_refused() -> None:
     frames, source = clip(3, still=True)
     with pytest.raises(ValueError, match="`source` of shape"):
         settle_detail(frames, source[:, :, :2], DetailSettings(memory=0.5))
+
+
+# ---- in the pipeline
+
+PIPE = make_tiny_pipeline(text=False, generator=False, detail_memory=0.97)
+
+
+def video(frames: int) -> torch.Tensor:
+    """A still that begins to move in its middle."""
+    generator = torch.Generator().manual_seed(3)
+    still = torch.rand(1, 1, 3, 16, 24, generator=generator).expand(-1, frames // 2, -1, -1, -1)
+    return torch.cat([still, torch.rand(1, frames - frames // 2, 3, 16, 24, generator=generator)], dim=1)
+
+
+def upscaled(**arguments: object) -> torch.Tensor:
+    return PIPE(source=video(33), output_type="pt", generator=torch.Generator().manual_seed(0), **arguments).frames
+
+
+def test_a_pipeline_holds_still_what_stands_still() -> None:
+    assert PIPE.config.detail_memory == 0.97
+    calm, plain = (
+        upscaled(),
+        make_tiny_pipeline(text=False, generator=False)(
+            source=video(33), output_type="pt", generator=torch.Generator().manual_seed(0)
+        ).frames,
+    )
+    change, change_of_plain = (frames[:, 1:16].diff(dim=1).abs().max() for frames in (calm, plain))
+    assert change < 0.06 * change_of_plain
+
+
+def test_strength_zero_is_the_source_resampled() -> None:
+    source = 2 * video(33).transpose(1, 2) - 1
+    expected = resampled(source).clamp(-1, 1) / 2 + 0.5
+    assert torch.equal(upscaled(strength=0.0), expected.transpose(1, 2))
+
+
+@pytest.mark.parametrize("chunks", [1, 2])
+def test_a_saved_stream_goes_on_in_the_middle_of_a_still(chunks: int, tmp_path: Path) -> None:
+    expected = upscaled(strength=0.7)
+    arguments = {"output_type": "pt", "strength": 0.7, "frames_per_chunk": 2}
+    stream = PIPE.stream(source=video(33), generator=torch.Generator().manual_seed(0), **arguments)
+    head = [next(stream).frames for _ in range(chunks)]
+    stream.state().save(tmp_path / "state.safetensors")
+    stream.close()
+    state = PipelineStreamState.load(tmp_path / "state.safetensors")
+    tail = [chunk.frames for chunk in PIPE.stream(source=video(33), state=state, **arguments)]
+    assert torch.equal(torch.cat(head + tail, dim=1), expected)
+
+
+def test_latents_cannot_be_gone_back_to() -> None:
+    latents = PIPE.autoencoder.encode(2 * video(5).transpose(1, 2) - 1).latents
+    with pytest.raises(ValueError, match="`strength` is 0.5, but `source` gives latents"):
+        PIPE(source=latents, strength=0.5)

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from ultraflash_diffusers import PipelineStreamState
 from ultraflash_diffusers.models.stream_state import StreamState
 from ultraflash_diffusers.pipelines.cache_management import DynamicCacheManagement
+from ultraflash_diffusers.pipelines.detail import DetailSettings
 from ultraflash_diffusers.pipelines.execution.calls import GeneratorCalls, SRCalls
 from ultraflash_diffusers.pipelines.execution.compilation import GuardedCalls
 from ultraflash_diffusers.pipelines.execution.timing import StageTimings
@@ -22,7 +23,7 @@ from ultraflash_diffusers.pipelines.noise import SeededFrameNoise
 from ultraflash_diffusers.pipelines.samplers import PreparedPrompts
 from ultraflash_diffusers.pipelines.segments import LatentSegment
 from ultraflash_diffusers.pipelines.sources.generator_stage import TextGeneratorStage, TextGeneratorState
-from ultraflash_diffusers.pipelines.stages import DecodeStage, SRGroup, SRSettings, SRStage, UpsampleStage
+from ultraflash_diffusers.pipelines.stages import DecodeStage, FrameState, SRGroup, SRSettings, SRStage, UpsampleStage
 
 PIPE = make_tiny_pipeline()
 SAVED = Path(__file__).parent / "saved_states"
@@ -50,9 +51,9 @@ def refine(steps: int) -> Callable[[int, Any], tuple[torch.Tensor, list[StreamSt
     return lambda group, state: stage(SRGroup(segment(4, 8, group).latents, 4 * group, noise, prompts, 3), state)
 
 
-def decode() -> Callable[[int, Any], tuple[torch.Tensor, StreamState | None]]:
-    stage = DecodeStage(PIPE.autoencoder, GuardedCalls(), None, rounds=False)
-    return lambda group, state: stage(segment(4, 8, group), state, (16, 32), StageTimings())
+def decode() -> Callable[[int, Any], tuple[torch.Tensor, StreamState]]:
+    stage = DecodeStage(PIPE.autoencoder, GuardedCalls(), None, DetailSettings(), rounds=False)
+    return lambda group, state: stage(segment(4, 8, group), state or FrameState(), (16, 32), StageTimings())
 
 
 def generate() -> Callable[[int, Any], tuple[torch.Tensor, StreamState]]:

@@ -16,6 +16,7 @@ from .pipeline_options import (
     load_pipeline,
     missing_components,
     positive,
+    share,
     upsampler_scale,
 )
 
@@ -43,6 +44,12 @@ def add_upscale(commands: SubParsers) -> argparse.ArgumentParser:
         choices=("wavelet", "none"),
         default="wavelet",
         help="keep the colours of the input (default: %(default)s)",
+    )
+    command.add_argument(
+        "--strength",
+        type=share,
+        default=1.0,
+        help="how much of the detail that the networks add is shown: 0 is the resampled input (default: %(default)s)",
     )
     command.add_argument("--num-frames", type=positive, metavar="N", help="take the first N frames, or all there are")
     add_stream_options(command)
@@ -83,6 +90,7 @@ def _made_with(options: argparse.Namespace) -> dict[str, Any]:
         "dtype": chosen_dtype(options),
         "prompt": options.prompt,
         "color_correction": options.color_correction,
+        "strength": options.strength,
         "num_frames": options.num_frames,
         "seed": options.seed,
         "steps": options.steps,
@@ -99,6 +107,7 @@ def _stream(options: argparse.Namespace, reader: TimedReader, state: PipelineStr
         # a resumed stream keeps its seeds
         generator=torch.Generator().manual_seed(options.seed) if state is None else None,
         color_correction=options.color_correction,
+        strength=options.strength,
         output_type="uint8",
         state=state,
     )

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from .cache_management import DynamicCacheManagement
+from .detail import DetailSettings
 from .execution.calls import SRCalls
 from .execution.devices import DeferredFlag, on_cuda_stream
 from .execution.timing import StageTimings, stage_timer
@@ -31,6 +32,7 @@ class StreamSettings:
     frames_per_chunk: int
     output_type: OutputType
     correction_levels: int | None
+    detail: DetailSettings
     cache_management: DynamicCacheManagement | None
 
 
@@ -124,6 +126,7 @@ class GroupMaker:
         self, current: CurrentState, prompts: PreparedPrompts, timings: StageTimings, statistics: dict[str, Any]
     ) -> LatentSegment:
         segment, waiting = self._regrouper.take(current.now.waiting)
+        self._check_pixels(segment)
         size = self._checked_size(segment.latents.shape[0], prompts, current.now.size)
         self._calls.begin_group(segment.starts_clip)
         if segment.starts_clip:
@@ -152,6 +155,11 @@ class GroupMaker:
             blocks = self._settings.cache_management.sr_kv_cache_blocks(state.groups_done, blocks)
         noise = SeededFrameNoise(state.seeds, condition.shape[0])
         return SRGroup(condition, state.latents_done, noise, prompts, blocks)
+
+    def _check_pixels(self, segment: LatentSegment) -> None:
+        strength = self._settings.detail.strength
+        if strength != 1 and segment.pixels is None:
+            raise ValueError(f"`strength` is {strength}, but `source` gives latents: only pixels can be gone back to")
 
     def _checked_size(
         self, batch_size: int, prompts: PreparedPrompts, known: tuple[int, int] | None

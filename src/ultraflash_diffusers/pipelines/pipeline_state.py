@@ -12,6 +12,7 @@ import torch
 
 from ..models.stream_state import StreamState
 from ..models.ultraflash_sr_transformer import SRStreamState
+from .detail import DetailState
 from .segments import LatentSegment
 
 
@@ -35,6 +36,7 @@ class PipelineStreamState(StreamState):
         upsampler, decoder (`StreamState`, *optional*): of these networks.
         sr (`list[SRStreamState]`, *optional*): of the SR transformer: for the prompt and, with guidance, for the
             negative prompt.
+        detail ([`DetailState`], *optional*): of the frames, on sources of pixels.
     """
 
     seeds: list[int]
@@ -49,6 +51,7 @@ class PipelineStreamState(StreamState):
     upsampler: StreamState | None = None
     decoder: StreamState | None = None
     sr: list[SRStreamState] | None = None
+    detail: DetailState | None = None
 
 
 class CurrentState:

@@ -28,6 +28,7 @@ from .arguments import (
 )
 from .cache_management import DynamicCacheManagement
 from .color_correction import COLOR_CORRECTIONS, ColorCorrection
+from .detail import DetailSettings
 from .execution.compilation import GuardedCalls
 from .execution.devices import execution_device, is_offloaded
 from .execution.optimization import OptimizationReport, optimize
@@ -69,6 +70,8 @@ class UltraFlashStreamingPipeline(PromptEncodingMixin, DiffusionPipeline, UltraF
         color_correction_levels (`int`, *optional*, defaults to 5): what color correction takes from the source: all
             that is coarser than about `2**levels` pixels. Few levels suit networks whose latents lose some of the
             source's own detail.
+        detail_memory (`float`, *optional*, defaults to 0.0): share of the former frame's detail that stays where a
+            source of pixels stands still, in [0, 1): networks that shimmer on stills are calm with 0.97.
         default_height (`int`, *optional*, defaults to 960): height of the frames made from text.
         default_width (`int`, *optional*, defaults to 1664): width of the frames made from text.
         default_num_frames (`int`, *optional*, defaults to 81): frames of a whole video made from text.
@@ -96,6 +99,7 @@ class UltraFlashStreamingPipeline(PromptEncodingMixin, DiffusionPipeline, UltraF
         kv_cache_blocks: int = 3,
         condition_noise: float = 0.0,
         color_correction_levels: int = 5,
+        detail_memory: float = 0.0,
         default_height: int = 960,
         default_width: int = 1664,
         default_num_frames: int = 81,
@@ -116,6 +120,7 @@ class UltraFlashStreamingPipeline(PromptEncodingMixin, DiffusionPipeline, UltraF
             kv_cache_blocks=kv_cache_blocks,
             condition_noise=condition_noise,
             color_correction_levels=color_correction_levels,
+            detail_memory=detail_memory,
             default_height=default_height,
             default_width=default_width,
             default_num_frames=default_num_frames,
@@ -146,6 +151,7 @@ class UltraFlashStreamingPipeline(PromptEncodingMixin, DiffusionPipeline, UltraF
         frames_per_chunk: int | None = None,
         cache_management: DynamicCacheManagement | None = None,
         color_correction: ColorCorrection = "wavelet",
+        strength: float = 1.0,
         source_kwargs: dict[str, Any] | None = None,
         state: PipelineStreamState | None = None,
         output_type: OutputType = "pil",
@@ -194,6 +200,7 @@ class UltraFlashStreamingPipeline(PromptEncodingMixin, DiffusionPipeline, UltraF
             frames_per_chunk=frames_per_chunk,
             cache_management=cache_management,
             color_correction=color_correction,
+            strength=strength,
             source_kwargs=source_kwargs,
             state=state,
             output_type=output_type,
@@ -224,6 +231,7 @@ class UltraFlashStreamingPipeline(PromptEncodingMixin, DiffusionPipeline, UltraF
         frames_per_chunk: int | None = None,
         cache_management: DynamicCacheManagement | None = None,
         color_correction: ColorCorrection = "wavelet",
+        strength: float = 1.0,
         source_kwargs: dict[str, Any] | None = None,
         state: PipelineStreamState | None = None,
         output_type: OutputType = "pil",
@@ -261,6 +269,8 @@ class UltraFlashStreamingPipeline(PromptEncodingMixin, DiffusionPipeline, UltraF
             cache_management ([`DynamicCacheManagement`], *optional*): spends less on a stream that runs well.
             color_correction (`str`, *optional*, defaults to `"wavelet"`): sources with pixels: `"wavelet"` keeps their
                 low frequencies, `"none"` does not.
+            strength (`float`, *optional*, defaults to 1.0): sources with pixels: share of the detail that the networks
+                add, 0 (the source, resampled bicubically) to 1.
             source_kwargs (`dict`, *optional*): further arguments of a source pipeline's call, or of the text
                 generator ([`TextGeneratorSource`]: first frames, window and sink, steps).
             state ([`PipelineStreamState`], *optional*): goes on after the chunk that it was taken from. Pass the same
@@ -322,6 +332,7 @@ class UltraFlashStreamingPipeline(PromptEncodingMixin, DiffusionPipeline, UltraF
             frames_per_chunk=frames_per_chunk or self.config.group_frames,
             output_type=output_type,
             correction_levels=self.config.color_correction_levels if color_correction == "wavelet" else None,
+            detail=DetailSettings(strength, self.config.detail_memory),
             cache_management=cache_management,
         )
         # a copy, since a stream writes into the buffers of its state

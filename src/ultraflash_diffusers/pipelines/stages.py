@@ -20,6 +20,7 @@ from ..models.stream_state import StreamState
 from ..models.ultraflash_sr_transformer import SRStreamState
 from ..pixels import to_levels
 from .color_correction import wavelet_color_correction
+from .detail import DetailSettings, DetailState, settle_detail
 from .execution.calls import SRCalls
 from .execution.compilation import GuardedCalls
 from .execution.devices import execution_device, send
@@ -193,6 +194,19 @@ class SRStage:
         return changed.get("latents", latents), changed.get("condition", condition), prompts
 
 
+@dataclass
+class FrameState(StreamState):
+    """What frames leave to the next ones.
+
+    Args:
+        decoder (`StreamState`, *optional*): of the network.
+        detail ([`DetailState`], *optional*): of what it adds to the source.
+    """
+
+    decoder: StreamState | None = None
+    detail: DetailState | None = None
+
+
 class DecodeStage:
     """High-resolution latents to frames, one latent frame after the other.
 
@@ -202,26 +216,33 @@ class DecodeStage:
         autoencoder ([`HRAutoencoder`]): the network.
         calls ([`GuardedCalls`]): the stream's guard of its calls.
         correction_levels (`int`, *optional*): of [`wavelet_color_correction`]; `None` leaves the colours alone.
+        detail ([`DetailSettings`]): how much of what is not in the source's pixels is shown, where it brings pixels.
         rounds (`bool`): whether frames become 8-bit levels at once, each latent frame's before the next.
     """
 
     def __init__(
-        self, autoencoder: HRAutoencoder, calls: GuardedCalls, correction_levels: int | None, rounds: bool
+        self,
+        autoencoder: HRAutoencoder,
+        calls: GuardedCalls,
+        correction_levels: int | None,
+        detail: DetailSettings,
+        rounds: bool,
     ) -> None:
         self._autoencoder = autoencoder
         self._calls = calls
         self._correction_levels = correction_levels
+        self._detail = detail
         self._rounds = rounds
         self.device = execution_device(autoencoder)
 
     def __call__(
-        self, segment: LatentSegment, state: StreamState | None, size: tuple[int, int], timings: StageTimings
-    ) -> tuple[torch.Tensor, StreamState | None]:
+        self, segment: LatentSegment, state: FrameState, size: tuple[int, int], timings: StageTimings
+    ) -> tuple[torch.Tensor, FrameState]:
         """Decodes the segment that follows `state`.
 
         Args:
             segment ([`LatentSegment`]): high-resolution latents.
-            state (`StreamState`, *optional*): of the decoder; not asked for where a clip starts.
+            state ([`FrameState`]): of the frames before; not asked for where a clip starts.
             size (`tuple[int, int]`): height and width that the frames are cropped to.
             timings ([`StageTimings`]): what this takes is added to them.
 
@@ -233,9 +254,11 @@ class DecodeStage:
         rest: LatentSegment | None = segment
         while rest is not None:
             latent, rest = rest.split(1)
+            state = FrameState() if latent.starts_clip else state
             with stage_timer(timings, "decoder", self.device):
-                frames, state = self._decode(latent, None if latent.starts_clip else state)
-            frames = self._corrected(frames[:, :, : latent.kept[0]], latent, timings)
+                frames, decoder = self._decode(latent, state.decoder)
+            frames, detail = self._beside_source(frames[:, :, : latent.kept[0]], latent, state.detail, timings)
+            state = FrameState(decoder, detail)
             frames = frames[..., : size[0], : size[1]]
             if self._rounds:
                 with stage_timer(timings, "output", self.device):
@@ -249,9 +272,17 @@ class DecodeStage:
             output = self._autoencoder.decode(latents, state=state)
         return output.sample, output.state
 
-    def _corrected(self, frames: torch.Tensor, latent: LatentSegment, timings: StageTimings) -> torch.Tensor:
-        if self._correction_levels is None or latent.pixels is None:
-            return frames
-        with stage_timer(timings, "color_correction", self.device):
-            source = latent.pixels[:, :, : latent.kept[0]].to(self.device)
-            return wavelet_color_correction(frames, source, self._correction_levels)
+    def _beside_source(
+        self, frames: torch.Tensor, latent: LatentSegment, state: DetailState | None, timings: StageTimings
+    ) -> tuple[torch.Tensor, DetailState | None]:
+        """The frames with the source's colours, and as much of their own detail as is asked for."""
+        if latent.pixels is None:
+            return frames, state
+        source = latent.pixels[:, :, : latent.kept[0]].to(self.device)
+        if self._correction_levels is not None:
+            with stage_timer(timings, "color_correction", self.device):
+                frames = wavelet_color_correction(frames, source, self._correction_levels)
+        if not self._detail.changes_frames:
+            return frames, state
+        with stage_timer(timings, "detail", self.device):
+            return settle_detail(frames, source, self._detail, state)

@@ -94,7 +94,7 @@ def start_stream(
     refine = SRStage(calls, pipe.scheduler, settings.sr, on_step)
     refine.check_states(state.sr)
     rounds = settings.output_type == "uint8"
-    decode = DecodeStage(pipe.autoencoder, GuardedCalls(), settings.correction_levels, rounds)
+    decode = DecodeStage(pipe.autoencoder, GuardedCalls(), settings.correction_levels, settings.detail, rounds)
     state = _on_devices(state, upsample, refine, decode)
     overlaps = settings.output_type != "latent" and pipe.can_overlap_decoding
     making_stream, decoding_stream = _cuda_streams(refine.device, decode.device) if overlaps else (None, None)
@@ -122,6 +122,7 @@ def _on_devices(
         upsampler=None if state.upsampler is None else state.upsampler.to(upsample.device),
         sr=None if state.sr is None else [each.to(refine.device) for each in state.sr],
         decoder=None if state.decoder is None else state.decoder.to(decode.device),
+        detail=None if state.detail is None else state.detail.to(decode.device),
         undecoded=[segment.to(decode.device) for segment in state.undecoded],
     )
 

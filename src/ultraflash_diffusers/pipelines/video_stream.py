@@ -21,7 +21,7 @@ from .pipeline_state import CurrentState, PipelineStreamState
 from .samplers import PreparedPrompts
 from .segments import LatentSegment, check_finite
 from .sources import Source
-from .stages import DecodeStage
+from .stages import DecodeStage, FrameState
 
 EncodePrompt = Callable[..., tuple[torch.Tensor, torch.Tensor | None]]
 
@@ -251,14 +251,17 @@ class VideoStream(Iterator[StreamChunk]):
     def _output(self, count: int, timings: StageTimings) -> tuple[LatentSegment, torch.Tensor]:
         """Takes up to `count` of the latent frames that wait to be decoded, and makes of them what is asked for."""
         # not the whole state, whose caches may have to go while this is decoded
-        undecoded, decoder = self._current.now.undecoded, self._current.now.decoder
+        undecoded, frames = (
+            self._current.now.undecoded,
+            FrameState(self._current.now.decoder, self._current.now.detail),
+        )
         segment, rest = undecoded[0].split(count)
         undecoded = undecoded[1:] if rest is None else [rest, *undecoded[1:]]
         piece = segment.latents
         if self._settings.output_type != "latent":
-            piece, decoder = self._decode(segment, decoder, self.size, timings)
+            piece, frames = self._decode(segment, frames, self.size, timings)
         done = self._current.now.frames_done + segment.num_frames
-        self._current.replace(undecoded=undecoded, decoder=decoder, frames_done=done)
+        self._current.replace(undecoded=undecoded, decoder=frames.decoder, detail=frames.detail, frames_done=done)
         return segment, piece
 
     def _fetch(self, timings: StageTimings, statistics: dict[str, Any], keep_errors: bool) -> bool:

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..models.attention.backends import triton_kernel
 from ..models.stream_state import StreamState
+from ..pipelines.detail import DetailSettings
 from ..pipelines.execution.calls import SRCalls
 from ..pipelines.execution.compilation import GuardedCalls
 from ..pipelines.execution.timing import StageTimings
@@ -23,7 +24,7 @@ from ..pipelines.noise import SeededFrameNoise
 from ..pipelines.pipeline_ultraflash import UltraFlashStreamingPipeline
 from ..pipelines.samplers import PreparedPrompts
 from ..pipelines.segments import LatentSegment
-from ..pipelines.stages import DecodeStage, SRGroup, SRSettings, SRStage, UpsampleStage
+from ..pipelines.stages import DecodeStage, FrameState, SRGroup, SRSettings, SRStage, UpsampleStage
 
 
 class LiveBytes(TorchDispatchMode):
@@ -158,8 +159,11 @@ def plan_memory(pipe: UltraFlashStreamingPipeline, height: int, width: int) -> d
     refine, prompts = SRStage(calls, pipe.scheduler, settings), PreparedPrompts.of(calls, [prompt])
     group = SRGroup(condition, 0, SeededFrameNoise([0], 1), prompts, blocks)
     run("transformer", lambda carried: refine(group, carried)[1])
-    decode, refined = DecodeStage(pipe.autoencoder, GuardedCalls(), None, True), segment(frames, high)
-    run("autoencoder", lambda carried: decode(refined, carried, (height, width), StageTimings())[1])
+    decode, refined = (
+        DecodeStage(pipe.autoencoder, GuardedCalls(), None, DetailSettings(), True),
+        segment(frames, high),
+    )
+    run("autoencoder", lambda carried: decode(refined, carried or FrameState(), (height, width), StageTimings())[1])
     weights = {name: tensor_bytes(getattr(pipe, name).parameters()) for name in state}
     return {"weights": weights, "state": state, "working": working}
 
