@@ -24,6 +24,7 @@ TAKEN = (
     "demo/*.md",
     "demo/*.png",
     "examples/*",
+    "integrations/**/*.md",
     "src/ultraflash_diffusers/checkpoint/README.md",
     "training/**/*.md",
     "training/recipes/*.sh",
