@@ -31,7 +31,7 @@ from benchmarks.clips import CRF, SCALE, prepare_clip
 from ultraflash_diffusers import UltraFlashSRTransformer, UltraFlashStreamingPipeline, default_checkpoint
 from ultraflash_diffusers.pipelines.color_correction import COLOR_CORRECTIONS
 from ultraflash_diffusers.rewards import Reward, load_reward
-from ultraflash_diffusers.training.stages.base import load_network
+from ultraflash_diffusers.training.starting_points.networks import load_network
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 VIDEOS = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v"}

@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ultraflash_diffusers import UltraFlashSRTransformer
-from ultraflash_diffusers.training.stages.base import choose_trained
+from ultraflash_diffusers.training.starting_points.networks import choose_trained
 
 GIB = 2**30
 TEMPORAL, SPATIAL = 4, 8  # compression of Wan's latents

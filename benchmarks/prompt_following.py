@@ -29,7 +29,7 @@ from ultraflash_diffusers import CausalWanTransformer, HRAutoencoder, UltraFlash
 from ultraflash_diffusers.pipelines.noise import SeededFrameNoise
 from ultraflash_diffusers.pipelines.sources.text_generator import TextGeneratorSource
 from ultraflash_diffusers.training.data.scenes import COLORS, MOTIONS, OBJECTS, Scene, all_scenes
-from ultraflash_diffusers.training.stages.base import load_network
+from ultraflash_diffusers.training.starting_points.networks import load_network
 from ultraflash_diffusers.training.starting_points.text_encoding import TextEncoding
 from ultraflash_diffusers.video_io.opening import open_container
 

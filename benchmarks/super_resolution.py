@@ -31,9 +31,9 @@ from ultraflash_diffusers.pipelines.noise import SeededFrameNoise
 from ultraflash_diffusers.rewards import Reward, load_reward
 from ultraflash_diffusers.training.data.inputs import load_degradation
 from ultraflash_diffusers.training.data.scenes import all_scenes
-from ultraflash_diffusers.training.losses.pixels import detail_ratio
-from ultraflash_diffusers.training.stages.base import load_network
+from ultraflash_diffusers.training.losses.details import detail_ratio
 from ultraflash_diffusers.training.stages.cascade_rollout import SRStream, clip_source, rollout_groups
+from ultraflash_diffusers.training.starting_points.networks import load_network
 from ultraflash_diffusers.video_io import frames_to_tensor, tensor_to_frames
 
 UPSAMPLER = "upsampler alone"

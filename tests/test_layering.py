@@ -31,20 +31,20 @@ ROOMS: dict[str, set[str]] = {
     "weight_files": set(),
     "pixels": set(),
 }
-# rooms inside training, likewise; all may use `files`
+# rooms inside training, likewise; all may use `files` and `settings`
 TRAINING: dict[str, set[str]] = {
-    "loop": {"data", "files", "losses", "stages", "starting_points"},
-    "stages": {"data", "files", "losses", "starting_points"},
-    "data": {"files", "losses", "starting_points"},
-    "losses": {"files"},
-    "starting_points": {"files"},
+    "loop": {"data", "files", "losses", "settings", "stages", "starting_points"},
+    "stages": {"data", "files", "losses", "settings", "starting_points"},
+    "data": {"files", "losses", "settings", "starting_points"},
+    "losses": {"files", "settings"},
+    "starting_points": {"files", "settings"},
     "files": set(),
+    "settings": set(),
 }
 LONGEST = 450
 # to be split
 STILL_LONGER = {
     "demo.page",
-    "training.loop.train",
     "video_io.writer",
 }
 

@@ -33,7 +33,7 @@ from ultraflash_diffusers.rewards import (
 from ultraflash_diffusers.training.data.crops import Batch
 from ultraflash_diffusers.training.losses import perceptual
 from ultraflash_diffusers.training.losses.perceptual import PerceptualLoss
-from ultraflash_diffusers.training.stages.quality import DEGRADATIONS, QualityObjective, QualityStage
+from ultraflash_diffusers.training.stages.quality import DEGRADATIONS, QualityObjective, QualityTraining
 from ultraflash_diffusers.video_io import VideoReader
 
 REPOSITORY = ROOT
@@ -145,7 +145,7 @@ class TestScorer:
 
     def test_saved_in_half_precision_and_loaded(self, tmp_path: Path) -> None:
         scorer, frames = make_scorer(), frames_of(1, 2)
-        QualityStage(scorer, QualityObjective()).save_pretrained(tmp_path)
+        QualityTraining(scorer, QualityObjective()).save_pretrained(tmp_path)
         assert scorer.dtype == torch.float32
         loaded = load_reward(str(tmp_path))
         assert isinstance(loaded, QualityScorer) and not any(p.requires_grad for p in loaded.parameters())
@@ -156,7 +156,7 @@ class TestScorer:
 class TestTraining:
     def test_a_few_steps_improve_the_ranking(self) -> None:
         """On pictures that it was not trained on."""
-        stage = QualityStage(make_scorer(), QualityObjective(size=32, mixed_share=0.0))
+        stage = QualityTraining(make_scorer(), QualityObjective(size=32, mixed_share=0.0))
         optimizer = torch.optim.Adam(stage.trained_parameters(), lr=1e-2)
         train, held_out = batch_of(*range(8)), batch_of(*range(100, 108))
 
@@ -173,7 +173,7 @@ class TestTraining:
         assert accuracy() > max(0.75, before + 0.15)
 
     def test_a_batch_depends_on_its_generator_alone(self) -> None:
-        stage = QualityStage(make_scorer(), QualityObjective(size=32))
+        stage = QualityTraining(make_scorer(), QualityObjective(size=32))
         batch = batch_of(1, 2)
         losses = [stage(batch, torch.Generator().manual_seed(seed))[0] for seed in (1, 1, 2)]
         assert torch.equal(losses[0], losses[1]) and not torch.equal(losses[0], losses[2])

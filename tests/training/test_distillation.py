@@ -19,6 +19,12 @@ from ultraflash_diffusers import CausalLatentUpsampler, UltraFlashSRTransformer
 from ultraflash_diffusers.rewards import QualityScorer
 from ultraflash_diffusers.training.data.crops import Batch
 from ultraflash_diffusers.training.data.prompts import Prompts
+from ultraflash_diffusers.training.losses.details import (
+    inverse_wavelet_transform,
+    wavelet_details,
+    wavelet_loss,
+    wavelet_transform,
+)
 from ultraflash_diffusers.training.losses.distribution_matching import (
     DistributionMatching,
     Flow,
@@ -28,22 +34,16 @@ from ultraflash_diffusers.training.losses.distribution_matching import (
     integrate,
     surrogate_loss,
 )
-from ultraflash_diffusers.training.losses.pixels import (
-    PixelLoss,
-    add_noise,
-    inverse_wavelet_transform,
-    wavelet_details,
-    wavelet_loss,
-    wavelet_transform,
-)
+from ultraflash_diffusers.training.losses.flow_matching import add_noise
+from ultraflash_diffusers.training.losses.pixels import PixelLoss
+from ultraflash_diffusers.training.settings import read_settings
 from ultraflash_diffusers.training.stages.distillation import (
     DistillationObjective,
-    DistillationStage,
+    DistillationTraining,
     check_networks,
     fake_score_of,
     sparse_student,
 )
-from ultraflash_diffusers.training.stages.sr import SRObjective
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -246,21 +246,20 @@ def make_teacher(**config: Any) -> UltraFlashSRTransformer:
 def make_stage(
     teacher: UltraFlashSRTransformer | None = None,
     student: UltraFlashSRTransformer | None = None,
-    objective: SRObjective | None = None,
     rank: int | None = None,
     reward: Any = None,
     **distillation: Any,
-) -> DistillationStage:
+) -> DistillationTraining:
     teacher = make_teacher() if teacher is None else teacher
-    settings = {"guidance_drops": "condition", "fake_updates": 2, "teacher_steps": 2} | distillation
-    return DistillationStage(
+    settings = {"guidance_drops": "condition", "fake_updates": 2, "teacher_steps": 2}
+    settings |= {"pixel_loss": PixelLoss(0, 0, 0), "condition_noise": (0.0, 0.0)} | distillation
+    return DistillationTraining(
         sparse_student(teacher, rank) if student is None else student,
         teacher,
         fake_score_of(teacher, rank),
         make_tiny_upsampler(),
         make_tiny_autoencoder(),
         Prompts({}, 6, 8),
-        SRObjective(pixel_loss=PixelLoss(0, 0, 0)) if objective is None else objective,
         DistillationObjective(**settings),
         reward,
     )
@@ -272,13 +271,13 @@ def make_batch(samples: int = 2) -> Batch:
     return Batch(high, low, None, [""] * samples)
 
 
-def optimise(stage: DistillationStage, steps: int, learning_rate: float = 3e-3) -> dict[str, list[float]]:
+def optimise(stage: DistillationTraining, steps: int, learning_rate: float = 3e-3) -> dict[str, list[float]]:
     """What the loop does, on one batch; returns what each phase measured."""
     optimizer = torch.optim.AdamW(stage.parameter_groups(learning_rate))
     measured: dict[str, list[float]] = {}
     batch = make_batch()
     for step in range(steps):
-        stage.begin_step(step)
+        stage.begin_step(step, seeded(step))
         loss, terms = stage.train()(batch, seeded(step))
         loss.backward()
         optimizer.step()
@@ -299,7 +298,7 @@ def test_steps_alternate_after_the_regression() -> None:
 @pytest.mark.parametrize(("step", "trained"), [(0, "fake_score"), (2, "transformer"), (3, "fake_score")])
 def test_each_step_trains_one_network_and_never_the_teacher(step: int, trained: str) -> None:
     stage = make_stage(reward_weight=1.0, reward=brightness)
-    stage.begin_step(step)
+    stage.begin_step(step, seeded(step))
     loss, _ = stage(make_batch(), seeded())
     loss.backward()
     reached = {name.split(".")[0] for name, parameter in stage.named_parameters() if parameter.grad is not None}
@@ -553,7 +552,7 @@ def test_bad_command_lines_are_refused(capsys: pytest.CaptureFixture) -> None:
     levels = ["--matching_levels", "0.1", "0.5"]
     parsed = script("distill_sr").parse_arguments([*base, "--guidance_scale", "1", "--reward", "packaged", *levels])
     assert parsed.ema_interval == 6 and parsed.reward_weight == 1e-3
-    assert script("distill_sr").distillation_objective(parsed).matching.sigma_range == (0.1, 0.5)
+    assert read_settings(parsed, DistillationObjective).matching.sigma_range == (0.1, 0.5)
 
 
 def test_a_teacher_of_another_shape_is_refused_before_any_data_are_read(cascade: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from peft import get_peft_model_state_dict
 from benchmarks import drift
 from ultraflash_diffusers import UltraFlashStreamingPipeline
 from ultraflash_diffusers.rewards import QualityScorer
-from ultraflash_diffusers.training.stages.base import choose_trained
+from ultraflash_diffusers.training.starting_points.networks import choose_trained
 
 
 def brightness(frames: torch.Tensor) -> torch.Tensor:

@@ -39,9 +39,13 @@ from ultraflash_diffusers.training.data.scenes import (
     recolorings,
     vocabulary,
 )
-from ultraflash_diffusers.training.losses.distribution_matching import DistributionMatching
 from ultraflash_diffusers.training.losses.linear_decoding import encode_linearly
-from ultraflash_diffusers.training.stages.generator import DiffusionForcingStage, ForcingObjective, SelfForcingStage
+from ultraflash_diffusers.training.stages.generator import (
+    DiffusionForcing,
+    DiffusionForcingTraining,
+    SelfForcing,
+    SelfForcingTraining,
+)
 from ultraflash_diffusers.training.starting_points.text_encoding import (
     TextEncoding,
     make_text_encoder,
@@ -397,11 +401,11 @@ def test_pools_count_by_their_shares(tmp_path: Path) -> None:
 
 
 def test_levels_of_given_chunks_and_of_the_sampler() -> None:
-    objective = ForcingObjective(noise_levels="steps", first_step_share=0.4)
+    objective = DiffusionForcing(noise_levels="steps", first_step_share=0.4)
     levels = objective.sample_levels((4000,), seeded())
     shares = [(levels == sigma).float().mean().item() for sigma in torch.tensor(objective.sigmas)]
     assert shares == pytest.approx([0.4, 0.2, 0.2, 0.2], abs=0.03)
-    continuous = ForcingObjective().sample_levels((4000,), seeded())
+    continuous = DiffusionForcing().sample_levels((4000,), seeded())
     assert 0 <= continuous.min() and continuous.max() <= 1 and continuous.median() > 0.75
 
 
@@ -409,8 +413,8 @@ def test_levels_of_given_chunks_and_of_the_sampler() -> None:
 def test_a_few_steps_lower_the_loss(tmp_path: Path, prediction_type: str) -> None:
     clips = make_clips(tmp_path)
     network = make_network(prediction_type=prediction_type)
-    pools, objective = [Pool(clips)], ForcingObjective(text_dropout=0.0)
-    stage = DiffusionForcingStage(network, make_text(), objective, channel_scale(pools))
+    pools, objective = [Pool(clips)], DiffusionForcing(text_dropout=0.0)
+    stage = DiffusionForcingTraining(network, make_text(), objective, channel_scale(pools))
     dataset, optimizer = ChunkDataset(pools, 2, 1, 8), torch.optim.Adam(stage.trained_parameters(), 3e-3)
     losses = []
     for number in range(60):
@@ -423,14 +427,14 @@ def test_a_few_steps_lower_the_loss(tmp_path: Path, prediction_type: str) -> Non
 
 
 def test_only_what_is_not_given_is_learnt(tmp_path: Path) -> None:
-    stage = DiffusionForcingStage(make_network(), make_text(), ForcingObjective(), torch.ones(8))
+    stage = DiffusionForcingTraining(make_network(), make_text(), DiffusionForcing(), torch.ones(8))
     given = stage._given(torch.tensor([True, False] * 50), 3, seeded())
     assert given[1::2, 0].all() and not given[::2, 0].all() and given[::2, 0].any()
     assert not given[:, -1].any()
 
 
 def test_own_context_is_what_the_network_makes_of_noise() -> None:
-    stage = DiffusionForcingStage(make_network(), make_text(), ForcingObjective(), torch.ones(8))
+    stage = DiffusionForcingTraining(make_network(), make_text(), DiffusionForcing(), torch.ones(8))
     noisy, embeds = torch.randn(3, 8, 4, 8, 8, generator=seeded()), stage.text(["a red ball"] * 3)
     # the second chunk after the first; none, as what came before it is unknown; the first, with which a video starts
     given = torch.tensor([[True, True, False, False], [True, False, False, False], [True, False, False, False]])
@@ -451,8 +455,9 @@ def test_own_context_is_used_as_often_as_asked(tmp_path: Path) -> None:
     clips = make_clips(tmp_path)
     losses = []
     for share in (0.0, 1.0):
-        objective = ForcingObjective(text_dropout=0.0, context_noise=0.0, own_context=share)
-        stage = DiffusionForcingStage(make_network(), make_text(), objective, torch.ones(8))
+        objective = DiffusionForcing(text_dropout=0.0, context_noise=0.0, own_context=share)
+        stage = DiffusionForcingTraining(make_network(), make_text(), objective, torch.ones(8))
+        stage.begin_step(0, seeded())
         dataset = ChunkDataset([Pool(clips)], 3, 1, 8)
         losses.append(np.mean([stage(dataset[number], seeded(number))[0].item() for number in range(5)]))
     assert losses[0] != losses[1]
@@ -460,14 +465,12 @@ def test_own_context_is_used_as_often_as_asked(tmp_path: Path) -> None:
 
 def test_self_forcing_moves_the_student_and_the_fake_score_in_turns() -> None:
     network = make_network()
-    stage = SelfForcingStage(
-        network, make_text(), ForcingObjective(), torch.ones(8), matching=DistributionMatching(), fake_updates=2
-    )
+    stage = SelfForcingTraining(network, make_text(), SelfForcing(fake_updates=2), torch.ones(8))
     clean = torch.randn(2, 8, 3, 8, 8, generator=seeded())
     batch = ChunkBatch(clean, None, None, ["a red ball moves left", "a blue star"], torch.ones(2, dtype=torch.bool))
     moved = []
     for step in range(3):
-        stage.begin_step(step)
+        stage.begin_step(step, seeded(step))
         loss, _ = stage(batch, seeded(step))
         stage.zero_grad()
         loss.backward()
@@ -480,10 +483,10 @@ def test_self_forcing_moves_the_student_and_the_fake_score_in_turns() -> None:
 
 def test_a_rollout_is_what_inference_streams() -> None:
     """With one step and no noise to draw but the chunks' own, both give the same latents."""
-    stage = DiffusionForcingStage(
+    stage = DiffusionForcingTraining(
         make_network(in_channels=4, out_channels=4, patch_size=(1, 2, 2)),
         make_text(),
-        ForcingObjective(denoising_steps=(1000,)),
+        DiffusionForcing(denoising_steps=(1000,)),
         torch.ones(4),
     )
     embeds = stage.text(["a red ball moves left"]).detach()

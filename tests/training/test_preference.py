@@ -25,12 +25,13 @@ from ultraflash_diffusers import UltraFlashSRTransformer, UltraFlashStreamingPip
 from ultraflash_diffusers.pipelines.noise import SeededFrameNoise, draw_seeds
 from ultraflash_diffusers.rewards import QualityScorer
 from ultraflash_diffusers.training.data.crops import Batch, Crop
+from ultraflash_diffusers.training.data.prompt_batches import PromptBatch, PromptDataset
 from ultraflash_diffusers.training.data.prompts import Prompts
 from ultraflash_diffusers.training.losses.preference import preference_loss, preference_margin, squared_error_change
-from ultraflash_diffusers.training.stages.base import choose_trained
 from ultraflash_diffusers.training.stages.cascade_rollout import SRStream, clip_source, rollout_groups, text_source
-from ultraflash_diffusers.training.stages.preference import PreferenceStage, PromptBatch, PromptDataset
+from ultraflash_diffusers.training.stages.preference import PreferenceObjective, PreferenceTraining
 from ultraflash_diffusers.training.stages.preference_pairs import BestOfPairs, PairMaker, TeacherPairs
+from ultraflash_diffusers.training.starting_points.networks import choose_trained
 
 SCRIPT = ROOT / "training" / "train_cascade_dpo.py"
 BETA = 0.1
@@ -175,16 +176,23 @@ def teacher() -> UltraFlashSRTransformer:
     return network
 
 
-def make_stage(pairs: PairMaker | None = None, rank: int | None = None, **settings: Any) -> PreferenceStage:
+def make_stage(
+    pairs: PairMaker | None = None,
+    rank: int | None = None,
+    reference: UltraFlashSRTransformer | None = None,
+    **settings: Any,
+) -> PreferenceTraining:
     pipe = make_tiny_pipeline(group_frames=2)
     choose_trained(pipe.transformer, rank)
     prompts = Prompts.embed(["a red ball"], pipe)
-    return PreferenceStage(pipe, pairs or TeacherPairs(teacher(), num_inference_steps=2), prompts, **settings)
+    pairs = pairs or TeacherPairs(teacher(), num_inference_steps=2)
+    return PreferenceTraining(pipe, pairs, prompts, PreferenceObjective(**settings), reference)
 
 
-def take_steps(stage: PreferenceStage, count: int, rate: float = 1e-3) -> None:
+def take_steps(stage: PreferenceTraining, count: int, rate: float = 1e-3) -> None:
     optimizer = torch.optim.AdamW(stage.trained_parameters(), lr=rate)
     for step in range(count):
+        stage.begin_step(step, generator(step))
         loss, _ = stage(batch(step), generator(step))
         optimizer.zero_grad()
         loss.backward()

@@ -15,9 +15,9 @@ from benchmarks import super_resolution
 from ultraflash_diffusers import HRAutoencoder
 from ultraflash_diffusers.training.data.crops import Batch
 from ultraflash_diffusers.training.data.prompts import Prompts
+from ultraflash_diffusers.training.losses.flow_matching import weighted_mse
 from ultraflash_diffusers.training.losses.linear_decoding import decode_linearly, pixel_weights
-from ultraflash_diffusers.training.losses.pixels import PixelLoss, weighted_mse
-from ultraflash_diffusers.training.stages.sr import SRObjective, SRStage
+from ultraflash_diffusers.training.stages.sr import FlowMatching, FlowMatchingTraining
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -64,8 +64,8 @@ def test_flow_matching_compares_what_the_network_predicts(prediction_type: str, 
     transformer = make_tiny_transformer(prediction_type=prediction_type)
     torch.nn.init.zeros_(transformer.proj_out.weight)
     torch.nn.init.zeros_(transformer.proj_out.bias)
-    objective = SRObjective("flow_matching", PixelLoss(0, 0, 0), weigh_channels=weigh_channels)
-    stage = SRStage(transformer, make_tiny_upsampler(), autoencoder, Prompts({}, 6, 8), objective)
+    objective = FlowMatching((0.0, 0.0), 0.0, 0.0, weigh_channels=weigh_channels)
+    stage = FlowMatchingTraining(transformer, make_tiny_upsampler(), autoencoder, Prompts({}, 6, 8), objective)
     low = torch.rand(2, 3, 5, 16, 16, generator=seeded(7)) * 2 - 1
     batch = Batch(torch.nn.functional.interpolate(low, scale_factor=(1, 2, 2)), low, None, ["", ""])
     loss, _ = stage(batch, seeded(1))

@@ -43,8 +43,9 @@ from ultraflash_diffusers.training.data.preparation import CachedClip, Preparati
 from ultraflash_diffusers.training.data.prompts import Prompts
 from ultraflash_diffusers.training.data.video_dataset import dataset_sources
 from ultraflash_diffusers.training.loop import hub
-from ultraflash_diffusers.training.losses import pixels as losses
+from ultraflash_diffusers.training.losses import details, fidelity, flow_matching, pixels, temporal
 from ultraflash_diffusers.training.losses.linear_decoding import decode_linearly
+from ultraflash_diffusers.training.starting_points.networks import new_network
 
 
 @pytest.fixture(scope="module")
@@ -82,15 +83,15 @@ def upsampler(material: Path, autoencoder: Path, tmp_path_factory: pytest.TempPa
 
 def test_charbonnier_of_known_differences() -> None:
     target = torch.zeros(1, 3, 2, 4, 4)
-    assert losses.charbonnier(target, target).item() == pytest.approx(0.01)
-    assert losses.charbonnier(target + 0.3, target, epsilon=0.4).item() == pytest.approx(0.5)
+    assert fidelity.charbonnier(target, target).item() == pytest.approx(0.01)
+    assert fidelity.charbonnier(target + 0.3, target, epsilon=0.4).item() == pytest.approx(0.5)
 
 
 def test_warping_by_whole_pixels_is_a_shift() -> None:
     frames = torch.rand(1, 3, 6, 8)
     flow = torch.zeros(1, 2, 6, 8)
     flow[:, 0], flow[:, 1] = 2, -1
-    warped = losses.warp(frames, flow)
+    warped = temporal.warp(frames, flow)
     torch.testing.assert_close(warped[..., 1:, :-2], frames[..., :-1, 2:])
     assert warped[..., 0, :].abs().max() < 1e-5 and warped[..., -2:].abs().max() < 1e-5  # from outside
 
@@ -100,11 +101,11 @@ def test_warped_loss_is_zero_where_pixels_follow_the_flow() -> None:
     clip = torch.stack([wide[..., 2 * t : 2 * t + 12] for t in range(3)], dim=2)  # contents move 2 to the left
     flow = torch.zeros(1, 2, 2, 8, 12)
     flow[:, :, 0] = 2
-    assert losses.warped_temporal_loss(clip, flow).item() == pytest.approx(0, abs=1e-5)
-    assert losses.warped_temporal_loss(clip, torch.zeros_like(flow)).item() > 0.1
+    assert temporal.warped_temporal_loss(clip, flow).item() == pytest.approx(0, abs=1e-5)
+    assert temporal.warped_temporal_loss(clip, torch.zeros_like(flow)).item() > 0.1
     # a brightness that flickers by 0.2 costs 0.2, whatever moves
     flicker = clip + torch.tensor([0.0, 0.2, 0.0]).view(1, 1, 3, 1, 1)
-    assert losses.warped_temporal_loss(flicker, flow).item() == pytest.approx(0.2, abs=1e-4)
+    assert temporal.warped_temporal_loss(flicker, flow).item() == pytest.approx(0.2, abs=1e-4)
 
 
 def test_optical_flow_points_to_where_a_pixel_was() -> None:
@@ -117,18 +118,18 @@ def test_optical_flow_points_to_where_a_pixel_was() -> None:
 
 def test_temporal_difference_forgives_what_does_not_change() -> None:
     target = torch.rand(1, 3, 4, 4, 4)
-    assert losses.temporal_difference_loss(target + 0.3, target).item() == pytest.approx(0, abs=1e-6)
+    assert temporal.temporal_difference_loss(target + 0.3, target).item() == pytest.approx(0, abs=1e-6)
     flicker = target + torch.tensor([0.0, 0.1, 0.0, 0.1]).view(1, 1, 4, 1, 1)
-    assert losses.temporal_difference_loss(flicker, target).item() == pytest.approx(0.1, abs=1e-5)
+    assert temporal.temporal_difference_loss(flicker, target).item() == pytest.approx(0.1, abs=1e-5)
 
 
 def test_wavelet_details_are_the_orthonormal_bands() -> None:
     stripes = torch.tensor([1.0, -1.0]).repeat(4).expand(8, 8)
-    horizontal, vertical, diagonal = losses.wavelet_details(stripes)
+    horizontal, vertical, diagonal = details.wavelet_details(stripes)
     assert horizontal.eq(2).all() and not vertical.any() and not diagonal.any()
-    assert not losses.wavelet_details(torch.ones(4, 4)).any()
-    assert losses.wavelet_loss(stripes, torch.zeros(8, 8)).item() == pytest.approx(2 / 3)
-    assert losses.detail_ratio(0.5 * stripes, stripes).item() == pytest.approx(0.5)
+    assert not details.wavelet_details(torch.ones(4, 4)).any()
+    assert details.wavelet_loss(stripes, torch.zeros(8, 8)).item() == pytest.approx(2 / 3)
+    assert details.detail_ratio(0.5 * stripes, stripes).item() == pytest.approx(0.5)
 
 
 def test_contrast_asks_for_the_strength_of_details_and_not_for_their_place() -> None:
@@ -137,11 +138,11 @@ def test_contrast_asks_for_the_strength_of_details_and_not_for_their_place() -> 
     nothing = torch.zeros(1, 3, 2, 32, 32)
     # one of three bands is 2 everywhere, at the first scale for the fine stripes and at the second for the broad ones
     strength = (4 / 3 + 1e-5) ** 0.5 - 1e-5**0.5
-    assert losses.contrast_loss(fine, nothing).item() == pytest.approx(strength, rel=1e-4)
-    assert losses.contrast_loss(broad, nothing).item() == pytest.approx(strength, rel=1e-4)
-    assert losses.contrast_loss(broad, fine).item() == pytest.approx(2 * strength, rel=1e-4)
-    assert losses.contrast_loss(fine.roll(1, dims=-1), fine).item() == 0
-    assert [tuple(scale.shape) for scale in losses.local_contrast(fine)] == [(3, 2, 4, 4), (3, 2, 2, 2)]
+    assert details.contrast_loss(fine, nothing).item() == pytest.approx(strength, rel=1e-4)
+    assert details.contrast_loss(broad, nothing).item() == pytest.approx(strength, rel=1e-4)
+    assert details.contrast_loss(broad, fine).item() == pytest.approx(2 * strength, rel=1e-4)
+    assert details.contrast_loss(fine.roll(1, dims=-1), fine).item() == 0
+    assert [tuple(scale.shape) for scale in details.local_contrast(fine)] == [(3, 2, 4, 4), (3, 2, 2, 2)]
 
 
 def test_structural_similarity_of_one_window() -> None:
@@ -153,24 +154,24 @@ def test_structural_similarity_of_one_window() -> None:
     a, b = (picture.ravel() @ window for picture in pictures)
     (va, c), (_, vb) = np.cov([picture.ravel() for picture in pictures], bias=True, aweights=window)
     expected = (2 * a * b + 1e-4) * (2 * c + 9e-4) / ((a**2 + b**2 + 1e-4) * (va + vb + 9e-4))
-    assert losses.ssim_loss(x, y).item() == pytest.approx(1 - expected, abs=1e-5)
-    assert losses.ssim_loss(x, x).item() == pytest.approx(0, abs=1e-6)
+    assert fidelity.ssim_loss(x, y).item() == pytest.approx(1 - expected, abs=1e-5)
+    assert fidelity.ssim_loss(x, x).item() == pytest.approx(0, abs=1e-6)
     with torch.autocast("cpu", torch.bfloat16):
-        assert losses.ssim_loss(x, y).item() == pytest.approx(1 - expected, abs=1e-5)
+        assert fidelity.ssim_loss(x, y).item() == pytest.approx(1 - expected, abs=1e-5)
     with pytest.raises(ValueError, match="10x11"):
-        losses.ssim_loss(x[..., 1:, :], y[..., 1:, :])
+        fidelity.ssim_loss(x[..., 1:, :], y[..., 1:, :])
 
 
 def test_psnr_of_a_known_error() -> None:
     target = torch.zeros(1, 3, 2, 4, 4)
-    assert losses.psnr(target + 0.2, target).item() == pytest.approx(20)
-    assert losses.psnr(target + 9, target + 1).item() == pytest.approx(100)  # clamped to white, which it is
+    assert fidelity.psnr(target + 0.2, target).item() == pytest.approx(20)
+    assert fidelity.psnr(target + 9, target + 1).item() == pytest.approx(100)  # clamped to white, which it is
 
 
 def test_pixel_loss_sums_the_terms_that_have_a_weight() -> None:
     prediction, target = torch.full((1, 3, 2, 16, 16), 0.5), torch.zeros(1, 3, 2, 16, 16)
-    assert losses.PixelLoss(0, 2, 0, wavelet_weight=0)(prediction, target) == {"mse": torch.tensor(0.5)}
-    assert set(losses.PixelLoss(1, 1, 1, "difference", 1, 1, 1)(prediction, target)) == {
+    assert pixels.PixelLoss(0, 2, 0, wavelet_weight=0)(prediction, target) == {"mse": torch.tensor(0.5)}
+    assert set(pixels.PixelLoss(1, 1, 1, "difference", 1, 1, 1)(prediction, target)) == {
         "charbonnier",
         "mse",
         "temporal",
@@ -179,15 +180,15 @@ def test_pixel_loss_sums_the_terms_that_have_a_weight() -> None:
         "contrast",
     }
     with pytest.raises(ValueError, match="`flow`"):
-        losses.PixelLoss()(prediction, target)
+        pixels.PixelLoss()(prediction, target)
 
 
 def test_pixel_losses_can_be_those_of_the_color_corrected_result() -> None:
     generator = torch.Generator().manual_seed(0)
     low, noise = torch.rand(1, 3, 2, 8, 8, generator=generator), torch.rand(1, 3, 2, 16, 16, generator=generator)
     target = torch.nn.functional.interpolate(low, scale_factor=(1, 2, 2), mode="nearest") + 0.1 * noise
-    plain = losses.PixelLoss(1, 0, 0)
-    aware = losses.PixelLoss(1, 0, 0, color_correction_levels=1)
+    plain = pixels.PixelLoss(1, 0, 0)
+    aware = pixels.PixelLoss(1, 0, 0, color_correction_levels=1)
     tinted = target + 0.3  # the correction takes a tint away, and only the uncorrected term sees it
     terms, of_target = aware(tinted, target, low=low), aware(target, target, low=low)
     assert terms["charbonnier"].item() == pytest.approx(of_target["charbonnier"].item(), rel=1e-4)
@@ -198,16 +199,16 @@ def test_pixel_losses_can_be_those_of_the_color_corrected_result() -> None:
 
 
 def test_noise_levels_are_logit_normal_and_shifted() -> None:
-    sigmas = losses.sample_sigmas(20000, torch.Generator().manual_seed(0))
+    sigmas = flow_matching.sample_sigmas(20000, torch.Generator().manual_seed(0))
     assert sigmas.min() > 0 and sigmas.max() < 1
     assert sigmas.median().item() == pytest.approx(1.5 / 2.5, abs=0.01)
-    logits = torch.logit(losses.sample_sigmas(20000, torch.Generator().manual_seed(0), shift=1.0))
+    logits = torch.logit(flow_matching.sample_sigmas(20000, torch.Generator().manual_seed(0), shift=1.0))
     assert logits.mean().item() == pytest.approx(0, abs=0.03) and logits.std().item() == pytest.approx(1, abs=0.03)
 
 
 def test_conditions_are_noised_and_dropped_as_often_as_asked() -> None:
     condition = torch.full((2000, 1, 1, 4, 4), 5.0)
-    corrupted = losses.corrupt_condition(condition, torch.Generator().manual_seed(0))
+    corrupted = flow_matching.corrupt_condition(condition, torch.Generator().manual_seed(0))
     dropped = ~corrupted.flatten(1).any(1)
     assert dropped.float().mean().item() == pytest.approx(0.4, abs=0.04)
     # the noise has mean 0: what is left of the condition is 1 - share, between 0.4 and 0.6
@@ -215,7 +216,7 @@ def test_conditions_are_noised_and_dropped_as_often_as_asked() -> None:
     assert left.mean().item() == pytest.approx(0.5, abs=0.01)
     assert corrupted[~dropped].std(dim=(1, 2, 3, 4)).mean().item() == pytest.approx(0.5, abs=0.03)
     generator = torch.Generator().manual_seed(0)
-    torch.testing.assert_close(losses.corrupt_condition(condition, generator, (0, 0), 0.0), condition)
+    torch.testing.assert_close(flow_matching.corrupt_condition(condition, generator, (0, 0), 0.0), condition)
 
 
 # ---- data
@@ -338,8 +339,8 @@ def test_low_resolution_crops_show_the_same_as_high_ones(material: Path) -> None
         means = torch.nn.functional.avg_pool3d(batch.high, (1, 2, 2))
         assert (means - batch.low).abs().max() < 0.02
         # the flow is that of these frames: mirrored and played backwards with them
-        still = losses.warped_temporal_loss(batch.high, torch.zeros_like(batch.flow))
-        assert losses.warped_temporal_loss(batch.high, batch.flow) < 0.5 * still
+        still = temporal.warped_temporal_loss(batch.high, torch.zeros_like(batch.flow))
+        assert temporal.warped_temporal_loss(batch.high, batch.flow) < 0.5 * still
 
 
 def test_crops_that_do_not_fit_are_refused(material: Path) -> None:
@@ -573,7 +574,7 @@ def test_an_interrupted_run_loses_nothing(quick: Callable[..., Path], tmp_path: 
     whole, stopped, steps = quick(tmp_path / "whole", **options), tmp_path / "stopped", []
 
     def interrupt_third_step(module: torch.nn.Module, *_: object) -> None:
-        if type(module).__name__ == "AutoencoderStage":
+        if type(module).__name__ == "AutoencoderTraining":
             steps.append(module)
             if len(steps) == 3:
                 os.kill(os.getpid(), signal.SIGTERM)
@@ -739,4 +740,4 @@ def test_bad_command_lines_are_refused(tmp_path: Path, capsys: pytest.CaptureFix
     config = tmp_path / "wrong.json"
     config.write_text(json.dumps(AUTOENCODER | {"widht": 3}))
     with pytest.raises(ValueError, match="widht"):
-        script("train_sr").new_network(HRAutoencoder, config)
+        new_network(HRAutoencoder, config)

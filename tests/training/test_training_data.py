@@ -32,7 +32,13 @@ from ultraflash_diffusers.training.data.camera_motion import animate_picture
 from ultraflash_diffusers.training.data.crops import Crop, CropDataset, batches
 from ultraflash_diffusers.training.data.inputs import load_data, load_degradation, load_latents
 from ultraflash_diffusers.training.data.latents import LatentDataset, cache_latents, encode_stream
-from ultraflash_diffusers.training.data.preparation import CachedClip, Preparation, Source, find_sources, prepare_clips
+from ultraflash_diffusers.training.data.preparation import (
+    CachedClip,
+    MediaFile,
+    Preparation,
+    find_sources,
+    prepare_clips,
+)
 from ultraflash_diffusers.training.data.prompts import Prompts
 from ultraflash_diffusers.training.data.video_dataset import dataset_sources
 from ultraflash_diffusers.training.files import LeftOut, save_array, weights_fingerprint
@@ -65,7 +71,7 @@ def names(clips: list[CachedClip]) -> list[str]:
 def parsed(train: Path, output: Path, **options: Any) -> argparse.Namespace:
     options = {"train_data_dir": train, "output_dir": output, "crops": "5x32x32", "validation_frames": 5} | options
     arguments = [part for key, value in options.items() for part in (f"--{key}", *str(value).split(" "))]
-    return training_parser("").parse_args(arguments)
+    return training_parser("", degrades=True).parse_args(arguments)
 
 
 # ---- buckets
@@ -191,7 +197,7 @@ def test_pairs_that_do_not_fit_are_left_out(size: tuple[int, int, int], reason: 
     write_video(tmp_path / "other.mp4", texture(3, 9, 32, 48))
     name_pair(tmp_path, "low.mp4")
     left_out: list[LeftOut] = []
-    sources = [*find_sources(tmp_path), Source(tmp_path / "other.mp4")]
+    sources = [*find_sources(tmp_path), MediaFile(tmp_path / "other.mp4")]
     how = Preparation(clip_frames=5, scale=2, degradation=Downscale(2), versions=1)
     clips = prepare_clips(sources, tmp_path / "cache", how, left_out)
     assert names(clips) == ["other", "other"]
@@ -269,7 +275,7 @@ def test_clips_are_prepared_alike_by_several_threads(videos: Path, tmp_path: Pat
 
 
 def test_a_full_disk_is_no_unreadable_clip(videos: Path, tmp_path: Path) -> None:
-    source = Source(videos / "wide.mp4")  # 55 kB of pixels
+    source = MediaFile(videos / "wide.mp4")  # 55 kB of pixels
     with small_disk(20_000), pytest.raises(OSError, match="cache could not be written.*0000.npy"):
         prepare_clips([source], tmp_path / "cache", Preparation(clip_frames=9))
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]

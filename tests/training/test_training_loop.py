@@ -179,7 +179,7 @@ def nearly_full_disk(bytes_of_a_file: int, from_step: int) -> Iterator[None]:
     before, calls = resource.getrlimit(resource.RLIMIT_FSIZE), []
 
     def fill(module: torch.nn.Module, *_: object) -> None:
-        calls.extend([module] if type(module).__name__ == "AutoencoderStage" else [])
+        calls.extend([module] if type(module).__name__ == "AutoencoderTraining" else [])
         if len(calls) == from_step:
             resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_of_a_file, before[1]))
 
@@ -301,7 +301,7 @@ def test_8_bit_adam_that_does_not_work_on_the_device(
     optim = ModuleType("bitsandbytes.optim")  # without the optimizer, as a broken installation
     monkeypatch.setitem(sys.modules, "bitsandbytes", ModuleType("bitsandbytes"))
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", optim)
-    monkeypatch.setattr("ultraflash_diffusers.training.loop.train.is_bitsandbytes_available", lambda: True)
+    monkeypatch.setattr("ultraflash_diffusers.training.loop.accelerator.is_bitsandbytes_available", lambda: True)
     with pytest.raises(RuntimeError, match="--use_8bit_adam: the installed bitsandbytes cannot train on the device"):
         train("run", "--use_8bit_adam")
     assert not list((tmp_path / "run").iterdir())

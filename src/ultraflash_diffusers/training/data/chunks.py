@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,7 +55,7 @@ class CachedLatents:
 class MixedLatents:
     """A weighted sum of clips of one length, which is a clip where the encoder is linear, and its texts."""
 
-    clips: list[CachedLatents]
+    clips: Sequence[CachedLatents | MixedLatents]
     weights: list[float]
     texts: list[str]
 
@@ -67,27 +67,6 @@ class MixedLatents:
         """As [`CachedLatents.read`]."""
         parts = zip(self.clips, self.weights, strict=True)
         return np.sum([np.float32(weight) * clip.read(start, end) for clip, weight in parts], axis=0)
-
-
-@dataclass(frozen=True)
-class Material:
-    """Captioned clips of one kind.
-
-    Args:
-        name (`str`): by which the cache knows them.
-        read (`Callable`): reads the training clips, again and again, at the size of the crops.
-        number (`int`): of training clips.
-        held_out (list of `CaptionedClip`): for validation.
-        tokens (`int`): of a clip, to which the subspace of tokens is fitted.
-        every (`int`): it is fitted to every so manieth clip.
-    """
-
-    name: str
-    read: Callable[[], Iterator[CaptionedClip]]
-    number: int
-    held_out: list[CaptionedClip]
-    tokens: int
-    every: int
 
 
 def claim_folder(folder: Path, settings: dict) -> None:

@@ -5,17 +5,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from pathlib import Path
 
 from accelerate import Accelerator
 from diffusers.utils import logging
 
 from ...degradation import H264, PRESETS, Compose, Downscale, Transform, degradation_preset, from_config, to_config
+from ...models.causal_latent_upsampler import CausalLatentUpsampler
 from ...models.hr_autoencoder import HRAutoencoder
+from ...models.ultraflash_sr_transformer import UltraFlashSRTransformer
 from ..files import LeftOut, write_left_out
 from .crops import Batch, CropDataset, validation_crop
 from .latents import LatentDataset, cache_latents
-from .preparation import CachedClip, Preparation, Source, find_sources, prepare_clips
+from .preparation import CachedClip, MediaFile, Preparation, find_sources, prepare_clips
 
 logger = logging.get_logger(__name__)
 
@@ -79,6 +82,28 @@ def load_data(
             description = json.dumps(to_config(training.degradation), indent=2)
             (arguments.output_dir / "degradation.json").write_text(description + "\n")
     return dataset, batches
+
+
+def load_cascade_data(
+    arguments: argparse.Namespace,
+    accelerator: Accelerator,
+    transformer: UltraFlashSRTransformer,
+    upsampler: CausalLatentUpsampler,
+    autoencoder: HRAutoencoder,
+    with_flow: bool,
+) -> tuple[CropDataset, list[Batch]]:
+    """[`load_data`] for the SR transformer: low-resolution crops are whole latents, the others whole patches.
+
+    Args:
+        arguments (`argparse.Namespace`): see [`load_data`].
+        accelerator (`Accelerator`): see [`load_data`].
+        transformer, upsampler, autoencoder: the networks of the cascade.
+        with_flow (`bool`): whether batches hold optical flow.
+    """
+    scale = upsampler.config.scale
+    spatial = autoencoder.spatial_compression_ratio * math.lcm(scale, *transformer.config.patch_size[1:])
+    temporal = autoencoder.temporal_compression_ratio
+    return load_data(arguments, accelerator, spatial, temporal, with_flow, scale, arguments.degraded_versions)
 
 
 def load_latents(
@@ -189,7 +214,7 @@ def _caption_key(arguments: argparse.Namespace) -> str:
     return arguments.caption_column or "text"
 
 
-def _training_sources(arguments: argparse.Namespace, cache: Path, left_out: list[LeftOut]) -> list[Source]:
+def _training_sources(arguments: argparse.Namespace, cache: Path, left_out: list[LeftOut]) -> list[MediaFile]:
     if arguments.dataset_name is None:
         return find_sources(arguments.train_data_dir, _caption_key(arguments), left_out)
     # `datasets` is slow to import, and needed by no one else

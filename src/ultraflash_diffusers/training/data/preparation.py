@@ -38,7 +38,7 @@ VIDEOS = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v"}
 
 
 @dataclass(frozen=True)
-class Source:
+class MediaFile:
     """A video or a picture.
 
     Args:
@@ -105,7 +105,7 @@ class UnreadableSource(ValueError):
 
 def find_sources(
     folder: str | Path, caption_column: str = "text", left_out: list[LeftOut] | None = None
-) -> list[Source]:
+) -> list[MediaFile]:
     """Lists the videos and pictures of a folder, in the order of their names or of its `metadata.jsonl`.
 
     A file that the metadata names several times counts as often.
@@ -124,7 +124,7 @@ def find_sources(
     if not folder.is_dir():
         raise FileNotFoundError(f"`folder` {str(folder)!r} is not a folder")
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES | VIDEOS)
-    sources = [Source(path) for path in files]
+    sources = [MediaFile(path) for path in files]
     if (folder / METADATA).is_file():
         sources = _from_metadata(folder, caption_column)
         named = {file for source in sources for file in (source.path, source.low)}
@@ -137,7 +137,7 @@ def find_sources(
 
 
 def prepare_clips(
-    sources: Iterable[Source],
+    sources: Iterable[MediaFile],
     cache_dir: str | Path,
     how: Preparation,
     left_out: list[LeftOut] | None = None,
@@ -148,7 +148,7 @@ def prepare_clips(
     A source that cannot be read is left out, with a warning.
 
     Args:
-        sources (iterable of `Source`): from [`find_sources`].
+        sources (iterable of `MediaFile`): from [`find_sources`].
         cache_dir (`str` or `Path`): created if there is none. Each hour of 384x640 video takes about 64 GB.
         how (`Preparation`): sizes, degradation and seed.
         left_out (list of `LeftOut`, *optional*): gets the sources that cannot be read.
@@ -182,7 +182,7 @@ def prepare_clips(
     return clips
 
 
-def _error_in(source: Source, folder: Path, how: Preparation) -> UnreadableSource | None:
+def _error_in(source: MediaFile, folder: Path, how: Preparation) -> UnreadableSource | None:
     """Prepares a source, if that is not done yet; returns what is wrong with it, if anything is."""
     if not (folder / "index.json").is_file():
         try:
@@ -199,7 +199,7 @@ def _report(entries: list[LeftOut], summary: str, left_out: list[LeftOut] | None
         left_out += entries
 
 
-def _from_metadata(folder: Path, caption_column: str) -> list[Source]:
+def _from_metadata(folder: Path, caption_column: str) -> list[MediaFile]:
     sources = []
     for number, line in enumerate((folder / METADATA).read_text().splitlines(), start=1):
         if not line.strip():
@@ -215,11 +215,13 @@ def _from_metadata(folder: Path, caption_column: str) -> list[Source]:
                 raise FileNotFoundError(f"{where} names {named!r}, which is not there")
         if low is not None and Path(name).suffix.lower() in PICTURES:
             raise ValueError(f"{where} has a `{LOW_RESOLUTION}` for {name!r}: only videos may have one")
-        sources.append(Source(folder / name, entry.get(caption_column) or "", None if low is None else folder / low))
+        sources.append(
+            MediaFile(folder / name, entry.get(caption_column) or "", None if low is None else folder / low)
+        )
     return sources
 
 
-def _fingerprint(source: Source, how: Preparation) -> str:
+def _fingerprint(source: MediaFile, how: Preparation) -> str:
     files = [source.path] if source.low is None else [source.path, source.low]
     stats = [(file.name, file.stat()) for file in files]
     identity = " ".join(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats) + f" {how}"
@@ -231,7 +233,7 @@ def _from_index(folder: Path, entry: dict, text: str) -> CachedClip:
     return CachedClip(folder / entry["high"], lows, text, entry["frames"], entry["height"], entry["width"])
 
 
-def _prepare(source: Source, folder: Path, how: Preparation) -> None:
+def _prepare(source: MediaFile, folder: Path, how: Preparation) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     given = None if source.low is None or how.versions == 0 else _frames(source.low)
     entries = []
@@ -256,7 +258,7 @@ def _prepare(source: Source, folder: Path, how: Preparation) -> None:
     replace_text(folder / "index.json", json.dumps(entries))
 
 
-def _clip_rng(seed: int, source: Source, number: int, version: int) -> np.random.Generator:
+def _clip_rng(seed: int, source: MediaFile, number: int, version: int) -> np.random.Generator:
     """Seeded by the name too: clips are degraded in different ways, the same ones on every machine."""
     name = int.from_bytes(hashlib.sha256(source.path.name.encode()).digest()[:8], "little")
     return np.random.default_rng((seed, name, number, version))
@@ -288,7 +290,7 @@ def _degraded(clip: np.ndarray, degradation: Transform, scale: int, rng: np.rand
     return low
 
 
-def _clips(source: Source, how: Preparation) -> Iterator[np.ndarray]:
+def _clips(source: MediaFile, how: Preparation) -> Iterator[np.ndarray]:
     """The clips of a source.
 
     Raises:
@@ -321,7 +323,7 @@ def _unreadable() -> Iterator[None]:
         raise UnreadableSource(str(error)) from error
 
 
-def _read(source: Source, how: Preparation) -> Iterator[np.ndarray]:
+def _read(source: MediaFile, how: Preparation) -> Iterator[np.ndarray]:
     if source.path.suffix.lower() in PICTURES:
         with Image.open(source.path) as picture:
             pixels = np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))

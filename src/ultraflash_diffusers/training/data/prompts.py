@@ -19,6 +19,7 @@ from ...models.hr_autoencoder import HRAutoencoder
 from ...models.ultraflash_sr_transformer import UltraFlashSRTransformer
 from ...pipelines.pipeline_ultraflash import UltraFlashStreamingPipeline
 from ..files import save_array, tokenizer_fingerprint, weights_fingerprint
+from .crops import Batch, CropDataset
 
 logger = logging.get_logger(__name__)
 
@@ -67,6 +68,11 @@ class Prompts:
             for row, text in zip(padded, texts, strict=True):
                 row[: len(self._embeddings[text])] = self._embeddings[text]
         return padded
+
+
+def texts_of(dataset: CropDataset, validation: Sequence[Batch]) -> set[str]:
+    """The texts of all clips, held-out ones too."""
+    return {clip.text for clip in dataset.clips} | {text for batch in validation for text in batch.texts}
 
 
 def _cached(text: str, pipe: UltraFlashStreamingPipeline, folder: Path | None) -> torch.Tensor:

@@ -13,7 +13,7 @@ from datasets import Video, load_dataset
 from diffusers.utils import logging
 
 from ..files import LeftOut, written_whole
-from .preparation import Source
+from .preparation import MediaFile
 
 logger = logging.get_logger(__name__)
 
@@ -25,7 +25,7 @@ def dataset_sources(
     video_column: str = "video",
     caption_column: str | None = None,
     left_out: list[LeftOut] | None = None,
-) -> list[Source]:
+) -> list[MediaFile]:
     """Lists the videos of a dataset's `train` split, as files.
 
     Videos that are files already stay where they are; those inside tables or archives are copied to `folder`.
@@ -56,7 +56,7 @@ def dataset_sources(
     for number, row in enumerate(rows):
         text = row[caption_column] if caption_column is not None else None
         try:
-            sources.append(Source(_as_file(row[video_column], Path(folder)), text or ""))
+            sources.append(MediaFile(_as_file(row[video_column], Path(folder)), text or ""))
         except FileNotFoundError as error:
             missing.append(LeftOut(f"row {number} of {name}", str(error)))
     if missing:

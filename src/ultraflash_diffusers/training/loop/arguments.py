@@ -6,23 +6,19 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 from diffusers.optimization import SchedulerType
 
 from ..data.crops import Crop
-from ..losses.pixels import PixelLoss
+from ..settings import NON_NEGATIVE, POSITIVE, SHARE, Number, bounded
 
-T = TypeVar("T", int, float)
 
-PIXEL_LOSS_WEIGHTS = (
-    "charbonnier_weight",
-    "mse_weight",
-    "temporal_weight",
-    "wavelet_weight",
-    "ssim_weight",
-    "contrast_weight",
-)
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Tells defaults, but for those that are decided later."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        decided = action.default is not None and action.default is not False
+        return super()._get_help_string(action) if decided else action.help
 
 
 def training_parser(
@@ -31,6 +27,7 @@ def training_parser(
     learning_rate: float = 2e-4,
     takes_prompts: bool = False,
     takes_scenes: bool = False,
+    degrades: bool = False,
 ) -> argparse.ArgumentParser:
     """Makes a parser of the arguments that the data and the loop read.
 
@@ -40,106 +37,79 @@ def training_parser(
         learning_rate (`float`, *optional*, defaults to 2e-4): the default learning rate.
         takes_prompts (`bool`, *optional*, defaults to `False`): whether prompts may take the place of clips.
         takes_scenes (`bool`, *optional*, defaults to `False`): whether synthetic scenes may, or come beside clips.
+        degrades (`bool`, *optional*, defaults to `False`): whether clips get low-resolution versions.
     """
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
-    )
-    _add_data_arguments(parser, crops, takes_prompts, takes_scenes)
+    parser = argparse.ArgumentParser(description=description, formatter_class=_Help, allow_abbrev=False)
+    _add_data_arguments(parser, crops, takes_prompts, takes_scenes, degrades)
     _add_optimisation_arguments(parser, learning_rate)
     _add_run_arguments(parser)
     return parser
 
 
-def add_pixel_loss_arguments(parser: argparse.ArgumentParser, **weights: float) -> None:
-    """Adds the weights of [`PixelLoss`], whose defaults `weights` override."""
-    group = parser.add_argument_group("pixel loss")
-    default = PixelLoss(**weights)  # type: ignore[arg-type]
-    for name in PIXEL_LOSS_WEIGHTS:
-        group.add_argument(f"--{name}", type=non_negative(float), default=getattr(default, name), help=" ")
-    group.add_argument(
-        "--temporal_loss",
-        choices=("warped", "difference"),
-        default=default.temporal_loss,
-        help="optical-flow-warped (the paper's), or the difference of frame differences, which needs no flow",
-    )
+def add_start_arguments(
+    parser: argparse.ArgumentParser, network: str, required: bool = True, wan: str | None = None
+) -> argparse._ArgumentGroup:
+    """Adds where the network to train comes from: see [`~starting_points.networks.start_network`].
 
+    Args:
+        parser (`argparse.ArgumentParser`): gets a group of arguments.
+        network (`str`): name of its class.
+        required (`bool`, *optional*, defaults to `True`): `False` if the class' own defaults make one, too.
+        wan (`str`, *optional*): help of `--pretrained_wan`, for networks that can begin with Wan's weights.
 
-def add_color_correction_argument(parser: argparse.ArgumentParser) -> None:
-    """Adds the color correction of [`PixelLoss`], for stages whose clips have a low-resolution source."""
-    parser.add_argument(
-        "--color_correction_levels",
-        type=positive(int),
-        help="pixel losses after wavelet color correction with this many levels, plus 0.3 times those before it; "
-        "no correction without it",
-    )
-
-
-def add_decoder_arguments(parser: argparse.ArgumentParser, note: str = "") -> None:
-    """Adds what trains the decoder along with the transformer; `note` ends the switch's help."""
-    parser.add_argument("--train_decoder", action="store_true", help=f"tunes the decoder along with it{note}")
-    parser.add_argument("--decoder_learning_rate", type=positive(float), help="0.3 times the other one by default")
-    parser.add_argument(
-        "--reconstruction_every",
-        type=positive(int),
-        help="with --train_decoder: one batch in so many is the autoencoder's plain reconstruction; none without it",
-    )
-
-
-def complete_decoder_arguments(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> None:
-    """Refuses arguments of [`add_decoder_arguments`] that contradict each other, and sets the learning rate.
-
-    It is `None` where the decoder is not trained.
+    Returns:
+        the group.
     """
-    if parsed.train_decoder and vars(parsed).get("decode_linearly"):
-        parser.error("--decode_linearly leaves out the decoder that --train_decoder would train")
-    for name in ("decoder_learning_rate", "reconstruction_every"):
-        if vars(parsed)[name] is not None and not parsed.train_decoder:
-            parser.error(f"--{name} needs --train_decoder")
-    if parsed.reconstruction_every == 1:
-        parser.error("--reconstruction_every 1 leaves no batch to what is trained beside: it must be 2 or more")
-    if parsed.train_decoder and parsed.decoder_learning_rate is None:
-        parsed.decoder_learning_rate = 0.3 * parsed.learning_rate
+    group = parser.add_argument_group("networks")
+    start = group.add_mutually_exclusive_group(required=required)
+    note = "" if required else "; its defaults without it"
+    start.add_argument("--config", type=Path, help=f"JSON file of {network}'s arguments, for a new network{note}")
+    start.add_argument("--pretrained_model_name_or_path", help="folder or repository of the network to go on from")
+    if wan is not None:
+        start.add_argument("--pretrained_wan", help=wan)
+    return group
 
 
-def add_channel_weights_argument(parser: argparse.ArgumentParser) -> None:
-    """Adds what makes errors of latents count by [`pixel_weights`], for stages that compare latents."""
-    parser.add_argument(
-        "--weigh_channels",
-        action="store_true",
-        help="errors of latents count as much as they show in pixels, through the autoencoder's linear shortcut",
+def add_cascade_arguments(group: argparse._ArgumentGroup) -> None:
+    """Adds the networks around the super-resolution transformer, and what of it is trained."""
+    group.add_argument("--autoencoder", required=True, help="folder or repository of the autoencoder")
+    group.add_argument("--latent_upsampler", required=True, help="folder or repository of the latent upsampler")
+    group.add_argument(
+        "--text_encoder", help="pipeline folder or repository with `text_encoder` and `tokenizer`; no text without it"
     )
+    add_rank_argument(group)
 
 
-def pixel_loss(arguments: argparse.Namespace) -> PixelLoss:
-    """Makes the loss that [`add_pixel_loss_arguments`]'s arguments describe."""
-    weights = {name: getattr(arguments, name) for name in PIXEL_LOSS_WEIGHTS}
-    return PixelLoss(**weights, temporal_loss=arguments.temporal_loss)
+def add_rank_argument(group: argparse._ArgumentGroup) -> None:
+    """Adds LoRA layers."""
+    group.add_argument("--rank", type=positive(int), help="trains LoRA layers of this rank instead of the network")
 
 
-def positive(kind: Callable[[str], T]) -> Callable[[str], T]:
+def add_reward_arguments(group: argparse._ArgumentGroup, default: list[str] | None = None) -> None:
+    """Adds the rewards that judge results."""
+    group.add_argument(
+        "--reward",
+        nargs="+",
+        metavar="NAME",
+        default=default,
+        help="packaged, clip_iqa_plus, musiq, laion_aesthetic, or a folder or repository of a QualityScorer",
+    )
+    group.add_argument("--reward_weights", type=non_negative(float), nargs="+", help="one a reward; equal by default")
+
+
+def positive(kind: Callable[[str], Number]) -> Callable[[str], Number]:
     """A type for `add_argument`: a number of this kind above 0."""
-    return _bounded(kind, lambda value: value > 0, "above 0")
+    return bounded(kind, POSITIVE)
 
 
-def non_negative(kind: Callable[[str], T]) -> Callable[[str], T]:
+def non_negative(kind: Callable[[str], Number]) -> Callable[[str], Number]:
     """A type for `add_argument`: a number of this kind, 0 or above."""
-    return _bounded(kind, lambda value: value >= 0, "0 or above")
+    return bounded(kind, NON_NEGATIVE)
 
 
 def share(text: str) -> float:
     """A type for `add_argument`: a number in [0, 1]."""
-    return _bounded(float, lambda value: 0 <= value <= 1, "in [0, 1]")(text)
-
-
-def _bounded(kind: Callable[[str], T], fits: Callable[[T], bool], what: str) -> Callable[[str], T]:
-    def parse(text: str) -> T:
-        value = kind(text)
-        if not fits(value):
-            raise argparse.ArgumentTypeError(f"must be {what}, got {text}")
-        return value
-
-    parse.__name__ = kind.__name__  # what argparse calls it where `kind` itself fails
-    return parse
+    return bounded(float, SHARE)(text)
 
 
 def _crop(text: str) -> Crop:
@@ -149,7 +119,9 @@ def _crop(text: str) -> Crop:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
-def _add_data_arguments(parser: argparse.ArgumentParser, crops: str, takes_prompts: bool, takes_scenes: bool) -> None:
+def _add_data_arguments(
+    parser: argparse.ArgumentParser, crops: str, takes_prompts: bool, takes_scenes: bool, degrades: bool
+) -> None:
     group = parser.add_argument_group("data")
     source = group.add_mutually_exclusive_group(required=not takes_scenes)
     source.add_argument(
@@ -172,13 +144,17 @@ def _add_data_arguments(parser: argparse.ArgumentParser, crops: str, takes_promp
         "--caption_column",
         help="the dataset's column of texts, no texts without it; or the one of metadata.jsonl, `text` without it",
     )
-    group.add_argument(
-        "--degradation",
-        default="mild",
-        metavar="{aigc,classic,mild,FILE}",
-        help="what makes low-resolution clips of training clips, for stages that need them: a preset, or a JSON file "
-        "such as the degradation.json of an earlier run",
-    )
+    if degrades:
+        group.add_argument(
+            "--degradation",
+            default="mild",
+            metavar="{aigc,classic,mild,FILE}",
+            help="what makes low-resolution clips of training clips: a preset, or a JSON file "
+            "such as the degradation.json of an earlier run",
+        )
+        group.add_argument(
+            "--degraded_versions", type=positive(int), default=4, help="low-resolution versions of each training clip"
+        )
     group.add_argument("--validation_data_dir", type=Path, help="folder of held-out clips; no validation without it")
     group.add_argument("--cache_dir", type=Path, help="where decoded clips are kept; OUTPUT_DIR/cache by default")
     group.add_argument(

@@ -9,35 +9,28 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import (
-    DistributedDataParallelKwargs,
     DistributedType,
-    ProjectConfiguration,
     gather_object,
-    parse_flag_from_env,
 )
 from diffusers.optimization import get_scheduler
-from diffusers.utils import is_bitsandbytes_available, logging
+from diffusers.utils import logging
 from torch import nn
 from tqdm import tqdm
 
 from ..data.crops import Batch, CropDataset, batches
 from ..files import replace_text
-from ..stages.base import Stage
+from ..stages.base import Training
 from .checkpoints import (
     check_checkpoint,
     delete_leftovers,
@@ -47,8 +40,9 @@ from .checkpoints import (
     save_trained,
     unfinished_checkpoint,
 )
-from .hub import FinishedRun, create_repository, upload
+from .hub import FinishedRun, upload
 from .illustrations import draw_curves, write_comparison
+from .interruption import Interruption
 from .sharding import WeightAverage, reshard, whole, whole_parameters
 
 logger = logging.get_logger(__name__)
@@ -57,92 +51,8 @@ logger = logging.get_logger(__name__)
 _Sums = dict[str, tuple[torch.Tensor, int]]
 
 
-def make_accelerator(arguments: argparse.Namespace, leaves_out_parameters: bool = False) -> Accelerator:
-    """Makes the accelerator that the arguments ask for, the output folder and, to push to, the repository.
-
-    Args:
-        arguments (`argparse.Namespace`): of [`~ultraflash_diffusers.training.loop.arguments.training_parser`].
-        leaves_out_parameters (`bool`, *optional*, defaults to `False`): some batches give some of the trained
-            parameters no gradient, for which distributed training has to look.
-
-    Raises:
-        ImportError: 8-bit Adam without bitsandbytes, or a tracker that is not installed.
-        RuntimeError: 8-bit Adam that the installed bitsandbytes does not have for this device.
-        ValueError: the launcher started several processes that do not know of each other, or in a way that the loop
-            does not support.
-    """
-    if arguments.use_8bit_adam and not is_bitsandbytes_available():
-        raise ImportError("--use_8bit_adam needs bitsandbytes, which is not installed: `pip install bitsandbytes`")
-    arguments.output_dir.mkdir(parents=True, exist_ok=True)
-    folders = ProjectConfiguration(project_dir=str(arguments.output_dir), logging_dir=str(arguments.output_dir))
-    # DeepSpeed's own half precision would convert the weights; the loop's is autocast everywhere
-    weights_stay = parse_flag_from_env("ACCELERATE_USE_DEEPSPEED")
-    accelerator = Accelerator(
-        gradient_accumulation_steps=arguments.gradient_accumulation_steps,
-        mixed_precision="no" if weights_stay else arguments.mixed_precision,
-        log_with=None if arguments.report_to == "none" else arguments.report_to,
-        project_config=folders,
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=leaves_out_parameters)],
-    )
-    if arguments.report_to != "none" and not accelerator.log_with:  # of which accelerate only warns
-        name = arguments.report_to
-        raise ImportError(f"--report_to {name} needs {name}, which is not installed: `pip install {name}`")
-    launched = int(os.environ.get("WORLD_SIZE", 1))
-    if launched != accelerator.num_processes:
-        # without a GPU, torchrun's processes would all train alone, and write to the same folder
-        raise ValueError(
-            f"{launched} processes were launched, but each would train alone: use `accelerate launch`, or "
-            "set ACCELERATE_USE_CPU=true where there is no GPU"
-        )
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        _configure_deepspeed(accelerator, arguments)
-    if parse_flag_from_env("ACCELERATE_USE_FSDP") and accelerator.distributed_type != DistributedType.FSDP:
-        raise ValueError("FSDP was configured, but accelerate shards on several GPUs only: use data parallelism here")
-    if accelerator.distributed_type == DistributedType.FSDP:
-        if not accelerator.is_fsdp2:
-            raise ValueError("of FSDP, only version 2 is supported: set `fsdp_version: 2` in the accelerate config")
-        if arguments.use_8bit_adam:
-            raise ValueError("--use_8bit_adam does not work on FSDP's sharded parameters: leave it out")
-        accelerator.state.fsdp_plugin.mixed_precision_policy = None  # likewise
-    if arguments.use_8bit_adam:
-        _check_8bit_adam(accelerator.device)
-    if arguments.push_to_hub and accelerator.is_main_process:
-        # before training, so that a missing login shows at once
-        arguments.hub_model_id = create_repository(arguments.hub_model_id, arguments.output_dir)
-    return accelerator
-
-
-def _check_8bit_adam(device: torch.device) -> None:
-    """Takes one step of 8-bit Adam, since no property of bitsandbytes tells which devices it works on."""
-    parameter = nn.Parameter(torch.zeros(4096, device=device))  # smaller ones would get moments in 32 bits
-    parameter.grad = torch.zeros_like(parameter)
-    try:
-        from bitsandbytes.optim import AdamW8bit
-
-        AdamW8bit([parameter]).step()
-    except Exception as error:  # of many kinds, by version
-        raise RuntimeError(
-            f"--use_8bit_adam: the installed bitsandbytes cannot train on the device {str(device)!r} ({error}); "
-            "versions before 0.50 need a GPU"
-        ) from error
-
-
-def _configure_deepspeed(accelerator: Accelerator, arguments: argparse.Namespace) -> None:
-    """Gives DeepSpeed's engine, which does these things by itself, the values of the command line."""
-    plugin = accelerator.state.deepspeed_plugin
-    if plugin.zero_stage > 2:
-        raise ValueError(f"ZeRO stage {plugin.zero_stage} is not supported: use stage 2 at most, or FSDP2")
-    if arguments.mixed_precision == "fp16":
-        raise ValueError("--mixed_precision fp16 is not supported with DeepSpeed: use bf16")
-    plugin.deepspeed_config |= {
-        "gradient_accumulation_steps": arguments.gradient_accumulation_steps,
-        "gradient_clipping": arguments.max_grad_norm,
-        "train_micro_batch_size_per_gpu": max(arguments.train_batch_size),
-    }
-
-
 def train(
-    stage: Stage,
+    stage: Training,
     dataset: CropDataset,
     validation: Sequence[Batch],
     arguments: argparse.Namespace,
@@ -155,7 +65,7 @@ def train(
         dataset (`CropDataset`): the batches.
         validation (list of `Batch`): held-out clips, in uint8; empty for no validation.
         arguments (`argparse.Namespace`): of [`~ultraflash_diffusers.training.loop.arguments.training_parser`].
-        accelerator (`Accelerator`): from [`make_accelerator`].
+        accelerator (`Accelerator`): from [`~ultraflash_diffusers.training.loop.accelerator.make_accelerator`].
 
     Returns:
         `dict[str, float]`: the last validation's measures, `{}` without validation.
@@ -167,7 +77,7 @@ def train(
         SystemExit: the run was interrupted (Ctrl-C, or a request to terminate); the step in progress was finished and
             a checkpoint written, from which it can be resumed.
     """
-    return _Training(stage, dataset, validation, arguments, accelerator).run()
+    return _Run(stage, dataset, validation, arguments, accelerator).run()
 
 
 @dataclass
@@ -184,33 +94,10 @@ class _Progress:
         self.step, self.seconds = state["step"], state["seconds"]
 
 
-class _Interruption:
-    """Turns the first Ctrl-C or request to terminate into `signal`; a second one acts at once.
-
-    Signals reach the main thread alone: in another one nothing is watched.
-    """
-
-    def __init__(self) -> None:
-        self.signal = 0
-
-    def __enter__(self) -> _Interruption:
-        watched = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
-        self._before = {number: signal.signal(number, self._note) for number in watched}
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.signal = number
-        self.__exit__()
-
-
 class _Entrance(nn.Module):
     """The one way into a stage: what distributed training wraps, so that validation too sees gathered parameters."""
 
-    def __init__(self, stage: Stage, autocast: Callable[[], AbstractContextManager]) -> None:
+    def __init__(self, stage: Training, autocast: Callable[[], AbstractContextManager]) -> None:
         super().__init__()
         self.stage, self.autocast = stage, autocast
 
@@ -220,10 +107,10 @@ class _Entrance(nn.Module):
             return self.stage.validate(batch) if generator is None else self.stage(batch, generator)
 
 
-class _Training:
+class _Run:
     def __init__(
         self,
-        stage: Stage,
+        stage: Training,
         dataset: CropDataset,
         validation: Sequence[Batch],
         arguments: argparse.Namespace,
@@ -271,7 +158,7 @@ class _Training:
         started = time.monotonic() - self.progress.seconds
         sums: _Sums = {}
         loader = batches(self.dataset, self._batch_numbers(), self.arguments.dataloader_num_workers)
-        with self._progress_bar() as bar, _Interruption() as interruption:
+        with self._progress_bar() as bar, Interruption() as interruption:
             while self.progress.step < self.arguments.max_train_steps and not self._out_of_time():
                 self._optimise(loader, sums)
                 self.progress.step += 1
@@ -329,7 +216,7 @@ class _Training:
 
     def _optimise(self, loader: Iterator[Batch], sums: _Sums) -> None:
         """One optimiser step; adds what it measured to `sums`: totals by name, each with the number of its batches."""
-        self.plain_stage.begin_step(self.progress.step)
+        self.plain_stage.begin_step(self.progress.step, _generator(self.arguments.seed, self.progress.step, 2))
         factor = self.lr_factor(self._schedule_position())
         for group, rate in zip(self.optimizer.param_groups, self.learning_rates, strict=True):
             group["lr"] = rate * factor
@@ -340,7 +227,7 @@ class _Training:
             batch = next(loader).to(self.accelerator.device)
             number = first + index * self.accelerator.num_processes
             with self.accelerator.accumulate(self.stage):
-                loss, measured = self.stage(batch, _generator(self.arguments.seed, number))
+                loss, measured = self.stage(batch, _generator(self.arguments.seed, number, 1))
                 self.accelerator.backward(loss)
                 if self.accelerator.sync_gradients:
                     self.accelerator.clip_grad_norm_(self.trained.values(), self.arguments.max_grad_norm)
@@ -550,9 +437,9 @@ def mean_measures(parts: list[dict[str, tuple[float, int]]]) -> dict[str, float]
     return {name: sum(total for total, _ in each) / sum(count for _, count in each) for name, each in found.items()}
 
 
-def _generator(seed: int, number: int) -> torch.Generator:
-    """The source of a batch's noise; the third number keeps it apart from the one of the batch's crops."""
-    return torch.Generator().manual_seed(int(np.random.default_rng((seed, number, 1)).integers(2**63 - 1)))
+def _generator(seed: int, number: int, kind: int) -> torch.Generator:
+    """The source of a batch's noise (kind 1) or a step's choices (kind 2), apart from that of the batch's crops."""
+    return torch.Generator().manual_seed(int(np.random.default_rng((seed, number, kind)).integers(2**63 - 1)))
 
 
 def _plain(value: Any) -> Any:

@@ -9,14 +9,15 @@ noise: its "tau above the student's t" is a sigma *below* the student's, and for
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch.nn import functional as F
 
-from .pixels import add_noise, randn_like, weighted_mse
+from ..settings import AT_LEAST_ONE, Settings, Share
+from .flow_matching import add_noise, randn_like, weighted_mse
 
 # noisy samples [batch, ...] and their noise levels [batch] -> the flow [batch, ...], float32
 Flow = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -81,7 +82,7 @@ def integrate(flow: Flow, noise: torch.Tensor, sigmas: Sequence[float]) -> torch
 
 
 @dataclass(frozen=True)
-class DistributionMatching:
+class DistributionMatching(Settings):
     r"""Moves a student's samples from the distribution that they have to the teacher's.
 
     The gradient of the student's sample x is
@@ -97,23 +98,24 @@ class DistributionMatching:
     same strength everywhere; with one noise level for both this is DMD's own normalisation (arXiv 2311.18828).
 
     Args:
-        guidance_scale (`float`, *optional*, defaults to 3.5): 1 leaves the guidance term out, and its cost.
-        sigma_range (pair of `float`, *optional*, defaults to `(0.02, 0.98)`): least and greatest noise level; at the
-            very ends (the paper says U[0, 1]) predictions say nothing about the sample, or nothing new.
+        guidance_scale (`float`, *optional*, defaults to 3.5): of the teacher; 1 leaves the guidance term
+            out, and its cost.
+        sigma_range (pair of `float`, *optional*, defaults to `(0.02, 0.98)`): least and greatest noise level where
+            teacher and fake score are compared; at the very ends (the paper says U[0, 1]) predictions say nothing
+            about the sample, or nothing new.
 
     Raises:
         ValueError: a guidance scale below 1, or a range that is not inside (0, 1].
     """
 
-    guidance_scale: float = 3.5
-    sigma_range: tuple[float, float] = (0.02, 0.98)
+    guidance_scale: Annotated[float, AT_LEAST_ONE] = 3.5
+    sigma_range: tuple[Share, Share] = field(default=(0.02, 0.98), metadata={"flag": "matching_levels"})
 
     def __post_init__(self) -> None:
-        if not self.guidance_scale >= 1:
-            raise ValueError(f"`guidance_scale` must be at least 1, got {self.guidance_scale}")
+        super().__post_init__()
         low, high = self.sigma_range
-        if not 0 < low < high <= 1:
-            raise ValueError(f"`sigma_range` must be two rising numbers in (0, 1], got {self.sigma_range}")
+        if not 0 < low < high:
+            raise ValueError(f"`sigma_range`: two rising numbers above 0, got {low} {high}")
 
     def gradient(
         self,

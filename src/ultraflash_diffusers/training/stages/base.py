@@ -1,33 +1,22 @@
 # Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
-"""What a training script defines, and how it finds its networks."""
+"""What every stage of training defines, and the loop asks for."""
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
 
 import torch
-from diffusers.models.modeling_utils import ModelMixin
-from peft import LoraConfig
 from torch import nn
 
-from ...models.causal_latent_upsampler import CausalLatentUpsampler
-from ...models.hr_autoencoder import HRAutoencoder
 from ..data.crops import Batch
 
-Network = TypeVar("Network", bound=ModelMixin)
 
-# the attention's projections, to the text and within the video
-LORA_LAYERS = ["to_q", "to_k", "to_v", "to_out.0"]
+class Training(nn.Module, ABC):
+    """A stage of training: networks as submodules, of which those with `requires_grad` are trained.
 
-
-class Stage(nn.Module, ABC):
-    """A training stage: networks as submodules, of which those with `requires_grad` are trained.
-
-    Only calling the stage, as the loop does, passes through distributed training's and mixed precision's wrappers;
+    Only calling it, as the loop does, passes through distributed training's and mixed precision's wrappers;
     under the latter the networks' outputs may be half precision and have to be brought to the next network's dtype.
     """
 
@@ -52,13 +41,16 @@ class Stage(nn.Module, ABC):
     def save_pretrained(self, folder: Path) -> None:
         """Writes what was trained so that it can be loaded from `folder` (with diffusers' usual methods)."""
 
-    def begin_step(self, step: int) -> None:
-        """Tells the stage which optimiser step comes next, for stages whose steps alternate.
+    def begin_step(self, step: int, generator: torch.Generator) -> None:
+        """Tells which optimiser step comes next, for trainings whose steps differ in what they train.
 
-        Trained parameters that a step gives no gradient stay exactly as they are, their optimiser's moments too.
+        Which networks run, and how often, must follow from these two alone: sharded networks only run in all processes
+        together, and a batch's own generator says something else in each. Trained parameters that a step gives no
+        gradient stay exactly as they are, their optimiser's moments too.
 
         Args:
             step (`int`): steps done so far, those before a resumed checkpoint included.
+            generator (`torch.Generator`): on the CPU, seeded for this step, the same in all processes.
         """
 
     def averaged_parameters(self) -> list[nn.Parameter]:
@@ -78,78 +70,11 @@ class Stage(nn.Module, ABC):
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
 
-def decoder_parameters(autoencoder: HRAutoencoder) -> list[nn.Parameter]:
-    """Returns the parameters of the decoder's stack: tuning them leaves the latent space and its linear code alone."""
-    return [parameter for name, parameter in autoencoder.named_parameters() if name.startswith("decoder.")]
-
-
-def upsampler_parameters(upsampler: CausalLatentUpsampler) -> list[nn.Parameter]:
-    """Returns the parameters but the residual head's, which stays bicubic interpolation in closed form."""
-    return [parameter for name, parameter in upsampler.named_parameters() if not name.startswith("skip_up.")]
-
-
-def train_only(parameters: Iterable[nn.Parameter], network: ModelMixin) -> None:
-    """Freezes a network but for some of its parameters."""
-    network.requires_grad_(False)
-    for parameter in parameters:
-        parameter.requires_grad_(True)
-
-
 def one_in(every: int | None, generator: torch.Generator) -> bool:
-    """Draws whether a batch is one in `every`; none is where that is `None`.
+    """Draws whether a step is one in `every`; none is where that is `None`.
 
     Args:
-        every (`int`, *optional*): 1 for all batches.
-        generator (`torch.Generator`): the batch's, on the CPU.
+        every (`int`, *optional*): 1 for all steps.
+        generator (`torch.Generator`): the step's, on the CPU, see [`~Training.begin_step`].
     """
     return every is not None and int(torch.randint(every, (), generator=generator)) == 0
-
-
-def choose_trained(transformer: ModelMixin, rank: int | None) -> None:
-    """Makes a transformer trained as a whole, or freezes it and adds LoRA layers that are trained.
-
-    Args:
-        transformer (`ModelMixin`): with Wan's layer names.
-        rank (`int`, *optional*): of the LoRA layers; `None` trains the whole network.
-    """
-    transformer.requires_grad_(rank is None)
-    if rank is not None:
-        transformer.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=LORA_LAYERS))
-
-
-def load_network(network_class: type[Network], name_or_path: str, subfolder: str) -> Network:
-    """Loads a network from its own folder or repository, or from a local pipeline folder that has it in `subfolder`.
-
-    Args:
-        network_class (`type`): a diffusers model class.
-        name_or_path (`str`): folder or Hub repository.
-        subfolder (`str`): the component's name in a pipeline.
-    """
-    if (Path(name_or_path) / subfolder).is_dir():
-        return network_class.from_pretrained(name_or_path, subfolder=subfolder)
-    return network_class.from_pretrained(name_or_path)
-
-
-def new_network(network_class: type[Network], config: str | Path) -> Network:
-    """Builds a network with random weights from a JSON file of its constructor's arguments.
-
-    A saved network's `config.json` is such a file.
-
-    Args:
-        network_class (`type`): a diffusers model class.
-        config (`str` or `Path`): the file.
-
-    Raises:
-        ValueError: the file is no JSON object, or names an argument that the class does not have.
-    """
-    try:
-        settings = json.loads(Path(config).read_text())
-        arguments = {name: _as_tuple(value) for name, value in settings.items() if not name.startswith("_")}
-        return network_class(**arguments)
-    except (json.JSONDecodeError, AttributeError, TypeError) as error:
-        name = network_class.__name__
-        raise ValueError(f"`config` {str(config)!r} is no configuration of {name}: {error}") from error
-
-
-def _as_tuple(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value

@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, Self
 
 import torch
@@ -18,59 +19,68 @@ from ...pixels import to_unit
 from ...rewards import Reward
 from ..data.crops import Batch
 from ..data.prompts import Prompts
+from ..losses.details import detail_ratio
 from ..losses.distribution_matching import DistributionMatching, Flow, guided, integrate, surrogate_loss
+from ..losses.fidelity import psnr
+from ..losses.flow_matching import weighted_mse
 from ..losses.perceptual import PerceptualLoss
-from ..losses.pixels import detail_ratio, psnr, weighted_mse
-from .base import choose_trained, decoder_parameters, one_in
-from .sr import SRObjective, SRStage
+from ..losses.pixels import PixelLoss
+from ..settings import Count, NonNegative, Positive, Share
+from ..starting_points.networks import choose_trained, decoder_parameters, load_network
+from .sr import DecodedObjective, DecodedTraining, sampler
 
 # what student and teacher must have in common: the latents, the texts and what the last layer says of them
 _SHARED_SETTINGS = ("out_channels", "text_dim", "patch_size", "prediction_type")
 
 
 @dataclass(frozen=True)
-class DistillationObjective:
-    """What the student learns from the teacher.
+class DistillationObjective(DecodedObjective):
+    """What the student learns: from the teacher, and of the decoded result.
 
     Args:
+        condition_noise (pair of `float`, *optional*, defaults to `(0.4, 0.6)`): bounds of the share of noise in the
+            condition: those that the teacher was trained with.
+        pixel_loss (`PixelLoss`, *optional*): of the decoded result; the wavelet loss alone by default.
         matching (`DistributionMatching`, *optional*): guidance scale (paper: 3.5) and noise levels.
         guidance_drops (`str`, *optional*, defaults to `"text"`): what the teacher does without in its unconditional
-            prediction: the `"text"`, the `"condition"` (zeros), or `"both"`. It must have been trained without it now
-            and then. The paper does not say.
+            prediction: the text, the condition (zeros), or both. It must have been trained without it now and then.
+            The paper does not say.
         fake_updates (`int`, *optional*, defaults to 5): steps of the fake score in front of each step of the student.
+        fake_learning_rate (`float`, *optional*): of the fake score; the student's by default.
         regression_steps (`int`, *optional*, defaults to 0): at the beginning, so many steps of the student regress to
             the teacher's multi-step results from the same noise. That turns a dense, bidirectional, multi-step network
             into a sparse, causal, one-step one, blurred, from which matching starts better; each step costs
             `teacher_steps` evaluations of the teacher, with guidance twice as many.
         teacher_steps (`int`, *optional*, defaults to 20): of the teacher, in regression and in validation.
+        flow_shift (`float`, *optional*, defaults to 1.5): of the teacher's steps.
         matching_weight (`float`, *optional*, defaults to 1.0): of the squared error whose gradient is the matching's.
         perceptual_weight (`float`, *optional*, defaults to 0.0): of the perceptual loss of the decoded result.
-        reward_weight (`float`, *optional*, defaults to 0.0): of the reward of the decoded result.
+        reward_weight (`float`, *optional*, defaults to 0.0): of the reward of the decoded result; 0 measures it only.
         judged_frames (`int`, *optional*, defaults to 1): frames of a clip, drawn anew for each batch, that the
             perceptual loss and the reward see; all of them if the clip has no more.
 
     Raises:
-        ValueError: a count or a weight outside its range.
+        ValueError: a count or a weight outside its range, or reconstructions that nothing compares.
     """
 
-    matching: DistributionMatching = field(default_factory=DistributionMatching)
+    condition_noise: tuple[Share, Share] = (0.4, 0.6)
+    pixel_loss: PixelLoss = PixelLoss(0.0, 0.0, 0.0, wavelet_weight=1.0)
+    matching: DistributionMatching = DistributionMatching()
     guidance_drops: Literal["text", "condition", "both"] = "text"
-    fake_updates: int = 5
-    regression_steps: int = 0
-    teacher_steps: int = 20
-    matching_weight: float = 1.0
-    perceptual_weight: float = 0.0
-    reward_weight: float = 0.0
-    judged_frames: int = 1
+    fake_updates: Count = 5
+    fake_learning_rate: Positive[float] | None = None
+    regression_steps: NonNegative[int] = 0
+    teacher_steps: Count = 20
+    flow_shift: Positive[float] = 1.5
+    matching_weight: NonNegative[float] = 1.0
+    perceptual_weight: NonNegative[float] = 0.0
+    reward_weight: NonNegative[float] = 0.0
+    judged_frames: Count = 1
 
     def __post_init__(self) -> None:
-        if self.guidance_drops not in ("text", "condition", "both"):
-            raise ValueError(f"`guidance_drops` must be 'text', 'condition' or 'both', got {self.guidance_drops!r}")
-        least = {"fake_updates": 1, "regression_steps": 0, "teacher_steps": 1, "judged_frames": 1}
-        least |= dict.fromkeys(("matching_weight", "perceptual_weight", "reward_weight"), 0)
-        for name, minimum in least.items():
-            if not getattr(self, name) >= minimum:
-                raise ValueError(f"`{name}` must be at least {minimum}, got {getattr(self, name)}")
+        super().__post_init__()
+        if self.decoder.reconstruction_every is not None and self.pixel_loss.is_empty:
+            raise ValueError("`reconstruction_every` needs a pixel loss, and all their weights are 0")
 
     def phase(self, step: int) -> Literal["regression", "fake_score", "student"]:
         """What the optimiser step after `step` others trains."""
@@ -80,7 +90,7 @@ class DistillationObjective:
         return "student" if position == self.fake_updates else "fake_score"
 
 
-class DistillationStage(SRStage):
+class DistillationTraining(DecodedTraining):
     """Trains a causal, block-sparse, one-step student to make what a multi-step teacher makes.
 
     The optimiser's steps alternate, see [`DistillationObjective.phase`]: a step gives gradients to the student or to
@@ -96,20 +106,17 @@ class DistillationStage(SRStage):
         upsampler (`CausalLatentUpsampler`): frozen.
         autoencoder (`HRAutoencoder`): frozen, but perhaps for the decoder; with an encoder.
         prompts (`Prompts`): embeddings of the clips' texts.
-        objective (`SRObjective`): the one-step one: of it count the pixel losses of the decoded result against the
-            clip, the linear decoding, the flow shift of the teacher's steps, and noise in the condition and dropouts,
-            which should be what the teacher knows.
-        distillation (`DistillationObjective`): what is learnt from the teacher.
+        objective (`DistillationObjective`): what is learnt; noise in the condition and dropouts should be what the
+            teacher knows.
         reward (`Reward`, *optional*): frozen; with a weight of 0 it is measured in validation only.
         perceptual (`PerceptualLoss`, *optional*): frozen.
-        fake_learning_rate (`float`, *optional*): of the fake score; the student's by default.
-        decoder_learning_rate (`float`, *optional*): trains the decoder too, in the student's steps, with this
-            learning rate.
 
     Raises:
         ValueError: a student that is not sparse, networks that do not belong together, a weight for a reward or a
             perceptual loss that is not there.
     """
+
+    objective: DistillationObjective
 
     def __init__(
         self,
@@ -119,42 +126,38 @@ class DistillationStage(SRStage):
         upsampler: CausalLatentUpsampler,
         autoencoder: HRAutoencoder,
         prompts: Prompts,
-        objective: SRObjective,
-        distillation: DistillationObjective,
+        objective: DistillationObjective,
         reward: Reward | None = None,
         perceptual: PerceptualLoss | None = None,
-        fake_learning_rate: float | None = None,
-        decoder_learning_rate: float | None = None,
     ) -> None:
         check_networks(student, teacher)
         for name, judge in (("reward", reward), ("perceptual", perceptual)):
-            weight = getattr(distillation, f"{name}_weight")
+            weight = getattr(objective, f"{name}_weight")
             if weight > 0 and judge is None:
                 raise ValueError(f"`{name}_weight` is {weight}, but `{name}` is None")
-        super().__init__(
-            student, upsampler, autoencoder, prompts, objective, decoder_learning_rate=decoder_learning_rate
-        )
+        super().__init__(student, upsampler, autoencoder, prompts, objective)
         self.teacher = teacher.requires_grad_(False)
         self.fake_score = fake_score
-        self.distillation, self.fake_learning_rate = distillation, fake_learning_rate
         self.reward, self.perceptual = reward, perceptual
         self._frozen = [network for network in (teacher, reward, perceptual) if isinstance(network, nn.Module)]
         for network in self._frozen:
             network.requires_grad_(False)
-        self._step = 0
+        self._phase = objective.phase(0)
 
     def parameter_groups(self, learning_rate: float) -> list[dict]:
         tracking = [parameter for parameter in self.fake_score.parameters() if parameter.requires_grad]
-        rate = learning_rate if self.fake_learning_rate is None else self.fake_learning_rate
+        given = self.objective.fake_learning_rate
+        rate = learning_rate if given is None else given
         return [*super().parameter_groups(learning_rate), {"params": tracking, "lr": rate}]
 
     def averaged_parameters(self) -> list[nn.Parameter]:
         """The student's, and the decoder's where it is trained."""
         student = [parameter for parameter in self.transformer.parameters() if parameter.requires_grad]
-        return student if self.decoder_learning_rate is None else student + decoder_parameters(self.autoencoder)
+        return student + decoder_parameters(self.autoencoder) if self.objective.decoder.train_decoder else student
 
-    def begin_step(self, step: int) -> None:
-        self._step = step
+    def begin_step(self, step: int, generator: torch.Generator) -> None:
+        super().begin_step(step, generator)
+        self._phase = self.objective.phase(step)
 
     def train(self, mode: bool = True) -> Self:
         """Sets the mode of the trained networks; what is frozen judges as it always does."""
@@ -164,13 +167,12 @@ class DistillationStage(SRStage):
         return self
 
     def forward(self, batch: Batch, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        phase = self.distillation.phase(self._step)
-        if phase == "student" and one_in(self.objective.reconstruction_every, generator):
+        if self._phase == "student" and self._reconstructs:
             return self._without_transformer("reconstruction", batch.encode_high(self.autoencoder), batch)
         inputs = self._inputs(self.condition(batch), batch.texts, generator)
-        if phase == "fake_score":
+        if self._phase == "fake_score":
             return self._track(*inputs, generator)
-        if phase == "regression":
+        if self._phase == "regression":
             loss = weighted_mse(self._denoised(*inputs), self._taught(*inputs), self.channel_weights)
             return loss, {"regression": loss}
         return self._distil(batch, *inputs, generator)
@@ -182,9 +184,7 @@ class DistillationStage(SRStage):
         with torch.no_grad():
             latents = self._denoised(noise, condition, prompt_embeds)
         fake = _flow(self.fake_score, condition, prompt_embeds)
-        loss = self.distillation.matching.fake_score_loss(
-            latents, fake, generator, self._predicts, self.channel_weights
-        )
+        loss = self.objective.matching.fake_score_loss(latents, fake, generator, self._predicts, self.channel_weights)
         return loss, {"fake_score": loss}
 
     def _distil(
@@ -196,20 +196,20 @@ class DistillationStage(SRStage):
         generator: torch.Generator,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The student's step."""
-        distillation = self.distillation
+        objective = self.objective
         latents = self._denoised(noise, condition, prompt_embeds)
         real = _flow(self.teacher, condition, prompt_embeds)
         fake = _flow(self.fake_score, condition, prompt_embeds)
         unconditional = self._unconditional(condition, prompt_embeds)
-        gradient = distillation.matching.gradient(latents.detach(), real, fake, unconditional, generator)
+        gradient = objective.matching.gradient(latents.detach(), real, fake, unconditional, generator)
         if self.channel_weights is not None:
             gradient = self.channel_weights * gradient
-        terms = {"matching": distillation.matching_weight * surrogate_loss(latents, gradient)}
+        terms = {"matching": objective.matching_weight * surrogate_loss(latents, gradient)}
         measured: dict[str, torch.Tensor] = {}
-        judged = distillation.perceptual_weight > 0 or distillation.reward_weight > 0
-        if judged or not self.objective.pixel_loss.is_empty:
+        judged = objective.perceptual_weight > 0 or objective.reward_weight > 0
+        if judged or not objective.pixel_loss.is_empty:
             decoded = self._decode(latents)
-            terms |= self.objective.pixel_loss(decoded, batch.high, batch.flow, batch.low)
+            terms |= objective.pixel_loss(decoded, batch.high, batch.flow, batch.low)
             if judged:
                 judgement, measured = self._judgement(decoded, batch, generator)
                 terms |= judgement
@@ -219,21 +219,21 @@ class DistillationStage(SRStage):
         self, decoded: torch.Tensor, batch: Batch, generator: torch.Generator
     ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """Perceptual loss and reward of some frames: the weighted terms, and the plain score."""
-        result = self.objective.pixel_loss.corrected(decoded, batch.low)
-        chosen = torch.randperm(result.shape[2], generator=generator)[: self.distillation.judged_frames]
+        result = self.corrected(decoded, batch)
+        chosen = torch.randperm(result.shape[2], generator=generator)[: self.objective.judged_frames]
         result, target = (pixels[:, :, chosen.to(pixels.device)] for pixels in (result, batch.high))
         terms, measured = {}, {}
-        if self.perceptual is not None and self.distillation.perceptual_weight > 0:
-            terms["perceptual"] = self.distillation.perceptual_weight * self.perceptual(result, target)
-        if self.reward is not None and self.distillation.reward_weight > 0:
+        if self.perceptual is not None and self.objective.perceptual_weight > 0:
+            terms["perceptual"] = self.objective.perceptual_weight * self.perceptual(result, target)
+        if self.reward is not None and self.objective.reward_weight > 0:
             measured["reward"] = _score(self.reward, result)
-            terms["reward_loss"] = -self.distillation.reward_weight * measured["reward"]
+            terms["reward_loss"] = -self.objective.reward_weight * measured["reward"]
         return terms, measured
 
     def _unconditional(self, condition: torch.Tensor, prompt_embeds: torch.Tensor) -> Flow:
-        if self.distillation.guidance_drops in ("condition", "both"):
+        if self.objective.guidance_drops in ("condition", "both"):
             condition = torch.zeros_like(condition)
-        if self.distillation.guidance_drops in ("text", "both"):
+        if self.objective.guidance_drops in ("text", "both"):
             prompt_embeds = self.prompts([""] * len(condition)).to(condition)
         return _flow(self.teacher, condition, prompt_embeds)
 
@@ -241,8 +241,8 @@ class DistillationStage(SRStage):
         """The teacher's multi-step result, with guidance."""
         conditional = _flow(self.teacher, condition, prompt_embeds)
         unconditional = self._unconditional(condition, prompt_embeds)
-        flow = guided(conditional, unconditional, self.distillation.matching.guidance_scale)
-        return integrate(flow, noise, self._scheduler(self.distillation.teacher_steps).sigmas.tolist())
+        flow = guided(conditional, unconditional, self.objective.matching.guidance_scale)
+        return integrate(flow, noise, sampler(self.objective.teacher_steps, self.objective.flow_shift).sigmas.tolist())
 
     def validate(self, batch: Batch) -> Mapping[str, float | torch.Tensor]:
         """The streamed student's measures, and how near it comes to the teacher from the same noise."""
@@ -251,7 +251,7 @@ class DistillationStage(SRStage):
         decoded = self.autoencoder.decode(self._restored(*inputs)).sample
         shown = self._shown(decoded, batch)
         taught = self.autoencoder.decode(self._taught(*inputs)).sample
-        result, taught = shown["result"], self.objective.pixel_loss.corrected(taught, batch.low)
+        result, taught = shown["result"], self.corrected(taught, batch)
         measures = {
             **self._measured(decoded, condition, batch),
             "psnr_to_teacher": psnr(result, taught).item(),
@@ -262,6 +262,24 @@ class DistillationStage(SRStage):
             measures["reward"] = _score(self.reward, result).item()
             measures["reward_of_teacher"] = _score(self.reward, taught).item()
         return {**measures, "input": shown["input"], "result": result, "teacher": taught, "truth": shown["truth"]}
+
+
+def load_transformers(
+    arguments: argparse.Namespace,
+) -> tuple[UltraFlashSRTransformer, UltraFlashSRTransformer, UltraFlashSRTransformer]:
+    """The student, the teacher and the fake score.
+
+    Args:
+        arguments (`argparse.Namespace`): of `training/distill_sr.py`.
+    """
+    teacher = load_network(UltraFlashSRTransformer, arguments.teacher, "transformer")
+    if arguments.pretrained_model_name_or_path is None:
+        student = sparse_student(teacher, arguments.rank)
+    else:
+        student = load_network(UltraFlashSRTransformer, arguments.pretrained_model_name_or_path, "transformer")
+        choose_trained(student, arguments.rank)
+    check_networks(student, teacher)
+    return student, teacher, fake_score_of(teacher, arguments.rank)
 
 
 def check_networks(student: UltraFlashSRTransformer, teacher: UltraFlashSRTransformer) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -24,49 +24,60 @@ from ...pipelines.samplers import sample_chunk, shift_sigma
 from ...pipelines.sources.text_generator import DENOISING_STEPS, FLOW_SHIFT, warped_sigmas
 from ..data.chunks import ChunkBatch
 from ..losses.distribution_matching import DistributionMatching, surrogate_loss
-from ..losses.pixels import psnr, randn_like
+from ..losses.fidelity import psnr
+from ..losses.flow_matching import randn_like
+from ..settings import NO_FLAG, Count, Positive, Settings, Share
 from ..starting_points.text_encoding import TextEncoding
 from ..starting_points.token_subspace import TokenSubspace
-from .base import Stage
+from .base import Training
 
 Decode = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
-class ForcingObjective:
-    """What the generator learns from a clip.
+class GeneratorObjective(Settings):
+    """What both trainings of the generator share.
 
     Args:
         denoising_steps (sequence of `float`, *optional*, defaults to `(1000, 750, 500, 250)`): the sampler's
             timesteps, before the shift.
         flow_shift (`float`, *optional*, defaults to 5.0): warps noise levels to more noise.
-        noise_levels (`str`, *optional*, defaults to `"continuous"`): `"continuous"`, uniform and then shifted; or
-            `"steps"`, those of the sampler alone, with which a network that predicts clean latents of a narrow domain
-            can do without distillation.
-        first_step_share (`float`, *optional*, defaults to 0.5): share of pure noise among `"steps"`.
-        context_noise (`float`, *optional*, defaults to 0.1): most noise in given chunks, which pass for clean: at
-            inference they hold the network's own errors.
-        own_context (`float`, *optional*, defaults to 0.0): share of batches in which the newest given chunk is the
-            network's own prediction from pure noise: what it is given at inference, where errors add up.
-        text_dropout (`float`, *optional*, defaults to 0.1): share of samples with the empty text.
         detail_emphasis (`float`, *optional*, defaults to 0.0): for networks that predict clean latents: 0 counts
             errors by what they change in the picture, which teaches layout first; 1 raises those of faint channels,
             such as textures.
     """
 
-    denoising_steps: Sequence[float] = DENOISING_STEPS
-    flow_shift: float = FLOW_SHIFT
-    noise_levels: Literal["continuous", "steps"] = "continuous"
-    first_step_share: float = 0.5
-    context_noise: float = 0.1
-    own_context: float = 0.0
-    text_dropout: float = 0.1
-    detail_emphasis: float = 0.0
+    denoising_steps: Sequence[float] = field(default=DENOISING_STEPS, metadata=NO_FLAG)
+    flow_shift: Positive[float] = FLOW_SHIFT
+    detail_emphasis: Share = 0.0
 
     @property
     def sigmas(self) -> list[float]:
         """The sampler's noise levels."""
         return warped_sigmas(self.denoising_steps, self.flow_shift)
+
+
+@dataclass(frozen=True)
+class DiffusionForcing(GeneratorObjective):
+    """What the generator learns from a clip.
+
+    Args:
+        noise_levels (`str`, *optional*, defaults to `"continuous"`): continuous, uniform and then shifted; or steps,
+            those of the sampler alone, with which a network that predicts clean latents of a narrow domain can do
+            without distillation.
+        first_step_share (`float`, *optional*, defaults to 0.5): share of pure noise among steps.
+        context_noise (`float`, *optional*, defaults to 0.1): most noise in given chunks, which pass for clean: at
+            inference they hold the network's own errors.
+        own_context (`float`, *optional*, defaults to 0.0): share of steps of training in which the newest given chunk
+            is the network's own prediction from pure noise: what it is given at inference, where errors add up.
+        text_dropout (`float`, *optional*, defaults to 0.1): share of samples with the empty text.
+    """
+
+    noise_levels: Literal["continuous", "steps"] = "continuous"
+    first_step_share: Share = 0.5
+    context_noise: Share = 0.1
+    own_context: Share = 0.0
+    text_dropout: Share = 0.1
 
     def sample_levels(self, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
         """Draws noise levels, all independent."""
@@ -78,13 +89,29 @@ class ForcingObjective:
         return levels[(later.floor().long() + 1).clamp(0, len(levels) - 1)]
 
 
-class DiffusionForcingStage(Stage):
-    """Trains a generator, and the text encoder unless it is frozen, on the latents of clips.
+@dataclass(frozen=True)
+class SelfForcing(GeneratorObjective):
+    """How the generator is distilled on its own rollouts.
+
+    Args:
+        matching (`DistributionMatching`, *optional*): the gradient.
+        fake_updates (`int`, *optional*, defaults to 5): of the copy that tracks the rollouts, for each of the
+            generator's.
+        fake_learning_rate (`float`, *optional*): of the copy; the generator's by default.
+    """
+
+    matching: DistributionMatching = DistributionMatching()
+    fake_updates: Count = 5
+    fake_learning_rate: Positive[float] | None = None
+
+
+class GeneratorTraining(Training):
+    """What both trainings of a generator share: its rollouts, their validation, and what is saved.
 
     Args:
         network (`CausalWanTransformer`): what is trained; in a `subspace`, the network of patches of one.
         text (`TextEncoding`): the text encoder.
-        objective (`ForcingObjective`): what is learnt.
+        objective (`GeneratorObjective`): what is learnt.
         scale (`torch.Tensor` of shape `[channels]`): root mean square of each channel of clean latents.
         subspace (`TokenSubspace`, *optional*): where the latents are coordinates of.
         config (`dict`, *optional*): with a subspace: arguments of the network that is saved.
@@ -97,7 +124,7 @@ class DiffusionForcingStage(Stage):
         self,
         network: CausalWanTransformer,
         text: TextEncoding,
-        objective: ForcingObjective,
+        objective: GeneratorObjective,
         scale: torch.Tensor,
         subspace: TokenSubspace | None = None,
         config: dict | None = None,
@@ -112,6 +139,91 @@ class DiffusionForcingStage(Stage):
         weights = share / share.sum() / scale.square()
         self.register_buffer("error_weights", weights.view(-1, 1, 1, 1), persistent=False)
 
+    def _for_frames(self, per_chunk: torch.Tensor) -> torch.Tensor:
+        """`[batch, chunks]` as `[batch, 1, frames, 1, 1]`."""
+        return per_chunk.repeat_interleave(self.network.chunk_frames, dim=1)[:, None, :, None, None]
+
+    def flow(
+        self,
+        noisy: torch.Tensor,
+        sigmas: torch.Tensor,
+        prompt_embeds: torch.Tensor,
+        network: CausalWanTransformer | None = None,
+    ) -> torch.Tensor:
+        """Predicts the flow of whole clips, float32.
+
+        Args:
+            noisy (`torch.Tensor`): `[batch, channels, frames, height, width]`.
+            sigmas (`torch.Tensor`): noise levels `[batch, chunks]`, or `[batch]`.
+            prompt_embeds (`torch.Tensor`): from [`TextEncoding`].
+            network (`CausalWanTransformer`, *optional*): another one than the trained one.
+        """
+        network = network or self.network
+        if sigmas.ndim == 2:
+            sigmas = sigmas.repeat_interleave(network.config.frames_per_chunk, dim=1)
+        return network(noisy, 1000 * sigmas, prompt_embeds.to(noisy), return_dict=False)[0].float()
+
+    def rollout(
+        self,
+        shape: Sequence[int],
+        prompt_embeds: torch.Tensor,
+        generator: torch.Generator,
+        last_step: int | None = None,
+    ) -> torch.Tensor:
+        """Generates clips as inference does: chunk by chunk, in a few steps, with the cache of clean chunks.
+
+        Gradients, where they are on, go through the last step of each chunk, but not from chunk to chunk.
+
+        Args:
+            shape (sequence of `int`): `(batch, channels, frames, height, width)`, whole chunks.
+            prompt_embeds (`torch.Tensor`): from [`TextEncoding`].
+            generator (`torch.Generator`): on the CPU.
+            last_step (`int`, *optional*): step whose prediction is taken, from 0; by default the sampler's last one.
+        """
+        sigmas = self.objective.sigmas[: None if last_step is None else last_step + 1]
+        calls = GeneratorCalls(self.network)
+        text = calls.prepare_text(prompt_embeds)
+        cache_frames = shape[2] // self.network.config.patch_size[0]
+        state = self.network.new_stream(None if self.network.config.window_frames else cache_frames)
+        size, chunks = (*shape[:2], self.network.chunk_frames, *shape[3:]), []
+
+        def noise(step: int) -> torch.Tensor:
+            return torch.randn(size, generator=generator).to(prompt_embeds.device)
+
+        for _ in range(cache_frames // self.network.config.frames_per_chunk):
+            clean, _ = sample_chunk(calls, noise, sigmas, text, state)
+            chunks.append(clean)
+            with torch.no_grad():
+                _, state = calls(clean, 0.0, text, state, commit=True)
+        return torch.cat(chunks, dim=2)
+
+    def validate(self, batch: ChunkBatch) -> Mapping[str, float | torch.Tensor]:  # type: ignore[override]
+        """Generates from the texts alone: the error against the clips (0 is perfect, 1 all grey), and the videos."""
+        generated = self.rollout(batch.high.shape, self.text(batch.texts), torch.Generator().manual_seed(0))
+        error = (self.error_weights * (generated - batch.high).square()).sum(1).mean().item()
+        if self.decode is None:
+            return {"error": error}
+        result, truth = self.decode(generated), self.decode(batch.high)
+        return {"error": error, "psnr": psnr(result, truth).item(), "result": result, "truth": truth}
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Writes `generator_transformer`, `text_encoder` and `tokenizer` as a pipeline has them."""
+        network = self.network
+        if self.subspace is not None and self.config is not None:
+            network = self.subspace.expanded(network, self.config)
+        network.save_pretrained(folder / "generator_transformer")
+        self.text.save_pretrained(folder)
+
+
+class DiffusionForcingTraining(GeneratorTraining):
+    """Trains a generator, and the text encoder unless it is frozen, on the latents of clips: [`DiffusionForcing`]."""
+
+    objective: DiffusionForcing
+    _own_context = False
+
+    def begin_step(self, step: int, generator: torch.Generator) -> None:
+        self._own_context = self.objective.own_context > torch.rand((), generator=generator).item()
+
     def forward(  # type: ignore[override]
         self, batch: ChunkBatch, generator: torch.Generator
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -125,7 +237,7 @@ class DiffusionForcingStage(Stage):
         noise = randn_like(clean, generator)
         sigmas = self._for_frames(actual)
         noisy = (1 - sigmas) * clean + sigmas * noise
-        if self.objective.own_context > torch.rand((), generator=generator):
+        if self._own_context:
             noisy = self._with_own_context(noisy, given, batch.starts, prompt_embeds, generator)
         flow = self.flow(noisy, told, prompt_embeds)
         errors = self._errors(noisy, flow, clean, noise, told)
@@ -167,30 +279,6 @@ class DiffusionForcingStage(Stage):
         predicted = noise - self.flow(noise, own.to(noisy), prompt_embeds)
         return torch.where(replaced, predicted, noisy)
 
-    def _for_frames(self, per_chunk: torch.Tensor) -> torch.Tensor:
-        """`[batch, chunks]` as `[batch, 1, frames, 1, 1]`."""
-        return per_chunk.repeat_interleave(self.network.chunk_frames, dim=1)[:, None, :, None, None]
-
-    def flow(
-        self,
-        noisy: torch.Tensor,
-        sigmas: torch.Tensor,
-        prompt_embeds: torch.Tensor,
-        network: CausalWanTransformer | None = None,
-    ) -> torch.Tensor:
-        """Predicts the flow of whole clips, float32.
-
-        Args:
-            noisy (`torch.Tensor`): `[batch, channels, frames, height, width]`.
-            sigmas (`torch.Tensor`): noise levels `[batch, chunks]`, or `[batch]`.
-            prompt_embeds (`torch.Tensor`): from [`TextEncoding`].
-            network (`CausalWanTransformer`, *optional*): another one than the trained one.
-        """
-        network = network or self.network
-        if sigmas.ndim == 2:
-            sigmas = sigmas.repeat_interleave(network.config.frames_per_chunk, dim=1)
-        return network(noisy, 1000 * sigmas, prompt_embeds.to(noisy), return_dict=False)[0].float()
-
     def _errors(
         self, noisy: torch.Tensor, flow: torch.Tensor, clean: torch.Tensor, noise: torch.Tensor, told: torch.Tensor
     ) -> torch.Tensor:
@@ -203,99 +291,40 @@ class DiffusionForcingStage(Stage):
         predicted = noisy - self._for_frames(told) * flow
         return (self.error_weights * (predicted - clean).square()).sum(1).mean((2, 3))
 
-    def rollout(
-        self,
-        shape: Sequence[int],
-        prompt_embeds: torch.Tensor,
-        generator: torch.Generator,
-        last_step: int | None = None,
-    ) -> torch.Tensor:
-        """Generates clips as inference does: chunk by chunk, in a few steps, with the cache of clean chunks.
 
-        Gradients, where they are on, go through the last step of each chunk, but not from chunk to chunk.
+class SelfForcingTraining(GeneratorTraining):
+    """Distils a generator on its own rollouts by distribution matching: [`SelfForcing`].
 
-        Args:
-            shape (sequence of `int`): `(batch, channels, frames, height, width)`, whole chunks.
-            prompt_embeds (`torch.Tensor`): from [`TextEncoding`].
-            generator (`torch.Generator`): on the CPU.
-            last_step (`int`, *optional*): step whose prediction is taken, from 0; by default the sampler's last one.
-        """
-        sigmas = self.objective.sigmas[: None if last_step is None else last_step + 1]
-        frames_per_chunk = self.network.config.frames_per_chunk
-        cache_frames = shape[2] // self.network.config.patch_size[0]
-        state = self.network.new_stream(None if self.network.config.window_frames else cache_frames)
-        calls, size = GeneratorCalls(self.network), (*shape[:2], self.network.chunk_frames, *shape[3:])
-        text, chunks = calls.prepare_text(prompt_embeds), []
-
-        def noise(step: int) -> torch.Tensor:
-            return torch.randn(size, generator=generator).to(calls.device)
-
-        for _ in range(cache_frames // frames_per_chunk):
-            latents, _ = sample_chunk(calls, noise, sigmas, text, state)
-            chunks.append(latents)
-            with torch.no_grad():
-                _, state = calls(latents, 0.0, text, state, commit=True)
-        return torch.cat(chunks, dim=2)
-
-    def validate(self, batch: ChunkBatch) -> Mapping[str, float | torch.Tensor]:  # type: ignore[override]
-        """Generates from the texts alone: the error against the clips (0 is perfect, 1 all grey), and the videos."""
-        generated = self.rollout(batch.high.shape, self.text(batch.texts), torch.Generator().manual_seed(0))
-        error = (self.error_weights * (generated - batch.high).square()).sum(1).mean().item()
-        if self.decode is None:
-            return {"error": error}
-        result, truth = self.decode(generated), self.decode(batch.high)
-        return {"error": error, "psnr": psnr(result, truth).item(), "result": result, "truth": truth}
-
-    def save_pretrained(self, folder: Path) -> None:
-        """Writes `generator_transformer`, `text_encoder` and `tokenizer` as a pipeline has them."""
-        network = self.network
-        if self.subspace is not None and self.config is not None:
-            network = self.subspace.expanded(network, self.config)
-        network.save_pretrained(folder / "generator_transformer")
-        self.text.save_pretrained(folder)
-
-
-class SelfForcingStage(DiffusionForcingStage):
-    """Distils a generator on its own rollouts by distribution matching.
-
-    The teacher is the generator as it was at the start, with guidance; a second copy tracks the rollouts and is
-    updated `fake_updates` times for each update of the generator. The text encoder is frozen.
-
-    Args:
-        matching (`DistributionMatching`): the gradient.
-        fake_updates (`int`, *optional*, defaults to 5): see above.
-        fake_learning_rate (`float`, *optional*): of the copy; the generator's by default.
-        all others: see [`DiffusionForcingStage`].
+    The teacher is the generator as it was at the start, with guidance; a second copy tracks the rollouts. The text
+    encoder is frozen. Arguments are those of [`GeneratorTraining`].
     """
+
+    objective: SelfForcing
 
     def __init__(
         self,
         network: CausalWanTransformer,
         text: TextEncoding,
-        objective: ForcingObjective,
+        objective: SelfForcing,
         scale: torch.Tensor,
         subspace: TokenSubspace | None = None,
         config: dict | None = None,
         decode: Decode | None = None,
-        *,
-        matching: DistributionMatching,
-        fake_updates: int = 5,
-        fake_learning_rate: float | None = None,
     ) -> None:
         super().__init__(network, text.requires_grad_(False), objective, scale, subspace, config, decode)
         self.teacher = deepcopy(network).requires_grad_(False).eval()
         self.fake = deepcopy(network).requires_grad_(True)
-        self.matching, self.fake_updates, self.fake_learning_rate = matching, fake_updates, fake_learning_rate
-        self._moves_student = True
+        self._moves_student, self._last_step = True, len(objective.denoising_steps) - 1
 
-    def begin_step(self, step: int) -> None:
-        self._moves_student = step % (self.fake_updates + 1) == self.fake_updates
+    def begin_step(self, step: int, generator: torch.Generator) -> None:
+        self._moves_student = step % (self.objective.fake_updates + 1) == self.objective.fake_updates
+        self._last_step = int(torch.randint(len(self.objective.denoising_steps), (), generator=generator))
 
     def averaged_parameters(self) -> list[nn.Parameter]:
         return [parameter for parameter in self.network.parameters() if parameter.requires_grad]
 
     def parameter_groups(self, learning_rate: float) -> list[dict]:
-        fake_rate = self.fake_learning_rate or learning_rate
+        fake_rate = self.objective.fake_learning_rate or learning_rate
         return [
             {"params": self.averaged_parameters(), "lr": learning_rate},
             {"params": list(self.fake.parameters()), "lr": fake_rate},
@@ -305,21 +334,27 @@ class SelfForcingStage(DiffusionForcingStage):
         self, batch: ChunkBatch, generator: torch.Generator
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         prompt_embeds, empty = self.text(batch.texts), self.text([""] * len(batch.texts))
-        last_step = int(torch.randint(len(self.objective.denoising_steps), (), generator=generator))
         with torch.set_grad_enabled(self._moves_student):
-            sample = self.rollout(batch.high.shape, prompt_embeds, generator, last_step)
+            sample = self.rollout(batch.high.shape, prompt_embeds, generator, self._last_step)
         real, fake, unconditional = (
             partial(self._score, prompt_embeds=embeds, network=network)
             for network, embeds in ((self.teacher, prompt_embeds), (self.fake, prompt_embeds), (self.teacher, empty))
         )
         if not self._moves_student:
             predicts: Literal["flow", "clean"] = "flow" if self.network.config.prediction_type == "flow" else "clean"
-            loss = self.matching.fake_score_loss(sample, fake, generator, predicts)
+            loss = self.objective.matching.fake_score_loss(sample, fake, generator, predicts)
             return loss, {"loss_of_fake_score": loss.detach()}
-        gradient = self.matching.gradient(sample, real, fake, unconditional, generator)
+        gradient = self.objective.matching.gradient(sample, real, fake, unconditional, generator)
         return surrogate_loss(sample, gradient), {"gradient": gradient.abs().mean()}
 
     def _score(
         self, noisy: torch.Tensor, sigmas: torch.Tensor, prompt_embeds: torch.Tensor, network: CausalWanTransformer
     ) -> torch.Tensor:
         return self.flow(noisy, sigmas, prompt_embeds, network)
+
+
+TRAININGS: dict[str, tuple[type[GeneratorObjective], type[GeneratorTraining]]] = {
+    "diffusion_forcing": (DiffusionForcing, DiffusionForcingTraining),
+    "self_forcing": (SelfForcing, SelfForcingTraining),
+}
+"""What a command line may choose, by name."""

@@ -3,19 +3,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import argparse
+import math
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import torch
+from accelerate import Accelerator
 from peft import get_peft_model_state_dict
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import Dataset
 
 from ...models.ultraflash_sr_transformer import SRStreamState, UltraFlashSRTransformer
 from ...pipelines.lora import UltraFlashLoraLoaderMixin
@@ -23,12 +24,16 @@ from ...pipelines.noise import SeededFrameNoise
 from ...pipelines.pipeline_ultraflash import UltraFlashStreamingPipeline
 from ...pipelines.samplers import sr_timesteps
 from ...pipelines.sources import Source
-from ..data.crops import Batch, Crop
-from ..data.prompts import Prompts
-from ..losses.linear_decoding import pixel_weights
-from ..losses.pixels import add_noise, randn_like
+from ..data.crops import Batch, CropDataset
+from ..data.inputs import load_cascade_data
+from ..data.prompt_batches import PromptBatch, PromptDataset, load_prompts
+from ..data.prompts import Prompts, texts_of
+from ..losses.flow_matching import add_noise, randn_like
+from ..losses.linear_decoding import check_linear_shortcut, pixel_weights
 from ..losses.preference import preference_loss, preference_margin, squared_error_change
-from .base import Stage
+from ..settings import Count, Positive, Settings
+from ..starting_points.networks import choose_trained, load_network
+from .base import Training
 from .cascade_rollout import SRStream, clip_source, rollout_groups, text_source
 from .preference_pairs import Pair, PairMaker
 
@@ -36,39 +41,19 @@ _SEED_LIMIT = 2**63 - 1
 
 
 @dataclass(frozen=True)
-class PromptBatch:
-    """Prompts to roll out, and the size of the videos; takes the place of a [`Batch`] of clips."""
-
-    texts: list[str]
-    size: Crop
-
-    def to(self, device: torch.device) -> PromptBatch:
-        """There is nothing to move."""
-        return self
-
-
-class PromptDataset(Dataset):
-    """Batches of prompts: item `n` is the same in every process and run.
+class PreferenceObjective(Settings):
+    """What the transformer learns to prefer.
 
     Args:
-        prompts (sequence of `str`): drawn from, all equally often.
-        sizes (sequence of `Crop`): of the high-resolution videos; one is drawn for each batch.
-        batch_size (`int`): prompts of a batch.
-        seed (`int`, *optional*, defaults to 0): of all choices.
-
-    Raises:
-        ValueError: no prompts.
+        beta (`float`, *optional*, defaults to 0.1): how near to the reference it stays, see [`preference_margin`].
+        num_inference_steps (`int`, *optional*, defaults to 1): steps of the transformer that is tuned.
+        weigh_channels (`bool`, *optional*, defaults to `False`): winner and loser differ by what shows in pixels,
+            through the autoencoder's linear shortcut.
     """
 
-    def __init__(self, prompts: Sequence[str], sizes: Sequence[Crop], batch_size: int, seed: int = 0) -> None:
-        if not prompts:
-            raise ValueError("`prompts` is empty: there is nothing to roll out")
-        self.prompts, self.sizes, self.batch_size, self.seed = prompts, sizes, batch_size, seed
-
-    def __getitem__(self, number: int) -> PromptBatch:
-        rng = np.random.default_rng((self.seed, number))
-        texts = [self.prompts[index] for index in rng.integers(len(self.prompts), size=self.batch_size)]
-        return PromptBatch(texts, self.sizes[int(rng.integers(len(self.sizes)))])
+    beta: Positive[float] = 0.1
+    num_inference_steps: Count = 1
+    weigh_channels: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,7 +67,7 @@ class _Comparison:
     reference_state: SRStreamState
 
 
-class PreferenceStage(Stage):
+class PreferenceTraining(Training):
     """Trains the SR transformer, or its LoRA layers, to prefer the winners among what its own streams lead to.
 
     A batch is rolled out through the whole cascade as at inference: source, upsampler, and the transformer with its
@@ -103,10 +88,7 @@ class PreferenceStage(Stage):
             require gradients are trained: all of them, or its LoRA layers. With a generator for [`PromptBatch`]es.
         pairs (`PairMaker`): where winners and losers come from.
         prompts (`Prompts`): embeddings of the texts, and of the empty one.
-        beta (`float`, *optional*, defaults to 0.1): see [`preference_margin`].
-        num_inference_steps (`int`, *optional*, defaults to 1): of the trained network.
-        weigh_channels (`bool`, *optional*, defaults to `False`): winner and loser differ by what shows in pixels, see
-            [`~ultraflash_diffusers.training.losses.linear_decoding.pixel_weights`].
+        objective (`PreferenceObjective`, *optional*): what is learnt.
         reference (`UltraFlashSRTransformer`, *optional*): the Phase I checkpoint, for a whole network that is already
             beyond it; by default a copy of the network. LoRA layers are switched off instead.
 
@@ -121,20 +103,20 @@ class PreferenceStage(Stage):
         pipe: UltraFlashStreamingPipeline,
         pairs: PairMaker,
         prompts: Prompts,
-        beta: float = 0.1,
-        num_inference_steps: int = 1,
-        weigh_channels: bool = False,
+        objective: PreferenceObjective | None = None,
         reference: UltraFlashSRTransformer | None = None,
     ) -> None:
         super().__init__()
-        weights = pixel_weights(pipe.autoencoder) if weigh_channels else None
+        self.objective = objective or PreferenceObjective()
+        weights = pixel_weights(pipe.autoencoder) if self.objective.weigh_channels else None
         self.register_buffer("channel_weights", weights, persistent=False)
         self.transformer: UltraFlashSRTransformer = pipe.transformer
         self.reference = self._checked_reference(reference)
         self.pairs = pairs
         around = (pipe.latent_upsampler, pipe.autoencoder, pipe.generator_transformer)
         self.frozen = nn.ModuleList(network.requires_grad_(False) for network in around if network is not None)
-        self.pipe, self.prompts, self.beta, self.num_inference_steps = pipe, prompts, beta, num_inference_steps
+        self.pipe, self.prompts = pipe, prompts
+        self._place = 0.0  # of the group, in its clip
 
     def _checked_reference(self, reference: UltraFlashSRTransformer | None) -> UltraFlashSRTransformer | None:
         if self.transformer._hf_peft_config_loaded:
@@ -146,10 +128,13 @@ class PreferenceStage(Stage):
         check_reference(reference, self.transformer)
         return reference.requires_grad_(False)
 
+    def begin_step(self, step: int, generator: torch.Generator) -> None:
+        self._place = torch.rand((), generator=generator, dtype=torch.float64).item()
+
     def forward(
         self, batch: Batch | PromptBatch, generator: torch.Generator
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        group = int(torch.randint(self._whole_groups(batch), (1,), generator=generator))
+        group = int(self._place * self._whole_groups(batch))
         comparison = self.compare(batch, group, generator)
         margin = self.margin(comparison, generator)
         return preference_loss(margin), self._measured(comparison, margin.detach())
@@ -185,9 +170,9 @@ class PreferenceStage(Stage):
         noise = SeededFrameNoise(seeds, size)
         device = self.transformer.device
         embeds = [self.prompts(texts).to(device) for texts in (batch.texts, [""] * size)]
-        own = SRStream(self.pipe, self.transformer, noise, embeds, self.num_inference_steps)
+        own = SRStream(self.pipe, self.transformer, noise, embeds, self.objective.num_inference_steps)
         with self._reference() as reference_network:
-            reference = SRStream(self.pipe, reference_network, noise, embeds, self.num_inference_steps)
+            reference = SRStream(self.pipe, reference_network, noise, embeds, self.objective.num_inference_steps)
         stream = self.pairs.start(self.pipe, noise, seeds, embeds)
         groups = rollout_groups(self.pipe, self._source(batch, group, embeds[0], noise))
         for past in islice(groups, group):
@@ -217,7 +202,7 @@ class PreferenceStage(Stage):
         """The margins of [`preference_margin`], `[batch]`, at freshly drawn noise and noise levels.
 
         Args:
-            comparison: from [`~PreferenceStage.compare`].
+            comparison: from [`~PreferenceTraining.compare`].
             generator (`torch.Generator`): on the CPU.
         """
         winner, loser = comparison.pair.winner, comparison.pair.loser
@@ -225,11 +210,11 @@ class PreferenceStage(Stage):
         sigmas = levels[torch.randint(len(levels), (len(winner),), generator=generator)].to(winner)
         flows = self._flows(comparison, add_noise(winner, noise, sigmas), sigmas)
         winner_change = squared_error_change(*flows, noise - winner, self.channel_weights)
-        if not bool((sigmas == 1).all()):
-            # at sigma 1 both inputs are the noise alone, and one pass is enough
+        if len(levels) > 1:
+            # at one step's only level, 1, both inputs are the noise alone, and one pass is enough
             flows = self._flows(comparison, add_noise(loser, noise, sigmas), sigmas)
         loser_change = squared_error_change(*flows, noise - loser, self.channel_weights)
-        return preference_margin(winner_change, loser_change, self.beta)
+        return preference_margin(winner_change, loser_change, self.objective.beta)
 
     def _flows(
         self, comparison: _Comparison, noisy: torch.Tensor, sigmas: torch.Tensor
@@ -257,7 +242,7 @@ class PreferenceStage(Stage):
 
     def _noise_levels(self) -> torch.Tensor:
         """The sampler's noise levels, `[num_inference_steps]`, from 1 downwards."""
-        return sr_timesteps(self.pipe.scheduler, self.num_inference_steps).sigmas[:-1]
+        return sr_timesteps(self.pipe.scheduler, self.objective.num_inference_steps).sigmas[:-1]
 
     def validate(self, batch: Batch | PromptBatch) -> dict[str, float]:
         """Measures the last group of a held-out stream: the margin of the reference's pair, and our own pair."""
@@ -316,3 +301,66 @@ def whole_groups(pipe: UltraFlashStreamingPipeline, frames: int) -> int:
             "frames: there would be no pair"
         )
     return groups
+
+
+def load_pipeline(arguments: argparse.Namespace) -> UltraFlashStreamingPipeline:
+    """The cascade, with the transformer that is to be tuned.
+
+    Args:
+        arguments (`argparse.Namespace`): of `training/train_cascade_dpo.py`.
+
+    Raises:
+        ValueError: a pipeline that cannot be rolled out so, or clips that fill no group.
+    """
+    networks = {}
+    if arguments.transformer is not None:
+        transformer = load_network(UltraFlashSRTransformer, arguments.transformer, "transformer")
+        networks["transformer"] = transformer.float()
+    pipe = UltraFlashStreamingPipeline.from_pretrained(
+        arguments.pretrained_model_name_or_path, dtype=torch.float32, **networks
+    )
+    if arguments.prompts is not None and (pipe.generator_transformer is None or pipe.text_encoder is None):
+        raise ValueError(
+            f"--prompts: the pipeline {arguments.pretrained_model_name_or_path!r} has no `generator_transformer` or "
+            "no `text_encoder`: roll out from clips (--train_data_dir)"
+        )
+    check_linear_shortcut(arguments, arguments.pretrained_model_name_or_path, pipe.autoencoder)
+    for frames in (*(crop.frames for crop in arguments.crops), arguments.validation_frames):
+        whole_groups(pipe, frames)
+    choose_trained(pipe.transformer, arguments.rank)
+    if arguments.gradient_checkpointing:
+        pipe.transformer.enable_gradient_checkpointing()
+    return pipe
+
+
+def load_reference(arguments: argparse.Namespace, pipe: UltraFlashStreamingPipeline) -> UltraFlashSRTransformer | None:
+    """The network that results are measured against, where the arguments name another one than that to be tuned.
+
+    Raises:
+        ValueError: it is of another shape.
+    """
+    if arguments.reference is None:
+        return None
+    reference = load_network(UltraFlashSRTransformer, arguments.reference, "transformer").float()
+    check_reference(reference, pipe.transformer)
+    return reference
+
+
+def load_rollouts(
+    arguments: argparse.Namespace, accelerator: Accelerator, pipe: UltraFlashStreamingPipeline
+) -> tuple[CropDataset | PromptDataset, list[Batch] | list[PromptBatch], set[str]]:
+    """What is rolled out, clips or prompts: batches for training, those of validation, and all texts.
+
+    Args:
+        arguments (`argparse.Namespace`): of `training/train_cascade_dpo.py`.
+        accelerator (`Accelerator`): whose first local process prepares clips.
+        pipe (`UltraFlashStreamingPipeline`): of [`load_pipeline`].
+    """
+    if arguments.prompts is None:
+        networks = (pipe.transformer, pipe.latent_upsampler, pipe.autoencoder)
+        clips, held_out = load_cascade_data(arguments, accelerator, *networks, with_flow=False)
+        return clips, held_out, texts_of(clips, held_out)
+    scale, temporal = pipe.latent_upsampler.config.scale, pipe.autoencoder.temporal_compression_ratio
+    spatial = pipe.autoencoder.spatial_compression_ratio * math.lcm(scale, *pipe.transformer.config.patch_size[1:])
+    prompts, validation = load_prompts(arguments, spatial, temporal)
+    return prompts, validation, {*prompts.prompts} | {text for batch in validation for text in batch.texts}

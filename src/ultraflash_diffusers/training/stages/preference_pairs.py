@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import argparse
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import nn
@@ -15,8 +17,40 @@ from ...models.ultraflash_sr_transformer import UltraFlashSRTransformer
 from ...pipelines.noise import SeededFrameNoise
 from ...pipelines.pipeline_ultraflash import UltraFlashStreamingPipeline
 from ...pixels import to_unit
-from ...rewards import Reward
+from ...rewards import Reward, load_reward
+from ..settings import Count, NonNegative, Settings, Share, read_settings
+from ..starting_points.networks import load_network
 from .cascade_rollout import ResampledNoise, RolloutGroup, SRStream
+
+
+@dataclass(frozen=True)
+class PairSettings(Settings):
+    """Which results are preferred.
+
+    Args:
+        preferred (`str`, *optional*, defaults to `"teacher"`): a stronger model's result over ours, or the best of
+            ours over the worst, as a reward sees them.
+        teacher_steps (`int`, *optional*, defaults to 20): denoising steps of the teacher.
+        teacher_guidance_scale (`float`, *optional*, defaults to 1.0): of the teacher, against the empty prompt; above
+            1 with guidance.
+        teacher_condition_noise (`float`, *optional*, defaults to 0.5): share of noise in the teacher's condition
+            (paper: 0.5 for the multi-step model).
+        num_candidates (`int`, *optional*, defaults to 4): results that best_of chooses from.
+
+    Raises:
+        ValueError: one candidate.
+    """
+
+    preferred: Literal["teacher", "best_of"] = "teacher"
+    teacher_steps: Count = 20
+    teacher_guidance_scale: NonNegative[float] = 1.0
+    teacher_condition_noise: Share = 0.5
+    num_candidates: Count = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.preferred == "best_of" and self.num_candidates < 2:
+            raise ValueError(f"`num_candidates` must be 2 or more, got {self.num_candidates}: one cannot be better")
 
 
 @dataclass(frozen=True)
@@ -177,3 +211,26 @@ class _BestOfStream(PairStream):
     def _decode(self, latents: torch.Tensor) -> tuple[torch.Tensor, AutoencoderStreamState]:
         output = self._autoencoder.decode(latents.to(self._autoencoder.dtype), state=self._decoder)
         return output.sample, output.state
+
+
+def load_pairs(arguments: argparse.Namespace, pipe: UltraFlashStreamingPipeline) -> PairMaker:
+    """What says which result is better.
+
+    Args:
+        arguments (`argparse.Namespace`): of `training/train_cascade_dpo.py`.
+        pipe (`UltraFlashStreamingPipeline`): whose latents and texts a teacher must share.
+
+    Raises:
+        ValueError: a teacher of another kind.
+    """
+    settings = read_settings(arguments, PairSettings)
+    if settings.preferred == "best_of":
+        return BestOfPairs(load_reward(arguments.reward, arguments.reward_weights), settings.num_candidates)
+    teacher = load_network(UltraFlashSRTransformer, arguments.teacher, "transformer").float()
+    for name in ("out_channels", "text_dim", "text_length"):
+        theirs, ours = teacher.config[name], pipe.transformer.config[name]
+        if theirs != ours:
+            raise ValueError(f"--teacher {arguments.teacher!r} has `{name}` {theirs}, the transformer {ours}")
+    return TeacherPairs(
+        teacher, settings.teacher_steps, settings.teacher_guidance_scale, settings.teacher_condition_noise
+    )

@@ -18,7 +18,8 @@ from ...pipelines.cache_management import SCORED_SIZE, DynamicCacheManagement
 from ...pixels import to_unit
 from ...rewards import QualityScorer
 from ..data.crops import Batch
-from .base import Stage
+from ..settings import NonNegative, Positive, Settings, Share
+from .base import Training
 
 DEGRADATIONS: dict[str, Callable[[float], Transform]] = {
     "blur": lambda strength: GaussianBlur(0.3 + 2.7 * strength),
@@ -45,7 +46,7 @@ VALIDATION_STRIDE = 8
 
 
 @dataclass(frozen=True)
-class QualityObjective:
+class QualityObjective(Settings):
     """What the scorer learns from.
 
     Args:
@@ -57,13 +58,13 @@ class QualityObjective:
         mixed_share (`float`, *optional*, defaults to 0.25): share of pictures with two degradations instead of one.
     """
 
-    size: int = 96
-    ranking_weight: float = 1.0
-    calibration_weight: float = 1.0
-    mixed_share: float = 0.25
+    size: Positive[int] = 96
+    ranking_weight: NonNegative[float] = 1.0
+    calibration_weight: NonNegative[float] = 1.0
+    mixed_share: Share = 0.25
 
 
-class QualityStage(Stage):
+class QualityTraining(Training):
     """Trains a quality scorer on pictures that are degraded as they are drawn.
 
     Each picture gives three: itself, and two that one degradation (or a pair of them) made of it at two strengths.

@@ -1,0 +1,105 @@
+# Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
+"""From the command line to a generator's training: networks, text encoder and sizes that fit together."""
+
+from __future__ import annotations
+
+import argparse
+from inspect import signature
+
+import torch
+from diffusers import WanTransformer3DModel
+
+from ...models.causal_wan_transformer import CausalWanTransformer
+from ...models.hr_autoencoder import HRAutoencoder
+from ..data.chunks import Pool, channel_scale
+from ..data.scenes import nameless_colors
+from ..losses.linear_decoding import check_linear_shortcut
+from ..settings import read_settings
+from ..starting_points.networks import load_network, start_network
+from ..starting_points.text_encoding import TextEncoding, make_text_encoder, make_tokenizer, words_of
+from ..starting_points.token_subspace import TokenSubspace, arguments_of, scale_ends
+from .generator import TRAININGS, GeneratorTraining
+
+
+def load_generator(arguments: argparse.Namespace, autoencoder: HRAutoencoder) -> CausalWanTransformer:
+    """The network to train, at its full size; learnt positions are those of the crops.
+
+    Args:
+        arguments (`argparse.Namespace`): of `training/train_generator.py`.
+        autoencoder (`HRAutoencoder`): whose latents the network makes.
+    """
+    network = _start(arguments)
+    if network.config.absolute_positions:
+        sides = (arguments.crops[0].height, arguments.crops[0].width)
+        network.register_to_config(sample_size=[side // autoencoder.spatial_compression_ratio for side in sides])
+    return network
+
+
+def _start(arguments: argparse.Namespace) -> CausalWanTransformer:
+    if arguments.pretrained_wan is None:
+        return start_network(CausalWanTransformer, arguments, "generator_transformer")
+    wan = load_network(WanTransformer3DModel, arguments.pretrained_wan, "transformer")
+    shared = signature(CausalWanTransformer.__init__).parameters.keys() & wan.config.keys()
+    network = CausalWanTransformer(**{name: wan.config[name] for name in shared})
+    network.load_state_dict(wan.state_dict())
+    return network
+
+
+def check_sizes(arguments: argparse.Namespace, autoencoder: HRAutoencoder, config: dict) -> None:
+    """Refuses clips that are not whole chunks of whole patches, and networks that do not fit together."""
+    if config["in_channels"] != autoencoder.config.latent_channels:
+        raise ValueError(
+            f"the generator's `in_channels` are {config['in_channels']}, the autoencoder has "
+            f"{autoencoder.config.latent_channels} latent channels"
+        )
+    check_linear_shortcut(arguments, arguments.autoencoder, autoencoder)
+    crop, (time, *patch) = arguments.crops[0], config["patch_size"]
+    for side, pixels in zip(patch, crop[1:], strict=True):
+        if pixels % (side * autoencoder.spatial_compression_ratio):
+            raise ValueError(f"--crops {crop}: sides must be multiples of the generator's patches, in pixels")
+    ratio, chunk = autoencoder.temporal_compression_ratio, time * config["frames_per_chunk"]
+    latents, rest = divmod(crop.frames - 1, ratio)
+    if rest or (latents + 1) % chunk or latents + 1 < arguments.sample_chunks * chunk:
+        raise ValueError(
+            f"--crops {crop}: {ratio} n + 1 frames must be whole chunks of {chunk} latents, and at least "
+            f"--sample_chunks {arguments.sample_chunks} of them"
+        )
+
+
+def load_text(arguments: argparse.Namespace, config: dict, pools: list[Pool]) -> TextEncoding:
+    """The text encoder that the arguments name, or a new one that knows the words of the clips' texts."""
+    if arguments.text_encoder is not None:
+        return TextEncoding.load(arguments.text_encoder, config["text_length"])
+    texts = (text for pool in pools for clip in pool.clips for text in clip.texts)
+    words = words_of(texts, config["text_length"])
+    nameless = list(nameless_colors(arguments.nameless_colors))
+    tokenizer = make_tokenizer([*words, *nameless])
+    text_encoder = make_text_encoder(len(tokenizer), config["text_dim"])
+    return TextEncoding(text_encoder, tokenizer, config["text_length"], nameless)
+
+
+def new_training(
+    arguments: argparse.Namespace,
+    network: CausalWanTransformer,
+    pools: list[Pool],
+    subspace: TokenSubspace | None,
+    autoencoder: HRAutoencoder,
+) -> GeneratorTraining:
+    """What the arguments ask to train."""
+    config = arguments_of(network)
+    text = load_text(arguments, config, pools)
+    scale = channel_scale(pools)
+    if subspace is not None:
+        new = arguments.config is not None
+        network = CausalWanTransformer(**subspace.compact_config(config)) if new else subspace.compacted(network)
+        scale_ends(network, scale, new)
+    if arguments.gradient_checkpointing:
+        network.enable_gradient_checkpointing()
+
+    def decode(latents: torch.Tensor) -> torch.Tensor:
+        latents = latents.cpu()
+        return autoencoder.decode(latents if subspace is None else subspace.lift(latents)).sample
+
+    objective_class, training_class = TRAININGS[arguments.objective]
+    objective = read_settings(arguments, objective_class)
+    return training_class(network, text, objective, scale, subspace, config, decode)
