@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -92,9 +93,10 @@ def test_default_checkpoint_is_there_or_says_so():
 def test_versions_are_pinned_for_everything_that_is_required():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     pinned = {line.split("==")[0] for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
-    required = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
-    required += project["optional-dependencies"]["demo"]
-    assert {name.split(">=")[0].replace("_", "-") for name in required} <= pinned
+    extras = project["optional-dependencies"]
+    required = [*project["dependencies"], *extras["dev"], *extras["demo"], *extras["serve"], *extras["docs"]]
+    names = {re.split(r"[\[>=;]", requirement)[0].replace("_", "-") for requirement in required}
+    assert names - {project["name"].replace("_", "-")} <= pinned
 
 
 def test_the_packaged_checkpoint_is_small_and_whole():

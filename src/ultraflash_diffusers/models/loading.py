@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from os import PathLike
+from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -19,6 +20,24 @@ _LISTED = 10
 
 class Network(ModelMixin, ConfigMixin):
     """Base of the networks."""
+
+    # `AutoModel.from_pretrained(folder, trust_remote_code=True)` finds the class by a file in the folder
+    _auto_class = "AutoModel"
+
+    def save_pretrained(self, save_directory: str | PathLike[str], *arguments: Any, **keywords: Any) -> None:
+        """Saves the network as diffusers does, and a file by which its `AutoModel` finds the class."""
+        folder, module = Path(save_directory), type(self).__module__
+        if not folder.is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            name = type(self).__name__
+            code = f"from {module} import {name}  # pip install ultraflash_diffusers\n\n__all__ = [{name!r}]\n"
+            (folder / f"{module.rpartition('.')[2]}.py").write_text(code)
+        super().save_pretrained(save_directory, *arguments, **keywords)
+
+    @classmethod
+    def extract_init_dict(cls, config_dict: Mapping[str, Any], **keywords: Any) -> Any:
+        """Sorts what a config holds; see diffusers' `ConfigMixin`. What is there for `AutoModel` is no setting."""
+        return super().extract_init_dict({k: v for k, v in config_dict.items() if k != "auto_map"}, **keywords)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike[str] | None, **kwargs: Any) -> Any:

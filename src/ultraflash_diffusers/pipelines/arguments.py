@@ -5,10 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from inspect import signature
+from numbers import Integral
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, SchedulerMixin
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 
 from .noise import draw_seeds
@@ -28,6 +30,7 @@ def check_components(pipe: DiffusionPipeline) -> None:
     missing = [name for name in required if getattr(pipe, name) is None]
     if missing:
         raise ValueError(f"the pipeline was loaded without {', '.join(missing)}")
+    check_scheduler(pipe.scheduler)
     upsampler = pipe.latent_upsampler.config
     channels = {
         "transformer": pipe.transformer.config.out_channels,
@@ -41,11 +44,30 @@ def check_components(pipe: DiffusionPipeline) -> None:
         raise ValueError(f"`latent_upsampler` has temporal_scale {upsampler.temporal_scale}, expected 1")
 
 
+def check_scheduler(scheduler: SchedulerMixin) -> None:
+    """Checks that the SR steps can be taken with a scheduler.
+
+    Raises:
+        ValueError: it is none of flow matching, or takes no sigmas of ours.
+    """
+    flows = isinstance(scheduler, FlowMatchEulerDiscreteScheduler) or scheduler.config.get("use_flow_sigmas", False)
+    if not flows or "sigmas" not in signature(scheduler.set_timesteps).parameters:
+        raise ValueError(
+            f"`scheduler` is a {type(scheduler).__name__}, expected one of flow matching that takes sigmas, such as "
+            "FlowMatchEulerDiscreteScheduler"
+        )
+
+
 def check_positive(**numbers: int | None) -> None:
     """Checks that numbers, by the names of their arguments, are positive integers or `None`."""
     for name, value in numbers.items():
-        if value is not None and (not isinstance(value, int) or value < 1):
+        if value is not None and (not isinstance(value, Integral) or value < 1):
             raise ValueError(f"`{name}` must be an integer of at least 1, got {value!r}")
+
+
+def plain_integer(value: Any) -> Any:
+    """Returns NumPy's integers, which users compute with, as Python's; all else as it is."""
+    return int(value) if isinstance(value, Integral) else value
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:

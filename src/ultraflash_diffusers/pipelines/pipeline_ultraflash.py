@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, SchedulerMixin
+from diffusers import SchedulerMixin
 from diffusers.video_processor import VideoProcessor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -22,6 +22,7 @@ from .arguments import (
     check_components,
     check_positive,
     checked_scale,
+    plain_integer,
     requested_size,
     step_callback,
     stream_seeds,
@@ -34,6 +35,7 @@ from .execution.devices import execution_device, is_offloaded
 from .execution.optimization import OptimizationReport, optimize
 from .execution.plan import ExecutionPlan
 from .group_maker import StreamSettings
+from .habits import FamiliarPipeline, one_source, scaled_lora, several_videos
 from .lora import UltraFlashLoraLoaderMixin
 from .pipeline_output import OUTPUT_TYPES, Frames, OutputType, UltraFlashPipelineOutput, joined
 from .pipeline_state import PipelineStreamState
@@ -43,7 +45,7 @@ from .stream_start import open_source, start_stream
 from .video_stream import VideoStream
 
 
-class UltraFlashStreamingPipeline(PromptEncodingMixin, DiffusionPipeline, UltraFlashLoraLoaderMixin):
+class UltraFlashStreamingPipeline(PromptEncodingMixin, FamiliarPipeline, UltraFlashLoraLoaderMixin):
     r"""Streams high-resolution video from text, after another pipeline, or from frames.
 
     A chain of stages, each with a state of its own that the stream carries (paper, "Ultra Flash"):
@@ -136,6 +138,7 @@ class UltraFlashStreamingPipeline(PromptEncodingMixin, DiffusionPipeline, UltraF
         prompt: str | list[str] | None = None,
         source: Any = None,
         *,
+        video: Any = None,
         negative_prompt: str | list[str] | None = None,
         height: int | None = None,
         width: int | None = None,
@@ -144,6 +147,7 @@ class UltraFlashStreamingPipeline(PromptEncodingMixin, DiffusionPipeline, UltraF
         num_inference_steps: int = 1,
         guidance_scale: float = 1.0,
         condition_noise: float | None = None,
+        num_videos_per_prompt: int = 1,
         generator: torch.Generator | list[torch.Generator] | None = None,
         prompt_embeds: torch.Tensor | None = None,
         negative_prompt_embeds: torch.Tensor | None = None,
@@ -155,6 +159,7 @@ class UltraFlashStreamingPipeline(PromptEncodingMixin, DiffusionPipeline, UltraF
         source_kwargs: dict[str, Any] | None = None,
         state: PipelineStreamState | None = None,
         output_type: OutputType = "pil",
+        attention_kwargs: dict[str, Any] | None = None,
         return_dict: bool = True,
         callback_on_step_end: StepEndCallback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
@@ -164,6 +169,7 @@ class UltraFlashStreamingPipeline(PromptEncodingMixin, DiffusionPipeline, UltraF
         Args:
             num_frames (`int`, *optional*): frames of the result; `None` takes all that the source has, and from text
                 the config's `default_num_frames`.
+            attention_kwargs (`dict`, *optional*): `{"scale": 0.7}` weighs all LoRA layers in this call.
             return_dict (`bool`, *optional*, defaults to `True`): a plain tuple instead of the output class if `False`.
             prompt, source and all others: see [`~UltraFlashStreamingPipeline.stream`].
 
@@ -180,9 +186,10 @@ class UltraFlashStreamingPipeline(PromptEncodingMixin, DiffusionPipeline, UltraF
         >>> video = pipe("a red ball", source=wan_pipeline, num_frames=81).frames[0]
         ```
         """
+        source = one_source(source, video)
         if source is None and num_frames is None:
             num_frames = self.config.default_num_frames
-        with self.stream(
+        stream = self.stream(
             prompt,
             source,
             negative_prompt=negative_prompt,
@@ -193,6 +200,7 @@ class UltraFlashStreamingPipeline(PromptEncodingMixin, DiffusionPipeline, UltraF
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             condition_noise=condition_noise,
+            num_videos_per_prompt=num_videos_per_prompt,
             generator=generator,
             prompt_embeds=prompt_embeds,
             negative_prompt_embeds=negative_prompt_embeds,
@@ -206,7 +214,8 @@ class UltraFlashStreamingPipeline(PromptEncodingMixin, DiffusionPipeline, UltraF
             output_type=output_type,
             callback_on_step_end=callback_on_step_end,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
-        ) as stream:
+        )
+        with stream, scaled_lora(self, attention_kwargs):
             frames = joined(list(stream), output_type)
         return UltraFlashPipelineOutput(frames=frames) if return_dict else (frames,)
 
@@ -216,6 +225,7 @@ class UltraFlashStreamingPipeline(PromptEncodingMixin, DiffusionPipeline, UltraF
         prompt: str | list[str] | None = None,
         source: Any = None,
         *,
+        video: Any = None,
         negative_prompt: str | list[str] | None = None,
         height: int | None = None,
         width: int | None = None,
@@ -224,6 +234,7 @@ class UltraFlashStreamingPipeline(PromptEncodingMixin, DiffusionPipeline, UltraF
         num_inference_steps: int = 1,
         guidance_scale: float = 1.0,
         condition_noise: float | None = None,
+        num_videos_per_prompt: int = 1,
         generator: torch.Generator | list[torch.Generator] | None = None,
         prompt_embeds: torch.Tensor | None = None,
         negative_prompt_embeds: torch.Tensor | None = None,
@@ -249,6 +260,7 @@ class UltraFlashStreamingPipeline(PromptEncodingMixin, DiffusionPipeline, UltraF
                 encoder, only that one.
             source (*optional*): `None` generates from text; a diffusers video pipeline; the path of a video file;
                 frames or an iterable of them, which may arrive live; normalised latents; see [`make_source`].
+            video (*optional*): another name for `source`.
             negative_prompt (`str` or `list[str]`, *optional*): what not to show, with guidance.
             height, width (`int`, *optional*): pixels of the result. Text takes the config's defaults and makes any
                 size; for a pipeline they choose what it is asked for, by default its own size; other sources bring
@@ -260,6 +272,7 @@ class UltraFlashStreamingPipeline(PromptEncodingMixin, DiffusionPipeline, UltraF
             guidance_scale (`float`, *optional*, defaults to 1.0): classifier-free guidance of the SR steps against the
                 negative prompt, where above 1.
             condition_noise (`float`, *optional*): share of noise in the condition, 0 to 1; the config's by default.
+            num_videos_per_prompt (`int`, *optional*, defaults to 1): of text, and of a pipeline that makes as many.
             generator (`torch.Generator` or `list`, *optional*): seeds the stream; a list holds one for each video of
                 the batch, which then are as if made alone.
             prompt_embeds (`torch.Tensor`, *optional*): `[prompts, length, text_dim]` instead of `prompt`.
@@ -279,7 +292,7 @@ class UltraFlashStreamingPipeline(PromptEncodingMixin, DiffusionPipeline, UltraF
             output_type (`str`, *optional*, defaults to `"pil"`): `"pil"`, `"np"`, `"pt"`, `"uint8"` or `"latent"`.
             callback_on_step_end (`Callable`, *optional*): called as `callback(pipe, step, timestep, tensors)` after
                 each SR step of each group, `step` counting from 0 in each; what it returns replaces the tensors. Where
-                decoding overlaps denoising it runs in the worker thread.
+                decoding overlaps denoising it runs in the worker thread. `pipe._interrupt = True` ends the stream.
             callback_on_step_end_tensor_inputs (`Sequence[str]`, *optional*, defaults to `("latents",)`): which tensors
                 it gets, of `_callback_tensor_inputs`.
 
@@ -289,13 +302,16 @@ class UltraFlashStreamingPipeline(PromptEncodingMixin, DiffusionPipeline, UltraF
         Raises:
             TypeError, ValueError: arguments that are out of range or contradict each other, the model or the source.
         """
+        source, self._interrupt = one_source(source, video), False
         condition_noise = self.config.condition_noise if condition_noise is None else condition_noise
         check_components(self)
+        height, width, num_frames = map(plain_integer, (height, width, num_frames))
         check_positive(
             height=height,
             width=width,
             num_frames=num_frames,
             num_inference_steps=num_inference_steps,
+            num_videos_per_prompt=num_videos_per_prompt,
             frames_per_chunk=frames_per_chunk,
             group_frames=self.config.group_frames,
             kv_cache_blocks=self.config.kv_cache_blocks,
@@ -307,11 +323,13 @@ class UltraFlashStreamingPipeline(PromptEncodingMixin, DiffusionPipeline, UltraF
         default_size = (self.config.default_height, self.config.default_width) if source is None else None
         size = requested_size(height, width, state, default_size)
         seeds = stream_seeds(generator, state)
+        source_kwargs = several_videos(source, num_videos_per_prompt, source_kwargs)
         embeds = self._stream_prompt_embeds(
             prompt,
             source,
             guidance_scale,
             state,
+            num_videos_per_prompt,
             negative_prompt=negative_prompt,
             prompt_embeds=prompt_embeds,
             negative_prompt_embeds=negative_prompt_embeds,
@@ -413,28 +431,3 @@ class UltraFlashStreamingPipeline(PromptEncodingMixin, DiffusionPipeline, UltraF
             return False
         devices = [execution_device(network) for network in networks]
         return devices[0].type == "cuda" or devices[0] != devices[1]
-
-    def _stream_prompt_embeds(
-        self,
-        prompt: str | list[str] | None,
-        source: Any,
-        guidance_scale: float,
-        state: PipelineStreamState | None,
-        **arguments: Any,
-    ) -> list[torch.Tensor]:
-        """Embeddings of the prompt and, with guidance, of the negative prompt."""
-        guided = guidance_scale > 1
-        given = prompt is not None or arguments["prompt_embeds"] is not None
-        if state is not None and not given:
-            if len(state.prompt_embeds) != 1 + guided:
-                raise ValueError(
-                    f"`guidance_scale` is {guidance_scale}, but `state` is of a stream "
-                    f"{'without' if guided else 'with'} guidance"
-                )
-            return list(state.prompt_embeds)
-        if source is None and not given:
-            raise ValueError("`prompt` and `prompt_embeds` are None: video from text needs one of them")
-        if self.text_encoder is None and isinstance(source, DiffusionPipeline):
-            prompt = None
-        embeds = self.encode_prompt(prompt, do_classifier_free_guidance=guided, **arguments)
-        return [each for each in embeds if each is not None]

@@ -7,10 +7,12 @@ import html
 from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline
 from diffusers.utils import logging
 
 from .execution.compilation import GuardedCalls
 from .execution.devices import execution_device
+from .pipeline_state import PipelineStreamState
 
 logger = logging.get_logger(__name__)
 
@@ -60,6 +62,32 @@ class PromptEncodingMixin:
         if negative.shape[0] not in (1, positive.shape[0]):
             raise ValueError(f"`negative_prompt` holds {negative.shape[0]} texts, `prompt` {positive.shape[0]}")
         return positive, negative.expand(positive.shape[0], -1, -1)
+
+    def _stream_prompt_embeds(
+        self,
+        prompt: str | list[str] | None,
+        source: Any,
+        guidance_scale: float,
+        state: PipelineStreamState | None,
+        videos_per_prompt: int,
+        **arguments: Any,
+    ) -> list[torch.Tensor]:
+        """Embeddings of the prompt and, with guidance, of the negative prompt."""
+        guided = guidance_scale > 1
+        given = prompt is not None or arguments["prompt_embeds"] is not None
+        if state is not None and not given:
+            if len(state.prompt_embeds) != 1 + guided:
+                raise ValueError(
+                    f"`guidance_scale` is {guidance_scale}, but `state` is of a stream "
+                    f"{'without' if guided else 'with'} guidance"
+                )
+            return list(state.prompt_embeds)
+        if source is None and not given:
+            raise ValueError("`prompt` and `prompt_embeds` are None: video from text needs one of them")
+        if self.text_encoder is None and isinstance(source, DiffusionPipeline):
+            prompt = None
+        embeds = self.encode_prompt(prompt, do_classifier_free_guidance=guided, **arguments)
+        return [each.repeat_interleave(videos_per_prompt, 0) for each in embeds if each is not None]
 
     def _embedded(
         self,

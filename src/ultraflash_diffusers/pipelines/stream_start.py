@@ -109,6 +109,7 @@ def start_stream(
         progress_bar=pipe.progress_bar(total=settings.num_frames, iterable=None if settings.num_frames else iter(())),
         on_close=pipe.maybe_free_model_hooks,
         devices={execution_device(network) for network in networks},
+        interrupted=lambda: pipe.interrupt,
     )
     return VideoStream(source, maker, decode, prompts, settings, state, host, overlaps, decoding_stream)
 

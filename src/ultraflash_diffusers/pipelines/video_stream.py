@@ -36,6 +36,7 @@ class StreamHost:
         progress_bar (`tqdm`): counts frames.
         on_close (`Callable`): called at the end.
         devices (`Collection[torch.device]`): of all networks.
+        interrupted (`Callable`): whether the stream is to end after the chunk at hand.
     """
 
     encode_prompt: EncodePrompt
@@ -43,6 +44,7 @@ class StreamHost:
     progress_bar: tqdm
     on_close: Callable[[], None]
     devices: Collection[torch.device]
+    interrupted: Callable[[], bool]
 
 
 class VideoStream(Iterator[StreamChunk]):
@@ -113,6 +115,9 @@ class VideoStream(Iterator[StreamChunk]):
 
     def __next__(self) -> StreamChunk:
         if self._closed:
+            raise StopIteration
+        if self._host.interrupted():
+            self.close()
             raise StopIteration
         try:
             with torch.no_grad(), on_cuda_stream(self._decoding_stream):

@@ -1,0 +1,118 @@
+# Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
+"""What users of diffusers try on any pipeline: other names of the same things, folders that diffusers itself loads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from diffusers import DiffusionPipeline
+from diffusers.utils.peft_utils import scale_lora_layers, unscale_lora_layers
+
+# beside a saved pipeline: whoever has the package loads the folder by DiffusionPipeline and `trust_remote_code=True`
+_PIPELINE_FILE = "pipeline.py"
+_PIPELINE_CODE = '''"""For `DiffusionPipeline.from_pretrained`. Needs `pip install ultraflash_diffusers`."""
+
+from ultraflash_diffusers import UltraFlashStreamingPipeline
+
+__all__ = ["UltraFlashStreamingPipeline"]
+'''
+
+
+class FamiliarPipeline(DiffusionPipeline):
+    """A pipeline that has an `autoencoder`."""
+
+    autoencoder: Any
+    # set by a callback, it ends a stream after the chunk at hand
+    _interrupt: bool = False
+
+    @property
+    def vae(self) -> Any:
+        """The autoencoder, by the name that it has in most pipelines."""
+        return self.autoencoder
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether a callback has asked to stop, by `pipe._interrupt = True`."""
+        return self._interrupt
+
+    @property
+    def components(self) -> dict[str, Any]:
+        """Networks, tokenizer, scheduler, and the settings: all that makes an equal pipeline."""
+        settings = {name: value for name, value in self.config.items() if not name.startswith("_")}
+        networks: dict[str, Any] = super().components
+        return {name: value for name, value in settings.items() if name not in networks} | networks
+
+    def enable_vae_tiling(self) -> None:
+        """Decodes in tiles: less memory, some of the work twice."""
+        self.autoencoder.enable_tiling()
+
+    def disable_vae_tiling(self) -> None:
+        """Decodes whole frames again."""
+        self.autoencoder.disable_tiling()
+
+    def save_pretrained(self, save_directory: str | PathLike[str], *arguments: Any, **keywords: Any) -> None:
+        """Saves the pipeline as diffusers does, so that `DiffusionPipeline` can load it, too."""
+        folder = Path(save_directory)
+        if not folder.is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / _PIPELINE_FILE).write_text(_PIPELINE_CODE)  # before: `push_to_hub` uploads at the end
+        super().save_pretrained(save_directory, *arguments, **keywords)
+
+    def to_json_string(self) -> str:
+        """The configuration as JSON, with the class by the file that names it."""
+        config = json.loads(super().to_json_string())
+        config["_class_name"] = [Path(_PIPELINE_FILE).stem, type(self).__name__]
+        return json.dumps(config, indent=2, sort_keys=True) + "\n"
+
+    @classmethod
+    def _dict_from_json_file(cls, json_file: str | PathLike[str]) -> dict[str, Any]:
+        """Reads a configuration; that this class loads it needs no code from the folder."""
+        config: dict[str, Any] = super()._dict_from_json_file(json_file)
+        if isinstance(config.get("_class_name"), list):
+            config["_class_name"] = config["_class_name"][-1]
+        return config
+
+
+def one_source(source: Any, video: Any) -> Any:
+    """Returns what was given as `source` or, by its other name, as `video`."""
+    if source is not None and video is not None:
+        raise ValueError("`source` and `video` were both given: they are two names for the same thing")
+    return video if source is None else source
+
+
+def several_videos(source: Any, count: int, source_kwargs: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Checks that each prompt can have several videos, and has a source pipeline make them.
+
+    Returns:
+        `dict`, *optional*: `source_kwargs` of a pipeline, with the number.
+
+    Raises:
+        ValueError: the source is one video.
+    """
+    if count == 1 or source is None:
+        return source_kwargs
+    if not isinstance(source, DiffusionPipeline):
+        raise ValueError(f"`num_videos_per_prompt` is {count}, but this source is one video, not made from a prompt")
+    return {"num_videos_per_prompt": count, **(source_kwargs or {})}
+
+
+@contextmanager
+def scaled_lora(pipe: DiffusionPipeline, attention_kwargs: dict[str, Any] | None) -> Iterator[None]:
+    """Weighs all LoRA layers, beyond their own weights, by `attention_kwargs={"scale": ...}` as long as it is open."""
+    arguments = dict(attention_kwargs or {})
+    scale = arguments.pop("scale", 1.0)
+    if arguments:
+        raise ValueError(f"`attention_kwargs` has {', '.join(map(repr, arguments))}, expected 'scale' alone")
+    networks = [network for network in (pipe.transformer, pipe.generator_transformer) if network is not None]
+    for network in networks:
+        scale_lora_layers(network, scale)
+    try:
+        yield
+    finally:
+        for network in networks:
+            unscale_lora_layers(network, scale)
