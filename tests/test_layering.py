@@ -14,13 +14,13 @@ from docs import house
 
 # what a room may import, beside itself and `pixels`, which knows torch and numpy alone
 ROOMS: dict[str, set[str]] = {
-    "cli": {"commands", "conversion"},
-    "commands": {"conversion", "demo", "models", "pipelines", "profiling", "serving", "video_io"},
+    "cli": {"commands"},
+    "commands": {"conversion", "demo", "hub_files", "models", "pipelines", "profiling", "serving", "video_io"},
     "demo": {"models", "pipelines", "video_io"},
     "serving": {"models", "pipelines", "video_io"},
     "profiling": {"models", "pipelines"},
     "training": {"degradation", "models", "pipelines", "rewards", "video_io", "weight_files"},
-    "conversion": {"hub_files", "models", "weight_files"},
+    "conversion": {"hub_files", "models", "pipelines", "weight_files"},
     "pipelines": {"hub_files", "models", "video_io", "weight_files"},
     "models": {"weight_files"},
     "rewards": {"models", "weight_files"},

@@ -10,17 +10,17 @@ is one line and exit code 2.
 from __future__ import annotations
 
 import argparse
-import ast
 import json
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from . import __version__
 from .commands.benchmark import add_benchmark
+from .commands.convert import add_convert
 from .commands.demo import add_demo
 from .commands.generate import add_generate
 from .commands.serve import add_serve
@@ -28,8 +28,6 @@ from .commands.upscale import add_upscale
 
 if TYPE_CHECKING:
     SubParsers = argparse._SubParsersAction[argparse.ArgumentParser]
-
-_DTYPES = ("float32", "float16", "bfloat16")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -92,80 +90,10 @@ def _fail(options: argparse.Namespace, error: Exception) -> int:
     return 2
 
 
-def _add_convert(commands: SubParsers) -> argparse.ArgumentParser:
-    command = commands.add_parser(
-        "convert",
-        help="published checkpoints to folders that from_pretrained loads",
-        description="Converts published checkpoints (Ultra Flash, Self-Forcing, LongLive, Wan 2.1) to folders that "
-        "from_pretrained loads. What a file holds is found out from its tensors.",
-    )
-    command.add_argument(
-        "files", nargs="+", type=Path, metavar="FILE", help=".pth, .pt, .ckpt, .bin, .safetensors (or its .index.json)"
-    )
-    command.add_argument(
-        "--output",
-        required=True,
-        type=Path,
-        metavar="FOLDER",
-        help="where to write; with several files each component gets a sub-folder",
-    )
-    command.add_argument(
-        "--setting",
-        action="append",
-        default=[],
-        type=_setting,
-        metavar="KEY=VALUE",
-        help="what tensors do not show, in our spelling or the published one, e.g. local_attn_size=12; repeatable",
-    )
-    command.add_argument("--dtype", choices=_DTYPES, help="precision to save in; as in the file by default")
-    command.set_defaults(run=_convert)
-    return command
-
-
-def _convert(options: argparse.Namespace) -> None:
-    import torch
-
-    from .conversion import convert_files
-
-    dtype = getattr(torch, options.dtype) if options.dtype else None
-    converted = convert_files(options.files, options.output, dict(options.setting), dtype)
-    if options.json:
-        components = [
-            {
-                "file": str(item.file),
-                "component": item.component,
-                "class": item.class_name,
-                "folder": str(item.folder),
-                "description": item.description,
-                "parameters": item.parameters,
-                "config": item.config,
-            }
-            for item in converted
-        ]
-        print(json.dumps({"components": components}))
-        return
-    for item in converted:
-        print(f"{item.file}: {item.description}, {item.parameters:,} parameters -> {item.folder} ({item.class_name})")
-
-
-def _setting(text: str) -> tuple[str, Any]:
-    """Reads `key=value`; a value that is no number, list, true, false or null is a string."""
-    key, equals, value = text.partition("=")
-    if not key.strip() or not equals:
-        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
-    words = {"true": True, "false": False, "null": None, "none": None}
-    if value.strip().lower() in words:
-        return key.strip(), words[value.strip().lower()]
-    try:
-        return key.strip(), ast.literal_eval(value.strip())
-    except (ValueError, SyntaxError):
-        return key.strip(), value.strip()
-
-
 _COMMANDS: tuple[Callable[[SubParsers], argparse.ArgumentParser], ...] = (
     add_generate,
     add_upscale,
-    _add_convert,
+    add_convert,
     add_benchmark,
     add_demo,
     add_serve,

@@ -58,7 +58,7 @@ def readers_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     base.register_modules(text_encoder=text_encoder, tokenizer=tokenizer, transformer=WanTransformer3DModel(**config))
     base.save_pretrained(tmp_path / "Wan-AI" / "Wan2.1-T2V-1.3B-Diffusers")
     transformer = make_tiny_transformer()
-    transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_k"]))
+    transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_k"], init_lora_weights=False))
     layers = get_peft_model_state_dict(transformer)
     UltraFlashStreamingPipeline.save_lora_weights(tmp_path / "outputs" / "lora", layers)
     monkeypatch.chdir(tmp_path)

@@ -3,5 +3,7 @@
 
 from ..weight_files import read_checkpoint
 from .convert import ConvertedFile, convert_files, from_original
+from .from_recipe import convert_recipe
+from .recipes import RECIPES
 
-__all__ = ["ConvertedFile", "convert_files", "from_original", "read_checkpoint"]
+__all__ = ["RECIPES", "ConvertedFile", "convert_files", "convert_recipe", "from_original", "read_checkpoint"]

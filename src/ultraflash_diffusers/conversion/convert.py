@@ -136,6 +136,15 @@ def check_recognized(recognitions: Sequence[Recognition], settings: Mapping[str,
         ValueError: no network knows one of them, or averaged weights are asked for and there are none.
     """
     check_known([recognition.settings for recognition in recognitions])
+    check_averaged(recognitions, settings)
+
+
+def check_averaged(recognitions: Sequence[Recognition], settings: Mapping[str, Any]) -> None:
+    """Refuses `use_ema` where there are no averaged weights.
+
+    Raises:
+        ValueError: so it is.
+    """
     if settings.get("use_ema") and not any(is_averaged(each.found_under) for each in recognitions):
         there = ", ".join(f"`{each.found_under}`" for each in recognitions if each.found_under) or "bare tensors"
         raise ValueError(f"`use_ema` is True, but there are no averaged weights (EMA); there are {there}")
