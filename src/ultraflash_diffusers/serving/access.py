@@ -40,5 +40,7 @@ def _keys(connection: HTTPConnection) -> Iterable[str]:
 
 
 def _is_allowed(origin: str, connection: HTTPConnection, allowed: tuple[str, ...]) -> bool:
-    page, here = urlsplit(origin).hostname, connection.url.hostname
-    return origin in allowed or (page is not None and (page == here or {page, here} <= _LOOPBACK))
+    page = urlsplit(origin).hostname
+    # behind a proxy the host is another; pages cannot set this header
+    hosts = {connection.url.hostname, urlsplit(f"//{connection.headers.get('x-forwarded-host', '')}").hostname}
+    return origin in allowed or (page is not None and (page in hosts or {page, connection.url.hostname} <= _LOOPBACK))

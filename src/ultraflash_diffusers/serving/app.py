@@ -45,18 +45,19 @@ def create_app(server: Server, jobs: JobStore | None = None, hosts: Sequence[str
 
     app = FastAPI(title="Ultra Flash", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)
-    app.include_router(api_router(server))
+    app.include_router(realtime_router(server))
+    app.include_router(information_router(server))
     if worker is not None and jobs is not None:
         app.include_router(videos_router(server, jobs, worker))
     app.add_exception_handler(ClientError, _client_error)
     return app
 
 
-def api_router(server: Server) -> APIRouter:
-    """Returns the routes, to be part of this or another application.
+def realtime_router(server: Server) -> APIRouter:
+    """Returns the realtime protocol's route, to be part of this or another application.
 
     Args:
-        server ([`Server`]): whose models they serve.
+        server ([`Server`]): whose models it serves.
     """
     router = APIRouter()
 
@@ -70,6 +71,17 @@ def api_router(server: Server) -> APIRouter:
         offered = socket.scope.get("subprotocols", [])
         await socket.accept(subprotocol=next((name for name in offered if name.startswith(KEY_PROTOCOL)), None))
         await serve_session(socket, server)
+
+    return router
+
+
+def information_router(server: Server) -> APIRouter:
+    """Returns what tells of the server: models, health, metrics.
+
+    Args:
+        server ([`Server`]): of which they tell.
+    """
+    router = APIRouter()
 
     @router.get("/v1/models")
     async def models(request: Request) -> dict[str, Any]:

@@ -25,18 +25,20 @@ class ClientError(Exception):
         self.status = status
 
 
-def as_client_error(error: BaseException, folder: Path | None = None) -> ClientError:
+def as_client_error(error: BaseException, *folders: Path) -> ClientError:
     """Returns what a client may know of an error: never a place on this machine, never a stack.
 
     Args:
         error (`BaseException`): the pipeline's errors about arguments are told; of all others only that there was one,
             while the server's log has it whole.
-        folder (`Path`, *optional*): where the client's own files are kept; their names are told without it.
+        folders (`Path`): where the client's own files are kept; their names are told without them.
     """
     if isinstance(error, ClientError):
         return error
     if isinstance(error, (ValueError, TypeError)) and not isinstance(error, UnicodeError):
-        message = str(error) if folder is None else str(error).replace(f"{folder}/", "")
+        message = str(error)
+        for folder in folders:
+            message = message.replace(f"{folder}/", "")
         return ClientError("invalid_request", message)
     logger.error("a stream failed", exc_info=error)
     return ClientError("internal_error", "the server failed to make this video; its log says why", status=500)

@@ -4,17 +4,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from .errors import ClientError
 from .intake import MAX_QUEUED_FRAMES, ClientFrames, Upload
-from .messages import Control, Interaction, SessionInteraction, SessionStart, parse_message
+from .messages import Control, Interaction, SessionInteraction, SessionStart, VideoUpload, parse_message
 from .playback import with_state
 from .served_models import ServedModel, check_prompt, check_request, choose_model
+from .server import Server
 from .session_state import SessionState
-from .settings import ServerSettings
 
 _LARGEST_BACKLOG = 64  # interactions that wait for a chunk
 _REPLIES = {"session.ping": "session.pong", "session.pause": "session.paused", "session.resume": "session.resumed"}
@@ -26,11 +25,11 @@ class Inbox:
     """Takes the messages of one client, checks them, and keeps what the stream is to do.
 
     Args:
-        models (`Mapping`): the server's, by name.
-        settings ([`ServerSettings`]): what is allowed.
+        server ([`Server`]): whose models may be asked for, and what is allowed.
         folder (`Path`): where uploads go.
 
     Attributes:
+        video (`Path`, *optional*): the client's file.
         ready (`asyncio.Event`): all that the stream starts from is there: `model`, `start`, `state`, `frames`.
         changed (`asyncio.Event`): something was said since whoever waits for it has cleared it.
         stopping, paused, exporting (`bool`): what the client wants.
@@ -40,24 +39,20 @@ class Inbox:
     model: ServedModel
     start: SessionStart
 
-    def __init__(self, models: Mapping[str, ServedModel], settings: ServerSettings, folder: Path) -> None:
-        self._models = models
-        self._settings = settings
+    def __init__(self, server: Server, folder: Path) -> None:
+        self._server = server
+        self._settings = server.settings
         self._folder = folder
         self._started = False
         self._uploads: list[Upload] = []
         self._named = 0
         self.state: SessionState | None = None
+        self.video: Path | None = None
         self.frames: ClientFrames | None = None
         self.ready = asyncio.Event()
         self.changed = asyncio.Event()
         self.stopping = self.paused = self.exporting = False
         self.interactions: list[tuple[str, Interaction]] = []
-
-    @property
-    def video(self) -> Path | None:
-        """The client's file."""
-        return next((upload.path for upload in self._uploads if upload.path.stem == "video"), None)
 
     async def on_text(self, text: str) -> Reply | None:
         """Takes a text message; returns the answer to it, if there is one.
@@ -103,13 +98,22 @@ class Inbox:
         if self._started:
             raise ClientError("already_started", "session.start: this session was started already")
         self._started = True
-        self.start, self.model = start, choose_model(self._models, start.model)
+        self.start, self.model = start, choose_model(self._server.models, start.model)
         if start.state_byte_length is None:
             self._check(start)
-        suffix = Path(start.video.name).suffix[:8] if start.video is not None else ""
-        announced = {"state": start.state_byte_length, f"video{suffix}": start.video and start.video.byte_length}
-        self._uploads = [self._upload(name, length) for name, length in announced.items() if length]
+        if start.state_byte_length is not None:
+            self._uploads.append(self._upload("state", start.state_byte_length))
+        if start.video is not None:
+            self._take_video(start.video)
         await self._prepare()
+
+    def _take_video(self, video: VideoUpload) -> None:
+        if video.byte_length is not None:
+            upload = self._upload(f"video{Path(video.name).suffix[:8]}", video.byte_length)
+            self._uploads.append(upload)
+            self.video = upload.path
+        elif video.token is not None:
+            self.video = self._server.take(video.token)
 
     def _upload(self, name: str, length: int) -> Upload:
         if length > self._settings.max_upload:

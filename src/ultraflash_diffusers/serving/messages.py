@@ -29,18 +29,27 @@ class ExtraParams(_Message):
     negative_prompt: str | None = None
     condition_noise: Annotated[float, Field(ge=0, le=1)] | None = None
     color_correction: Literal["wavelet", "none"] | None = None
+    strength: Annotated[float, Field(ge=0, le=1)] = 1.0
 
 
 class VideoUpload(_Message):
-    """A video file whose bytes follow in binary messages.
+    """A video file whose bytes follow in binary messages, or one that the server has already.
 
     Args:
-        byte_length (`int`): of the whole file.
-        name (`str`): what the user calls it; only its ending is looked at.
+        byte_length (`int`, *optional*): of the whole file, where it follows.
+        name (`str`, *optional*): what the user calls it; only its ending is looked at.
+        token (`str`, *optional*): of [`Server.offer`], where a page of the same server has taken the file in.
     """
 
-    byte_length: Annotated[int, Field(ge=1)]
+    byte_length: Annotated[int, Field(ge=1)] | None = None
     name: _Name = "video.mp4"
+    token: _Name | None = None
+
+    @model_validator(mode="after")
+    def _is_one_of_them(self) -> VideoUpload:
+        if (self.byte_length is None) == (self.token is None):
+            raise ValueError("give byte_length or token, and not both")
+        return self
 
 
 class SamplingParams(_Message):

@@ -16,6 +16,7 @@ from ..pipelines.file_stream import TimedReader
 from ..pipelines.pipeline_output import StreamChunk
 from ..pipelines.sources.frames import pixel_pieces
 from ..pipelines.sources.pixels import PixelSource, PixelSourceState
+from ..pipelines.stream_start import size_multiple
 from ..pipelines.video_stream import VideoStream
 from .errors import ClientError
 from .fragments import FragmentEncoder
@@ -27,6 +28,8 @@ from .settings import ServerSettings
 
 _KEPT = {"source", "width", "height", "fps", "num_frames", "num_inference_steps", "guidance_scale", "extra_params"}
 _GIVEN_WITH_STATE = {"type", "model", "prompt", "num_frames", "fps", "format", "source", "video", "frame_format"}
+
+_UNSURE_FRAMES = 2  # by which a container's count may be an estimate
 
 
 @dataclass
@@ -103,6 +106,14 @@ class Playback:
     def expected_frames(self) -> int | None:
         """Frames of the whole video, as far as known."""
         return self._num_frames if self._reader is None else self._reader.expected_frames
+
+    @property
+    def missing_frames(self) -> int:
+        """Frames that a clip should have had by its container's count and did not, once it was read to its end."""
+        if self._reader is None or self._num_frames is not None or self._latest is None:
+            return 0
+        missing = (self._reader.info.num_frames or 0) - self._latest.frame_range[1]
+        return missing if missing > _UNSURE_FRAMES else 0
 
     def encoder(self) -> FragmentEncoder:
         """Returns the encoder of the frames; their size must be known."""
@@ -193,7 +204,7 @@ class Playback:
             pixel_pieces(frames),
             pipe.autoencoder,
             latent_frames=pipe.config.group_frames,
-            multiple_of=pipe._size_multiple(self._model.scale),
+            multiple_of=size_multiple(pipe.transformer, pipe.autoencoder, self._model.scale),
             num_frames=self._num_frames,
             height=self._start.height,
             width=self._start.width,

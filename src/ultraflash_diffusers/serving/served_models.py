@@ -180,6 +180,7 @@ def stream_arguments(
         "guidance_scale": request.guidance_scale,
         "condition_noise": extra.condition_noise,
         "color_correction": extra.color_correction or "wavelet",
+        "strength": extra.strength,
         "generator": torch.Generator().manual_seed(seed) if state is None else None,
         "state": state,
         "output_type": "uint8",

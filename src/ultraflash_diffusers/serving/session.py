@@ -41,8 +41,9 @@ class RealtimeSession:
         self._socket = socket
         self._server = server
         self._settings = server.settings
+        self._folder = folder
         self._id = f"rt-{uuid.uuid4().hex}"
-        self._inbox = Inbox(server.models, server.settings, folder)
+        self._inbox = Inbox(server, folder)
         self._events = EventLog()
         self._chunks = 0
         self._outgoing: asyncio.Queue[tuple[Metadata, PlayedChunk | bytes]] = asyncio.Queue(_CHUNKS_AHEAD)
@@ -69,6 +70,11 @@ class RealtimeSession:
             self._inbox.close()
         for task in ended:
             task.result()
+
+    @property
+    def folders(self) -> set[Path]:
+        """Where files of the client are; no message may tell it."""
+        return {self._folder} | ({self._inbox.video.parent} if self._inbox.video is not None else set())
 
     async def tell(self, kind: str, **content: Any) -> None:
         """Sends a JSON message.
@@ -124,7 +130,8 @@ class RealtimeSession:
                 ended_by = await self._play(playback)
         await self._outgoing.join()
         stopped = ended_by != "end"
-        await self.tell("session.done", chunks=self._chunks, stopped=stopped, ended_by=ended_by)
+        missing = {"missing_frames": playback.missing_frames} if ended_by == "end" and playback.missing_frames else {}
+        await self.tell("session.done", chunks=self._chunks, stopped=stopped, ended_by=ended_by, **missing)
 
     async def _tell_position(self, position: int) -> None:
         await self.tell("session.queued", position=position)
@@ -263,7 +270,7 @@ async def serve_session(socket: WebSocket, server: Server) -> None:
         except WebSocketDisconnect:
             server.metrics.sessions.labels("left").inc()
         except Exception as failure:
-            error = as_client_error(failure, Path(folder))
+            error = as_client_error(failure, *session.folders)
             code = 1011 if error.status >= 500 else 1008
             server.metrics.sessions.labels(error.code).inc()
             with suppress(Exception):
