@@ -105,7 +105,9 @@ class FragmentEncoder:
         with av.open(buffer, "w", format="mp4", container_options=options) as container:
             stream = container.add_stream_from_template(self._stream)
             stream.time_base = self._time_base
-            stream.codec_context.extradata = self._stream.codec_context.extradata  # which the template leaves out
+            context, template = stream.codec_context, self._stream.codec_context
+            context.extradata = template.extradata  # which the template leaves out, as it does the size
+            context.width, context.height = template.width, template.height
             container.start_encoding()
             for packet in packets:
                 packet.stream = stream
