@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 TAKEN = (
     "*.md",
     "CITATION.cff",
+    "Dockerfile",
     "LICENSE",
     "benchmarks/**/*.md",
     "demo/*.md",

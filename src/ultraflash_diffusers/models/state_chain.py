@@ -9,6 +9,8 @@ host alone keeps that in mind: no device is asked.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 
 
@@ -39,7 +41,7 @@ class SingleUse:
 
     single_use: bool
     used: list[bool]
-    use = "been used"  # as errors call it
+    use: ClassVar[str] = "been used"  # as errors call it
 
     def check_unused(self) -> None:
         """Checks that the state may be called from.

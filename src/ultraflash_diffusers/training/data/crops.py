@@ -6,7 +6,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -173,11 +173,11 @@ class CropDataset(Dataset):
         return cut(str(clip.high), 1), cut(str(low_file), scale), clip.text
 
 
-def batches(dataset: CropDataset, numbers: Sequence[int], num_workers: int) -> Iterator[Batch]:
+def batches(dataset: Dataset, numbers: Sequence[int], num_workers: int) -> Iterator[Any]:
     """Loads batches by their numbers, in this order, ahead of time if there are workers.
 
     Args:
-        dataset (`CropDataset`): what they are of.
+        dataset (`Dataset`): what they are of.
         numbers (sequence of `int`): for instance a range.
         num_workers (`int`): processes; 0 loads in this one.
     """

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -26,9 +26,10 @@ from accelerate.utils import (
 from diffusers.optimization import get_scheduler
 from diffusers.utils import logging
 from torch import nn
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from ..data.crops import Batch, CropDataset, batches
+from ..data.crops import batches
 from ..files import replace_text
 from ..stages.base import Training
 from .checkpoints import (
@@ -51,10 +52,17 @@ logger = logging.get_logger(__name__)
 _Sums = dict[str, tuple[torch.Tensor, int]]
 
 
+class TrainingBatch(Protocol):
+    """What a stage takes at a step: clips, chunks of latents or prompts."""
+
+    def to(self, device: torch.device) -> Self:
+        """Moves what it holds to a device."""
+
+
 def train(
     stage: Training,
-    dataset: CropDataset,
-    validation: Sequence[Batch],
+    dataset: Dataset,
+    validation: Sequence[TrainingBatch],
     arguments: argparse.Namespace,
     accelerator: Accelerator,
 ) -> dict[str, float]:
@@ -62,8 +70,8 @@ def train(
 
     Args:
         stage (`Stage`): what is trained.
-        dataset (`CropDataset`): the batches.
-        validation (list of `Batch`): held-out clips, in uint8; empty for no validation.
+        dataset (`Dataset`): batches of the kind that the stage takes, by number.
+        validation (list of such batches): held-out clips, in uint8; empty for no validation.
         arguments (`argparse.Namespace`): of [`~ultraflash_diffusers.training.loop.arguments.training_parser`].
         accelerator (`Accelerator`): from [`~ultraflash_diffusers.training.loop.accelerator.make_accelerator`].
 
@@ -101,7 +109,7 @@ class _Entrance(nn.Module):
         super().__init__()
         self.stage, self.autocast = stage, autocast
 
-    def forward(self, batch: Batch, generator: torch.Generator | None = None) -> Any:
+    def forward(self, batch: Any, generator: torch.Generator | None = None) -> Any:
         """Validates the batch if there is no generator to train with."""
         with self.autocast():
             return self.stage.validate(batch) if generator is None else self.stage(batch, generator)
@@ -111,8 +119,8 @@ class _Run:
     def __init__(
         self,
         stage: Training,
-        dataset: CropDataset,
-        validation: Sequence[Batch],
+        dataset: Dataset,
+        validation: Sequence[TrainingBatch],
         arguments: argparse.Namespace,
         accelerator: Accelerator,
     ) -> None:
@@ -214,7 +222,7 @@ class _Run:
         first = self.progress.step * per_step + self.accelerator.process_index
         return range(first, self.arguments.max_train_steps * per_step, processes)
 
-    def _optimise(self, loader: Iterator[Batch], sums: _Sums) -> None:
+    def _optimise(self, loader: Iterator[TrainingBatch], sums: _Sums) -> None:
         """One optimiser step; adds what it measured to `sums`: totals by name, each with the number of its batches."""
         self.plain_stage.begin_step(self.progress.step, _generator(self.arguments.seed, self.progress.step, 2))
         factor = self.lr_factor(self._schedule_position())
@@ -316,7 +324,7 @@ class _Run:
         self.accelerator.wait_for_everyone()
         return totals
 
-    def _validate_clip(self, index: int, batch: Batch) -> dict[str, float]:
+    def _validate_clip(self, index: int, batch: TrainingBatch) -> dict[str, float]:
         results: Mapping[str, float | torch.Tensor] = self.stage(batch.to(self.accelerator.device))
         videos = {name: value.float() for name, value in results.items() if isinstance(value, torch.Tensor)}
         if videos and self.accelerator.is_main_process:
