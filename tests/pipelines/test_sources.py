@@ -39,6 +39,7 @@ from ultraflash_diffusers.pipelines.sources import (
     has_wan_latents,
     make_source,
 )
+from ultraflash_diffusers.pipelines.sources.generator_stage import TextGeneratorState
 from ultraflash_diffusers.pipelines.sources.video_file import VideoFileSource
 from ultraflash_diffusers.video_io import VideoReader
 
@@ -571,30 +572,96 @@ class RecordedNoise:
 
     def __init__(self, case):
         self.case = case
+        given, lengths = case.config.get("first_latent_frames", 0), chunk_lengths(case)
+        self.chunks = {given + sum(lengths[:number]): number for number in range(len(lengths))}
 
     def __call__(self, role, start, frames, shape):
-        chunk = start // self.case.config["frames_per_chunk"]
-        step = role.removeprefix("generator_renoise_")
-        return self.case.input(f"noise_{chunk}" if role == "generator" else f"renoise_{chunk}_{step}")
+        chunk, step = self.chunks[start], role.removeprefix("generator_renoise_")
+        noise = self.case.input(f"noise_{chunk}" if role == "generator" else f"renoise_{chunk}_{step}")
+        assert noise.shape[2] == frames
+        return noise
 
 
-@pytest.mark.parametrize("name", ["generator_global", "generator_rolling_sink", "generator_rolling_long"])
-def test_text_generator_matches_the_published_one(name):
-    case = Case(name)
-    frames, height, width = case.config["inputs"]["noise_0"][2:]
-    source = source_of(
+def chunk_lengths(case):
+    config = case.config
+    return config.get("chunk_frames", [config["frames_per_chunk"]] * config["chunks"])
+
+
+def recorded_source(case, prompt_embeds, state=None, **source_kwargs):
+    height, width = case.config["inputs"]["noise_0"][3:]
+    return source_of(
         None,
         generator=case.network(),
-        prompt_embeds=case.input("context"),
+        prompt_embeds=prompt_embeds,
         noise=RecordedNoise(case),
         height=8 * height,
         width=8 * width,
-        num_frames=4 * (frames * case.config["chunks"] - 1) + 1,
+        num_frames=4 * (case.config.get("first_latent_frames", 0) + sum(chunk_lengths(case)) - 1) + 1,
+        source_kwargs=source_kwargs,
+        state=state,
     )
-    for number, chunk in enumerate(source.chunks()):
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "generator_global",
+        "generator_rolling_sink",
+        "generator_rolling_long",
+        "generator_longlive",
+        "generator_longlive_small",
+        "generator_framewise",
+        "generator_framewise_2step",
+        "generator_framewise_1step",
+    ],
+)
+def test_text_generator_matches_the_published_one(name):
+    """By what its configuration says, and nothing else."""
+    case = Case(name)
+    steps = [len(case.config.get("first_chunk_denoising_steps", case.config["denoising_steps"]))]
+    steps += [len(case.config["denoising_steps"])] * (case.config["chunks"] - 1)
+    for number, chunk in enumerate(recorded_source(case, case.input("context")).chunks()):
         assert relative_error(chunk.latents, case.outputs[f"denoised_{number}"]) < TOLERANCE
-        assert chunk.statistics == {"generator_passes": 5}
+        assert chunk.statistics == {"generator_passes": steps[number] + 1}
     assert number + 1 == case.config["chunks"]
+
+
+@pytest.mark.parametrize("name", ["generator_framewise_i2v", "generator_framewise_i2v_2step"])
+def test_a_given_picture_is_followed_as_published(name):
+    case = Case(name)
+    source = recorded_source(case, case.input("context"), first_latents=case.input("first_latents"))
+    first, *generated = source.chunks()
+    assert torch.equal(first.latents, case.input("first_latents"))
+    for number, chunk in enumerate(generated):
+        assert relative_error(chunk.latents, case.outputs[f"denoised_{number}"]) < TOLERANCE
+    assert number + 1 == case.config["chunks"]
+
+
+@pytest.mark.parametrize("saved", [False, True])
+@pytest.mark.parametrize("name", ["switch", "switch_early", "switch_resink"])
+def test_a_new_prompt_has_the_cache_computed_again_as_published(name, saved, tmp_path):
+    case = Case(f"generator_longlive_{name}")
+    kwargs = {"recompute_on_prompt_change": True}
+    source = recorded_source(case, case.input("context_0"), **kwargs)
+
+    def change(source):
+        for number, chunk in enumerate(case.config["switch_chunks"], start=1):
+            # anywhere in the chunk before
+            at_frame = 4 * (sum(chunk_lengths(case)[:chunk]) - 1) + 1 - 3
+            source.change_prompt(number, case.input(f"context_{number}"), at_frame)
+
+    change(source)
+    chunks = source.chunks()
+    for number in range(case.config["chunks"]):
+        chunk = next(chunks)
+        assert relative_error(chunk.latents, case.outputs[f"denoised_{number}"]) < TOLERANCE
+        assert ("prompt_change" in chunk.timings) == (number in case.config["switch_chunks"])
+        if saved:
+            source.state().save(tmp_path / "state.safetensors")
+            state = TextGeneratorState.load(tmp_path / "state.safetensors")
+            source = recorded_source(case, case.input("context_0"), state, **kwargs)
+            change(source)
+            chunks = source.chunks()
 
 
 def tiny_generator(**config):
@@ -644,11 +711,11 @@ def test_the_prompt_changes_from_the_next_chunk_on():
     source = text_source()
     chunks = source.chunks()
     first = next(chunks).latents
-    source.set_prompt_embeds(TEXT[1:])
+    source.change_prompt(1, TEXT[1:])
     second = next(chunks).latents
     assert torch.equal(first, expected[0]) and not torch.allclose(second, expected[1])
     with pytest.raises(ValueError, match="prompt_embeds"):
-        source.set_prompt_embeds(TEXT)
+        source.change_prompt(2, TEXT)
 
 
 def test_endless_text_needs_a_window_and_keeps_its_memory():

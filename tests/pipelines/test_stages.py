@@ -22,6 +22,7 @@ from ultraflash_diffusers.pipelines.execution.timing import StageTimings
 from ultraflash_diffusers.pipelines.noise import SeededFrameNoise
 from ultraflash_diffusers.pipelines.samplers import PreparedPrompts
 from ultraflash_diffusers.pipelines.segments import LatentSegment
+from ultraflash_diffusers.pipelines.sources.generator_schedule import GeneratorSchedule
 from ultraflash_diffusers.pipelines.sources.generator_stage import TextGeneratorStage, TextGeneratorState
 from ultraflash_diffusers.pipelines.stages import DecodeStage, FrameState, SRGroup, SRSettings, SRStage, UpsampleStage
 
@@ -58,9 +59,10 @@ def decode() -> Callable[[int, Any], tuple[torch.Tensor, StreamState]]:
 
 def generate() -> Callable[[int, Any], tuple[torch.Tensor, StreamState]]:
     calls, policy = GeneratorCalls(PIPE.generator_transformer), DynamicCacheManagement.off()
-    shape, sigmas = (LATENT_CHANNELS, 2, 4), [1.0, 0.5]
+    shape = (LATENT_CHANNELS, 2, 4)
+    schedule = GeneratorSchedule.of(PIPE.generator_transformer, denoising_steps=[1000, 500])
     stage = TextGeneratorStage(
-        calls, PIPE.autoencoder, GuardedCalls(), SeededFrameNoise([1], 1), sigmas, policy, shape, None
+        calls, PIPE.autoencoder, GuardedCalls(), SeededFrameNoise([1], 1), schedule, policy, shape, None
     )
     text = calls.prepare_text(torch.randn(1, TEXT_LENGTH, TEXT_DIM, generator=seeded()))
 

@@ -110,7 +110,14 @@ def _causal_forcing(file: str, **settings: Any) -> Part:
 _FRAMEWISE = {"use_ema": True, "num_frame_per_block": 1}
 _FIRST_CHUNK = {"denoising_step_list_first_chunk": (1000, 750, 500, 250)}
 
-_AT_1K = {"group_frames": 6, "kv_cache_blocks": 3, "default_height": 960, "default_width": 1664}
+# a first group of its own, here of the same length, leaves a shorter last one as it is, as published
+_AT_1K = {
+    "group_frames": 6,
+    "first_group_frames": 6,
+    "kv_cache_blocks": 3,
+    "default_height": 960,
+    "default_width": 1664,
+}
 _AT_1K |= {"default_num_frames": 81, "default_fps": 16}
 _AT_2K = _AT_1K | {"default_height": 1440, "default_width": 2496}
 
@@ -129,6 +136,7 @@ RECIPES: dict[str, Recipe] = {
     "ultraflash-long": _at_1k(
         "Ultra Flash at 960x1664 for long videos: LongLive's generator, a first chunk of one frame",
         _ULTRAFLASH_LONG,
+        first_group_frames=4,
         default_num_frames=469,
     ),
     "self-forcing": _at_1k("Self-Forcing's generator (as ultraflash-1k)", _SELF_FORCING),

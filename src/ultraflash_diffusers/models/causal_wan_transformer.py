@@ -228,6 +228,27 @@ class CausalWanTransformer(WanBackbone):
         dtype = dtype or self._stream_dtype(device, self.dtype)
         return self._allocated(state, batch_size, grid[1:], device, dtype)
 
+    def rewind(self, state: CausalWanStreamState, frames: int, keep_sink: bool) -> CausalWanStreamState:
+        """Returns the state in front of a stream's last `frames` frames, to compute their keys and values anew.
+
+        One committing call with their clean latents, all at once, then gives the state that goes on behind them.
+
+        Args:
+            state (`CausalWanStreamState`): after at least so many frames; not for a single use.
+            frames (`int`): temporal patches, all that the cache holds, or with `keep_sink` all but its sink.
+            keep_sink (`bool`): whether the sink keeps what it holds; else the first of `frames` are the new one.
+
+        Raises:
+            ValueError: a state for a single use, which holds no room for more than a chunk.
+        """
+        if state.single_use:
+            raise ValueError("`state` is for a single use: it cannot be rewound")
+        if state.cache is None:
+            return state
+        position = int(state.position) - frames
+        cache = state.cache.rewound(position, keep_sink)
+        return dataclasses.replace(state, position=torch.full_like(state.position, position), cache=cache)
+
     def forward(
         self,
         hidden_states: torch.Tensor,
@@ -322,7 +343,7 @@ class CausalWanTransformer(WanBackbone):
         return sample, state
 
     def _check_single_use(self, frames: int) -> None:
-        if frames != self.config.frames_per_chunk:
+        if frames not in (self.config.frames_per_chunk, self.config.first_chunk_frames):
             raise ValueError(
                 f"`hidden_states` has {frames} frames, a state for a single use takes chunks of `frames_per_chunk` "
                 f"{self.config.frames_per_chunk}"
@@ -366,7 +387,9 @@ def _check_state(state: CausalWanStreamState, frames: int) -> None:
     if not isinstance(state, CausalWanStreamState):
         raise ValueError(f"`state` must be a CausalWanStreamState from `new_stream`, got {type(state).__name__}")
     if state.rolling:
-        room = state.cache_frames - state.sink_frames
+        # an empty cache, of a stream that begins or was rewound, takes what will be its sink in the same call
+        empty = state.cache is not None and state.cache.committed == 0
+        room = state.cache_frames - (0 if empty else state.sink_frames)
         if frames > room:
             raise ValueError(f"`hidden_states` has {frames} frames, more than the {room} of the rolling window")
         return

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,11 +30,25 @@ class StreamSettings:
     scale: int
     size: tuple[int, int] | None
     num_frames: int | None
-    frames_per_chunk: int
+    frames_per_chunk: int | None
     output_type: OutputType
     correction_levels: int | None
     detail: DetailSettings
     cache_management: DynamicCacheManagement | None
+
+    @property
+    def chunk_latents(self) -> int | None:
+        """Latent frames whose pixels a chunk holds; `None` for those of a group, where these differ in length."""
+        return self.frames_per_chunk or (self.sr.group_frames if self.sr.fills_groups else None)
+
+
+@dataclass(frozen=True)
+class PromptTurn:
+    """A prompt, and from where on it counts; see [`PromptChange`]."""
+
+    number: int
+    at_frame: int
+    prompts: PreparedPrompts
 
 
 @dataclass
@@ -65,7 +80,7 @@ class GroupMaker:
         calls ([`SRCalls`]): those of `refine`, which are told where a group begins.
         device (`torch.device`): where the latents go.
         settings ([`StreamSettings`]): see there.
-        prompts ([`PreparedPrompts`]): what the source was made with.
+        prompt_number (`int`): the prompt that the source was made with.
         cuda_stream (`torch.cuda.Stream`, *optional*): to work on; by default the current one.
     """
 
@@ -77,7 +92,7 @@ class GroupMaker:
         calls: SRCalls,
         device: torch.device,
         settings: StreamSettings,
-        prompts: PreparedPrompts,
+        prompt_number: int,
         cuda_stream: torch.cuda.Stream | None = None,
     ) -> None:
         self._regrouper = regrouper
@@ -86,7 +101,7 @@ class GroupMaker:
         self._calls = calls
         self._device = device
         self._settings = settings
-        self._source_prompts = prompts
+        self._source_prompt = prompt_number
         self._cuda_stream = cuda_stream
 
     def prepare(self, prompt_embeds: list[torch.Tensor]) -> PreparedPrompts:
@@ -95,22 +110,23 @@ class GroupMaker:
             return PreparedPrompts.of(self._calls, prompt_embeds)
 
     @torch.no_grad()
-    def __call__(self, current: CurrentState, prompts: PreparedPrompts) -> RefinedGroup | None:
+    def __call__(self, current: CurrentState, turns: Sequence[PromptTurn]) -> RefinedGroup | None:
         """Makes the next group, `None` after the last one.
 
         Args:
             current ([`CurrentState`]): the stream's, which goes on to what was read, and then to what was made of it.
-            prompts ([`PreparedPrompts`]): the prompt and, with guidance, the negative one.
+            turns (sequence of [`PromptTurn`]): the prompt of the last group, and all that were asked for since.
         """
         timings, statistics = StageTimings(), dict[str, Any]()
         with on_cuda_stream(self._cuda_stream):
-            if prompts is not self._source_prompts:
-                self._regrouper.source.set_prompt_embeds(prompts.embeds[0])
-                self._source_prompts = prompts
+            for turn in turns:
+                if turn.number > self._source_prompt:
+                    self._regrouper.source.change_prompt(turn.number, turn.prompts.embeds[0], turn.at_frame)
+                    self._source_prompt = turn.number
             self._read(current, timings, statistics)
             if not current.now.waiting:
                 return None
-            refined = self._make(current, prompts, timings, statistics)
+            refined = self._make(current, turns, timings, statistics)
             ready = None
             if self._device.type == "cuda":
                 ready = torch.cuda.current_stream(self._device).record_event()
@@ -123,9 +139,11 @@ class GroupMaker:
         current.replace(waiting=self._regrouper.fill(waiting, starts, timings, statistics))
 
     def _make(
-        self, current: CurrentState, prompts: PreparedPrompts, timings: StageTimings, statistics: dict[str, Any]
+        self, current: CurrentState, turns: Sequence[PromptTurn], timings: StageTimings, statistics: dict[str, Any]
     ) -> LatentSegment:
         segment, waiting = self._regrouper.take(current.now.waiting)
+        turn = self._turn_at(current.now.latents_done, turns)
+        prompts = turn.prompts
         self._check_pixels(segment)
         size = self._checked_size(segment.latents.shape[0], prompts, current.now.size)
         self._calls.begin_group(segment.starts_clip)
@@ -146,8 +164,16 @@ class GroupMaker:
             sr=sr,
             latents_done=group.start + len(segment),
             groups_done=current.now.groups_done + 1,
+            prompt_embeds=prompts.embeds,
+            prompt_number=turn.number,
         )
         return replace(segment, latents=latents)
+
+    def _turn_at(self, latents_done: int, turns: Sequence[PromptTurn]) -> PromptTurn:
+        """The newest prompt that counts for the group that begins there."""
+        ratio = self._regrouper.ratio
+        frame = ratio * (latents_done - 1) + 1 if latents_done else 0
+        return [turn for turn in turns if turn.at_frame <= frame or turn is turns[0]][-1]
 
     def _sr_group(self, condition: torch.Tensor, current: CurrentState, prompts: PreparedPrompts) -> SRGroup:
         state, blocks = current.now, self._settings.sr.kv_cache_blocks

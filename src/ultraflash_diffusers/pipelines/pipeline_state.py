@@ -17,6 +17,21 @@ from .segments import LatentSegment
 
 
 @dataclass
+class PromptChange(StreamState):
+    """Another prompt from some frame on.
+
+    Args:
+        number (`int`): changes of a stream are numbered from 1.
+        at_frame (`int`): the first pixel frame that may follow it.
+        prompt_embeds (`list[torch.Tensor]`): of the prompt and, with guidance, of the negative prompt.
+    """
+
+    number: int
+    at_frame: int
+    prompt_embeds: list[torch.Tensor]
+
+
+@dataclass
 class PipelineStreamState(StreamState):
     """State of a whole stream, between two of its chunks.
 
@@ -25,7 +40,8 @@ class PipelineStreamState(StreamState):
 
     Args:
         seeds (`list[int]`): the seeds of its noise.
-        prompt_embeds (`list[torch.Tensor]`): embeddings of the prompt and, with guidance, of the negative prompt.
+        prompt_embeds (`list[torch.Tensor]`): embeddings of the prompt and, with guidance, of the negative prompt, that
+            the last group was made with.
         size (`tuple[int, int]`, *optional*): height and width of its frames; `None` before the first group.
         frames_done (`int`): frames that were yielded.
         latents_done (`int`): latent frames that went through the SR transformer.
@@ -37,6 +53,8 @@ class PipelineStreamState(StreamState):
         sr (`list[SRStreamState]`, *optional*): of the SR transformer: for the prompt and, with guidance, for the
             negative prompt.
         detail ([`DetailState`], *optional*): of the frames, on sources of pixels.
+        prompt_number (`int`): the change of the prompt that `prompt_embeds` came with; 0 for the first prompt.
+        prompt_changes (`list[PromptChange]`): those that were asked for since.
     """
 
     seeds: list[int]
@@ -52,6 +70,15 @@ class PipelineStreamState(StreamState):
     decoder: StreamState | None = None
     sr: list[SRStreamState] | None = None
     detail: DetailState | None = None
+    prompt_number: int = 0
+    prompt_changes: list[PromptChange] = field(default_factory=list)
+
+    @property
+    def newest_prompt(self) -> PromptChange:
+        """The prompt that was asked for last."""
+        if self.prompt_changes:
+            return self.prompt_changes[-1]
+        return PromptChange(self.prompt_number, 0, self.prompt_embeds)
 
 
 class CurrentState:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -41,7 +40,7 @@ from .pipeline_output import OUTPUT_TYPES, Frames, OutputType, UltraFlashPipelin
 from .pipeline_state import PipelineStreamState
 from .prompt_encoding import PromptEncodingMixin
 from .stages import SRSettings
-from .stream_start import open_source, start_stream
+from .stream_start import open_source, start_stream, starting_state
 from .video_stream import VideoStream
 
 
@@ -66,6 +65,8 @@ class UltraFlashStreamingPipeline(PromptEncodingMixin, FamiliarPipeline, UltraFl
         generator_transformer ([`CausalWanTransformer`], *optional*): makes low-resolution video from text.
         group_frames (`int`, *optional*, defaults to 6): latent frames that the SR transformer takes at once. It is
             part of the model: which blocks attend to which depends on it, so another value gives another video.
+        first_group_frames (`int`, *optional*): those of a clip's first group (published long cascade, of generator
+            chunks of 1, 3, 3, ...: 4). Shorter groups then are refined as they are; without it they are filled.
         kv_cache_blocks (`int`, *optional*, defaults to 3): temporal blocks of earlier groups that a group attends to.
         condition_noise (`float`, *optional*, defaults to 0.0): default share of noise in the condition (the released
             weights: 0; paper: 0.5).
@@ -98,6 +99,7 @@ class UltraFlashStreamingPipeline(PromptEncodingMixin, FamiliarPipeline, UltraFl
         tokenizer: PreTrainedTokenizerBase | None = None,
         generator_transformer: CausalWanTransformer | None = None,
         group_frames: int = 6,
+        first_group_frames: int | None = None,
         kv_cache_blocks: int = 3,
         condition_noise: float = 0.0,
         color_correction_levels: int = 5,
@@ -119,6 +121,7 @@ class UltraFlashStreamingPipeline(PromptEncodingMixin, FamiliarPipeline, UltraFl
         )
         self.register_to_config(
             group_frames=group_frames,
+            first_group_frames=first_group_frames,
             kv_cache_blocks=kv_cache_blocks,
             condition_noise=condition_noise,
             color_correction_levels=color_correction_levels,
@@ -314,6 +317,7 @@ class UltraFlashStreamingPipeline(PromptEncodingMixin, FamiliarPipeline, UltraFl
             num_videos_per_prompt=num_videos_per_prompt,
             frames_per_chunk=frames_per_chunk,
             group_frames=self.config.group_frames,
+            first_group_frames=self.config.first_group_frames,
             kv_cache_blocks=self.config.kv_cache_blocks,
         )
         if not 0 <= condition_noise <= 1:
@@ -343,18 +347,18 @@ class UltraFlashStreamingPipeline(PromptEncodingMixin, FamiliarPipeline, UltraFl
                 guidance_scale=guidance_scale,
                 condition_noise=condition_noise,
                 kv_cache_blocks=self.config.kv_cache_blocks,
+                fills_groups=self.config.first_group_frames is None,
             ),
             scale=checked_scale(scale, self.latent_upsampler.config.scale),
             size=size,
             num_frames=num_frames,
-            frames_per_chunk=frames_per_chunk or self.config.group_frames,
+            frames_per_chunk=frames_per_chunk,
             output_type=output_type,
             correction_levels=self.config.color_correction_levels if color_correction == "wavelet" else None,
             detail=DetailSettings(strength, self.config.detail_memory),
             cache_management=cache_management,
         )
-        # a copy, since a stream writes into the buffers of its state
-        start = PipelineStreamState(seeds, embeds) if state is None else replace(state.clone(), prompt_embeds=embeds)
+        start = starting_state(state, seeds, embeds)
         opened = open_source(self, source, prompt, settings, start, source_kwargs)
         return start_stream(self, opened, settings, start, on_step)
 

@@ -76,12 +76,12 @@ class PromptEncodingMixin:
         guided = guidance_scale > 1
         given = prompt is not None or arguments["prompt_embeds"] is not None
         if state is not None and not given:
-            if len(state.prompt_embeds) != 1 + guided:
+            if len(state.newest_prompt.prompt_embeds) != 1 + guided:
                 raise ValueError(
                     f"`guidance_scale` is {guidance_scale}, but `state` is of a stream "
                     f"{'without' if guided else 'with'} guidance"
                 )
-            return list(state.prompt_embeds)
+            return state.newest_prompt.prompt_embeds
         if source is None and not given:
             raise ValueError("`prompt` and `prompt_embeds` are None: video from text needs one of them")
         if self.text_encoder is None and isinstance(source, DiffusionPipeline):

@@ -99,13 +99,15 @@ class Regrouper:
         source ([`Source`]): where the chunks come from.
         group_frames (`int`): latent frames a group.
         ratio (`int`): the temporal compression of the latents.
+        first_group_frames (`int`, *optional*): those of a clip's first group, by default as many.
     """
 
-    def __init__(self, source: Source, group_frames: int, ratio: int) -> None:
+    def __init__(self, source: Source, group_frames: int, ratio: int, first_group_frames: int | None = None) -> None:
         self.source = source
         self._chunks: Iterator[SourceChunk] = source.chunks()
         self._group_frames = group_frames
-        self._ratio = ratio
+        self._first_group_frames = first_group_frames or group_frames
+        self.ratio = ratio
         self._ended = False
         self._error: Exception | None = None
         self._chunks_read = 0
@@ -135,7 +137,7 @@ class Regrouper:
             chunk = self._read()
             if chunk is None:
                 continue
-            waiting = _appended(waiting, LatentSegment.from_chunk(chunk, starts or chunk.restart, self._ratio))
+            waiting = _appended(waiting, LatentSegment.from_chunk(chunk, starts or chunk.restart, self.ratio))
             starts = False
             timings.merge(chunk.timings)
             for name, value in chunk.statistics.items():
@@ -144,12 +146,16 @@ class Regrouper:
 
     def take(self, waiting: list[LatentSegment]) -> tuple[LatentSegment, list[LatentSegment]]:
         """Cuts the first group off what [`Regrouper.fill`] returned."""
-        group, rest = waiting[0].split(self._group_frames)
+        group, rest = waiting[0].split(self._wanted(waiting[0]))
         return group, waiting[1:] if rest is None else [rest, *waiting[1:]]
 
     def _has_group(self, waiting: list[LatentSegment]) -> bool:
         complete = len(waiting) > 1 or (self._ended and len(waiting) > 0)
-        return complete or any(len(segment) >= self._group_frames for segment in waiting)
+        return complete or any(len(segment) >= self._wanted(segment) for segment in waiting)
+
+    def _wanted(self, segment: LatentSegment) -> int:
+        """Latent frames of the group that `segment` begins with."""
+        return self._first_group_frames if segment.starts_clip else self._group_frames
 
     def _read(self) -> SourceChunk | None:
         """The next chunk. The end and an error, which is kept, are none."""

@@ -63,12 +63,13 @@ class SRSettings:
     """How the SR transformer refines a group.
 
     Args:
-        group_frames (`int`): latent frames that the network takes at once; shorter groups are filled by repeating the
-            last frame.
+        group_frames (`int`): latent frames that the network takes at once.
         num_inference_steps (`int`): denoising steps.
         guidance_scale (`float`): classifier-free guidance where above 1.
         condition_noise (`float`): share `s` of noise in the condition, `(1 - s) * condition + s * noise`.
         kv_cache_blocks (`int`): temporal blocks of the past that a group attends to.
+        fills_groups (`bool`, *optional*, defaults to `True`): whether shorter groups are filled by repeating the last
+            frame, so that the network sees one shape.
     """
 
     group_frames: int
@@ -76,6 +77,7 @@ class SRSettings:
     guidance_scale: float
     condition_noise: float
     kv_cache_blocks: int
+    fills_groups: bool = True
 
 
 @dataclass(frozen=True)
@@ -167,11 +169,12 @@ class SRStage:
         return latents, condition
 
     def _filled(self, condition: torch.Tensor) -> torch.Tensor:
-        missing = self._settings.group_frames - condition.shape[2]
+        missing = self._settings.group_frames - condition.shape[2] if self._settings.fills_groups else 0
         return torch.cat([condition, condition[:, :, -1:].expand(-1, -1, missing, -1, -1)], dim=2)
 
     def _new_states(self, condition: torch.Tensor, count: int) -> list[SRStreamState]:
-        batch, _, frames, height, width = condition.shape
+        batch, _, _, height, width = condition.shape
+        frames = self._settings.group_frames
         sizes = (self._settings.kv_cache_blocks, batch, frames, height, width, self.device)
         return [self._calls.network.new_stream(*sizes, single_use=self._single_use) for _ in range(count)]
 

@@ -17,11 +17,10 @@ from ..models.ultraflash_sr_transformer import UltraFlashSRTransformer
 from .execution.calls import SRCalls
 from .execution.compilation import GuardedCalls
 from .execution.devices import execution_device
-from .group_maker import GroupMaker, StreamSettings
+from .group_maker import GroupMaker, PromptTurn, StreamSettings
 from .noise import SeededFrameNoise
 from .pipeline_output import postprocess
-from .pipeline_state import PipelineStreamState
-from .samplers import PreparedPrompts
+from .pipeline_state import PipelineStreamState, PromptChange
 from .segments import Regrouper
 from .sources import Source, make_source
 from .stages import DecodeStage, SRStage, StepCallback, UpsampleStage
@@ -33,6 +32,25 @@ def size_multiple(transformer: UltraFlashSRTransformer, autoencoder: HRAutoencod
     _, *patch = transformer.config.patch_size
     latents = math.lcm(*(side // math.gcd(side, scale) for side in patch))
     return latents * autoencoder.spatial_compression_ratio
+
+
+def starting_state(
+    state: PipelineStreamState | None, seeds: list[int], prompt_embeds: list[torch.Tensor]
+) -> PipelineStreamState:
+    """Makes the state that a stream starts from: a copy of the one given, which is written into.
+
+    Another prompt than it had last is a change of the prompt.
+    """
+    if state is None:
+        return PipelineStreamState(seeds, prompt_embeds)
+    newest, changes = state.newest_prompt, state.prompt_changes
+    if len(newest.prompt_embeds) != len(prompt_embeds) or not all(map(_equal, newest.prompt_embeds, prompt_embeds)):
+        changes = [*changes, PromptChange(newest.number + 1, 0, prompt_embeds)]
+    return replace(state, prompt_changes=changes).clone()
+
+
+def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.shape == other.shape and torch.equal(one, other.to(one))
 
 
 def open_source(
@@ -98,10 +116,14 @@ def start_stream(
     state = _on_devices(state, upsample, refine, decode)
     overlaps = settings.output_type != "latent" and pipe.can_overlap_decoding
     making_stream, decoding_stream = _cuda_streams(refine.device, decode.device) if overlaps else (None, None)
-    with torch.no_grad():
-        prompts = PreparedPrompts.of(calls, state.prompt_embeds)
-    regrouper = Regrouper(source, settings.sr.group_frames, pipe.autoencoder.temporal_compression_ratio)
-    maker = GroupMaker(regrouper, upsample, refine, calls, decode.device, settings, prompts, making_stream)
+    ratio = pipe.autoencoder.temporal_compression_ratio
+    regrouper = Regrouper(source, settings.sr.group_frames, ratio, pipe.config.first_group_frames)
+    number = state.prompt_number
+    maker = GroupMaker(regrouper, upsample, refine, calls, decode.device, settings, number, making_stream)
+    turns = [PromptTurn(number, 0, maker.prepare(state.prompt_embeds))]
+    turns += [
+        PromptTurn(each.number, each.at_frame, maker.prepare(each.prompt_embeds)) for each in state.prompt_changes
+    ]
     networks = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
     host = StreamHost(
         encode_prompt=pipe.encode_prompt,
@@ -111,7 +133,7 @@ def start_stream(
         devices={execution_device(network) for network in networks},
         interrupted=lambda: pipe.interrupt,
     )
-    return VideoStream(source, maker, decode, prompts, settings, state, host, overlaps, decoding_stream)
+    return VideoStream(source, maker, decode, turns, settings, state, host, overlaps, decoding_stream)
 
 
 def _on_devices(

@@ -15,10 +15,9 @@ from tqdm import tqdm
 from .execution.devices import on_cuda_stream
 from .execution.threads import for_another_thread
 from .execution.timing import StageTimings, stage_timer
-from .group_maker import GroupMaker, RefinedGroup, StreamSettings
+from .group_maker import GroupMaker, PromptTurn, RefinedGroup, StreamSettings
 from .pipeline_output import Frames, StreamChunk
-from .pipeline_state import CurrentState, PipelineStreamState
-from .samplers import PreparedPrompts
+from .pipeline_state import CurrentState, PipelineStreamState, PromptChange
 from .segments import LatentSegment, check_finite
 from .sources import Source
 from .stages import DecodeStage, FrameState
@@ -70,7 +69,7 @@ class VideoStream(Iterator[StreamChunk]):
         source ([`Source`]): what `maker` reads, closed with the stream.
         maker ([`GroupMaker`]): the stages in front of the decoder.
         decode ([`DecodeStage`]): the decoder.
-        prompts ([`PreparedPrompts`]): to start with.
+        turns (`list[PromptTurn]`): the prompts to start with.
         settings ([`StreamSettings`]): see there.
         state ([`PipelineStreamState`]): to start from, on the stages' devices.
         host ([`StreamHost`]): see there.
@@ -85,7 +84,7 @@ class VideoStream(Iterator[StreamChunk]):
         source: Source,
         maker: GroupMaker,
         decode: DecodeStage,
-        prompts: PreparedPrompts,
+        turns: list[PromptTurn],
         settings: StreamSettings,
         state: PipelineStreamState,
         host: StreamHost,
@@ -95,7 +94,7 @@ class VideoStream(Iterator[StreamChunk]):
         self._source = source
         self._maker = maker
         self._decode = decode
-        self._prompts = prompts
+        self._turns = turns
         self._settings = settings
         self._current = CurrentState(state)
         self._host = host
@@ -152,17 +151,20 @@ class VideoStream(Iterator[StreamChunk]):
         prompt_embeds: torch.Tensor | None = None,
         negative_prompt_embeds: torch.Tensor | None = None,
         max_sequence_length: int | None = None,
+        at_frame: int = 0,
     ) -> None:
-        """Changes the prompt from the next group on whose making has not begun.
+        """Changes the prompt from a frame on, or from the next group on whose making has not begun.
 
         That is the next one to be yielded or, where decoding overlaps denoising, the one after it. Cross-attention
-        reads the new prompt alone from there on. What self-attention remembers of earlier frames, in the generator and
-        in the SR transformer, was computed under the former prompt and is not computed again: the scene goes on and
-        turns to the new prompt as those frames leave the windows, which the generator's sink and a global cache never
-        let go. (LongLive, arXiv 2509.22622, computes the generator's anew.) A source that is a diffusers pipeline
-        keeps its prompt.
+        reads the new prompt alone from there on. What the generator's self-attention remembers of earlier frames was
+        computed under the former prompt. Generators that were trained for it (LongLive, arXiv 2509.22622; their config
+        has `recompute_on_prompt_change`) compute it anew, which the timings of the next chunk call `"prompt_change"`;
+        with others the scene goes on and turns to the new prompt as those frames leave the window, which those of the
+        sink and of a global cache never do. A source that is a diffusers pipeline keeps its prompt.
 
         Args:
+            at_frame (`int`, *optional*, defaults to 0): the generator changes before its first chunk that begins at
+                this pixel frame or later, the SR transformer before its first group that does.
             prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, max_sequence_length: as in
                 [`UltraFlashStreamingPipeline.__call__`]. As many prompts as the stream started with.
         """
@@ -175,11 +177,11 @@ class VideoStream(Iterator[StreamChunk]):
                 negative_prompt_embeds,
                 max_sequence_length,
             )
-        prompts, started_with = embeds[0].shape[0], self._prompts.embeds[0].shape[0]
+        prompts, started_with = embeds[0].shape[0], self._turns[0].prompts.embeds[0].shape[0]
         if prompts != started_with:
             raise ValueError(f"`prompt` holds {prompts} prompts, this stream started with {started_with}")
-        self._prompts = self._maker.prepare([each for each in embeds if each is not None])
-        self._current.replace(prompt_embeds=self._prompts.embeds)
+        prepared = self._maker.prepare([each for each in embeds if each is not None])
+        self._turns = [*self._turns, PromptTurn(self._turns[-1].number + 1, at_frame, prepared)]
 
     def state(self) -> PipelineStreamState:
         """Returns an independent copy of the stream's state: save it, and go on with `pipe.stream(state=...)`.
@@ -197,7 +199,13 @@ class VideoStream(Iterator[StreamChunk]):
         if any(each.single_use and each.used[0] for each in state.sr or []):
             raise RuntimeError("the next group failed half-way and has overwritten the state of the SR transformer")
         undecoded = state.undecoded + ([] if refined is None else [refined.segment])
-        return replace(state, size=size, source=self._source.state(), undecoded=undecoded).clone()
+        changes = [
+            PromptChange(turn.number, turn.at_frame, turn.prompts.embeds)
+            for turn in self._turns
+            if turn.number > state.prompt_number
+        ]
+        changed = replace(state, size=size, source=self._source.state(), undecoded=undecoded, prompt_changes=changes)
+        return changed.clone()
 
     def _finish(self, ahead: Future[RefinedGroup | None]) -> None:
         """Waits for a group until it may be copied from another CUDA stream."""
@@ -217,7 +225,7 @@ class VideoStream(Iterator[StreamChunk]):
             self._source.close()
         finally:
             self._host.progress_bar.close()
-            del self._source, self._maker, self._decode, self._current, self._prompts
+            del self._source, self._maker, self._decode, self._current, self._turns
             self._ahead = None
             self._host.on_close()
 
@@ -239,8 +247,9 @@ class VideoStream(Iterator[StreamChunk]):
         segments: list[LatentSegment] = []
         pieces: list[torch.Tensor] = []
         timings, statistics = StageTimings(), dict[str, Any]()
-        start, missing = self._current.now.frames_done, self._settings.frames_per_chunk
-        while missing > 0 and self._fetch(timings, statistics, keep_errors=bool(pieces)):
+        start, missing = self._current.now.frames_done, self._settings.chunk_latents
+        while missing != 0 and self._fetch(timings, statistics, keep_errors=bool(pieces)):
+            missing = missing or len(self._current.now.undecoded[0])
             segment, piece = self._output(missing, timings)
             segments.append(segment)
             pieces.append(piece)
@@ -295,7 +304,7 @@ class VideoStream(Iterator[StreamChunk]):
 
     def _next_refined(self) -> RefinedGroup | None:
         if self._worker is None:
-            refined = self._maker(self._current, self._prompts)
+            refined = self._maker(self._current, self._turns)
         else:
             ahead = self._ahead or self._begin(self._worker)
             self._ahead = None
@@ -307,7 +316,7 @@ class VideoStream(Iterator[StreamChunk]):
         return refined
 
     def _begin(self, worker: ThreadPoolExecutor) -> Future[RefinedGroup | None]:
-        return worker.submit(for_another_thread(self._maker), self._current, self._prompts)
+        return worker.submit(for_another_thread(self._maker), self._current, self._turns)
 
     def _receive(self, refined: RefinedGroup) -> None:
         """Lets the CUDA stream that decodes a group wait for it, and keep its memory as long as needed."""

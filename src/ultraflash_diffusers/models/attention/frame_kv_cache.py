@@ -63,6 +63,7 @@ class FrameKVCache(StreamState):
         width (`int`): tokens over the width of a frame.
         committed (`int`, *optional*, defaults to 0): frames of the stream before this state, as far as the host knows
             without asking the device; `None` once compiled code, which must not depend on it, has committed frames.
+        sink_start (`int`, *optional*, defaults to 0): the frame with which the sink begins.
     """
 
     keys: list[torch.Tensor]
@@ -74,6 +75,7 @@ class FrameKVCache(StreamState):
     height: int
     width: int
     committed: int | None = 0
+    sink_start: int = 0
 
     @classmethod
     def allocate(
@@ -152,8 +154,9 @@ class FrameKVCache(StreamState):
                 commit (checked where it takes no synchronisation: on a CPU, outside compiled code).
         """
         numbers = position + torch.arange(number, device=position.device)
-        ring = self.sink_frames + (numbers - self.sink_frames) % (self.slots - self.sink_frames)
-        slots = torch.where(numbers < self.sink_frames, numbers, ring) if self.rolling else numbers
+        behind_start = numbers - self.sink_start
+        ring = self.sink_frames + (behind_start - self.sink_frames) % (self.slots - self.sink_frames)
+        slots = torch.where(behind_start < self.sink_frames, behind_start, ring) if self.rolling else numbers
         frames = self.frames.index_copy(0, slots, numbers)
         visible = frames >= oldest
         length = self.slots
@@ -195,6 +198,19 @@ class FrameKVCache(StreamState):
 
     def _committed_after(self, window: FrameWindow) -> int | None:
         return None if shapes_are_static() or self.committed is None else self.committed + window.number
+
+    def rewound(self, position: int, keep_sink: bool) -> FrameKVCache:
+        """Returns the cache in front of frame `position`, of what may stay of it when what follows is computed anew.
+
+        That is nothing, and the sink begins anew, or the sink alone. The buffers are shared with this state, which the
+        next commit overtakes.
+        """
+        if keep_sink:
+            in_sink = torch.arange(self.slots, device=self.frames.device) < self.sink_frames
+            frames, held, start = torch.where(in_sink, self.frames, -1), self.sink_frames, self.sink_start
+        else:
+            frames, held, start = torch.full_like(self.frames, -1), 0, position
+        return dataclasses.replace(self, frames=frames, committed=held, sink_start=start)
 
     def grow(self, slots: int) -> FrameKVCache:
         """Returns the same frames in new ring buffers of more slots; without a sink only."""

@@ -110,8 +110,12 @@ class Source(ABC):
         """
         return None
 
-    def set_prompt_embeds(self, prompt_embeds: torch.Tensor) -> None:  # noqa: B027
-        """Changes the prompt from the next chunk on; sources that do not read the prompt ignore it."""
+    def change_prompt(self, number: int, prompt_embeds: torch.Tensor, at_frame: int = 0) -> None:  # noqa: B027
+        """Changes the prompt before the first chunk that begins at pixel frame `at_frame` or later.
+
+        Sources that do not read the prompt ignore it. Changes are numbered from 1; one that a source's state has seen
+        is not made again.
+        """
 
     def close(self) -> None:  # noqa: B027
         """Frees what the source holds (files, threads). May be called at any time and more than once."""

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from ..execution.devices import execution_device, send
 from ..execution.timing import StageTimings, stage_timer
 from ..samplers import sample_chunk
 from .base import FrameNoise, SourceChunk
+from .generator_schedule import GeneratorSchedule
 
 
 @dataclass
@@ -31,6 +32,9 @@ class TextGeneratorState(StreamState):
         latent_frames (`int`): latent frames so far, given ones included.
         frames (`int`): pixel frames that were passed on.
         given (`torch.Tensor`, *optional*): first latents that are still to be passed on.
+        recent (`torch.Tensor`, *optional*): the last clean latents, as many as the cache holds, where a new prompt has
+            their keys and values computed again.
+        prompt_number (`int`): the last change of the prompt that was made.
     """
 
     network: CausalWanStreamState
@@ -38,6 +42,8 @@ class TextGeneratorState(StreamState):
     latent_frames: int = 0
     frames: int = 0
     given: torch.Tensor | None = None
+    recent: torch.Tensor | None = None
+    prompt_number: int = 0
 
 
 class TextGeneratorStage:
@@ -52,7 +58,7 @@ class TextGeneratorStage:
         scoring ([`GuardedCalls`]): the stream's guard of that decoding.
         noise ([`FrameNoise`]): by role, `"generator"` for a chunk's start and `"generator_renoise_N"` for what is
             mixed in after its step N (from 0).
-        sigmas (`list[float]`): noise levels of a chunk's steps, decreasing.
+        schedule ([`GeneratorSchedule`]): frames and noise levels of the chunks.
         policy ([`DynamicCacheManagement`]): fewer steps, skipped context passes.
         shape (`tuple[int, int, int]`): channels, height and width of a latent frame.
         num_frames (`int`, *optional*): pixel frames wanted; `None` goes on without end.
@@ -64,7 +70,7 @@ class TextGeneratorStage:
         autoencoder: HRAutoencoder,
         scoring: GuardedCalls,
         noise: FrameNoise,
-        sigmas: list[float],
+        schedule: GeneratorSchedule,
         policy: DynamicCacheManagement,
         shape: tuple[int, int, int],
         num_frames: int | None,
@@ -73,11 +79,10 @@ class TextGeneratorStage:
         self._autoencoder = autoencoder
         self._scoring = scoring
         self._noise = noise
-        self._sigmas = sigmas
+        self._schedule = schedule
         self._policy = policy
         self._shape = shape
         self._num_frames = num_frames
-        self._chunk_frames = calls.network.chunk_frames
 
     def is_done(self, state: TextGeneratorState) -> bool:
         """Whether all frames that are wanted were made."""
@@ -88,8 +93,9 @@ class TextGeneratorStage:
         """Makes the next chunk under a prompt, from [`GeneratorCalls.prepare_text`]."""
         timings = StageTimings()
         if state.given is not None:
-            latents, network, statistics = self._take_given(text, state.given, state.network, timings)
-            rest = state.given[:, :, self._chunk_frames :]
+            frames = self._schedule.frames_at(state.latent_frames)
+            latents, network, statistics = self._take_given(text, state.given[:, :, :frames], state.network, timings)
+            rest = state.given[:, :, frames:]
             given, generated = rest if rest.shape[2] else None, 0
         else:
             latents, network, statistics = self._generate(text, state, timings)
@@ -100,24 +106,56 @@ class TextGeneratorStage:
         if self._num_frames is not None:
             num_frames = min(num_frames, self._num_frames - state.frames)
         wanted = -(-(num_frames + surplus) // ratio)
-        after = TextGeneratorState(
-            network, state.chunk + generated, state.latent_frames + latents.shape[2], state.frames + num_frames, given
+        after = replace(
+            state,
+            network=network,
+            chunk=state.chunk + generated,
+            latent_frames=state.latent_frames + latents.shape[2],
+            frames=state.frames + num_frames,
+            given=given,
+            recent=self._recent(state, latents),
         )
         return SourceChunk(latents[:, :, :wanted], num_frames, timings=timings, statistics=statistics), after
 
+    @torch.no_grad()
+    def turn_to(self, text: Text, state: TextGeneratorState, number: int, timings: StageTimings) -> TextGeneratorState:
+        """Goes on under another prompt, change `number` of the stream.
+
+        Where the schedule says so, the cached frames' keys and values are computed anew under it (LongLive, arXiv
+        2509.22622, "KV recache"): their clean latents go through the network once, all together, with bidirectional
+        attention, at their positions. Once the window has rolled, the sink stays as it is, or the oldest of these
+        frames are the new one.
+        """
+        if not self._schedule.recomputes or state.recent is None:
+            return replace(state, prompt_number=number)
+        network, latents, patch = state.network, state.recent, self._calls.network.config.patch_size[0]
+        keep_sink = state.latent_frames > patch * network.cache_frames and not self._schedule.recomputes_sink
+        if keep_sink:
+            latents = latents[:, :, patch * network.sink_frames :]
+        network = self._calls.network.rewind(network, latents.shape[2] // patch, keep_sink)
+        with stage_timer(timings, "prompt_change", self._calls.device):
+            _, network = self._calls(latents, self._schedule.context_sigma, text, network, commit=True)
+        return replace(state, network=network, prompt_number=number)
+
+    def _recent(self, state: TextGeneratorState, latents: torch.Tensor) -> torch.Tensor | None:
+        if not self._schedule.recomputes:
+            return None
+        held = latents if state.recent is None else torch.cat([state.recent, latents], dim=2)
+        return held[:, :, -state.network.cache_frames * self._calls.network.config.patch_size[0] :]
+
     def _take_given(
-        self, text: Text, given: torch.Tensor, network: CausalWanStreamState, timings: StageTimings
+        self, text: Text, latents: torch.Tensor, network: CausalWanStreamState, timings: StageTimings
     ) -> tuple[torch.Tensor, CausalWanStreamState, dict[str, Any]]:
-        latents = given[:, :, : self._chunk_frames]
         with stage_timer(timings, "context_pass", self._calls.device):
-            _, network = self._calls(latents, 0.0, text, network, commit=True)
+            _, network = self._calls(latents, self._schedule.context_sigma, text, network, commit=True)
         return latents, network, {"generator_passes": 1}
 
     def _generate(
         self, text: Text, state: TextGeneratorState, timings: StageTimings
     ) -> tuple[torch.Tensor, CausalWanStreamState, dict[str, Any]]:
         """Denoises a chunk and commits its keys and values: those of the last step if they are good enough."""
-        sigmas = [self._sigmas[step] for step in self._policy.generator_steps(state.chunk, len(self._sigmas))]
+        sigmas = self._schedule.sigmas_of(state.chunk)
+        sigmas = [sigmas[step] for step in self._policy.generator_steps(state.chunk, len(sigmas))]
         scores = self._policy.quality_scorer is not None
         noise = partial(self._fresh_noise, state.latent_frames)
         with stage_timer(timings, "generator_steps", self._calls.device):
@@ -130,13 +168,13 @@ class TextGeneratorStage:
         if not statistics.get("skipped_context_passes"):
             # from the state before the chunk, so that this replaces what the last step may have committed
             with stage_timer(timings, "context_pass", self._calls.device):
-                _, network = self._calls(latents, 0.0, text, state.network, commit=True)
+                _, network = self._calls(latents, self._schedule.context_sigma, text, state.network, commit=True)
             statistics["generator_passes"] += 1
         return latents, network, statistics
 
     def _fresh_noise(self, start: int, step: int) -> torch.Tensor:
         role = "generator" if step == 0 else f"generator_renoise_{step - 1}"
-        return send(self._noise(role, start, self._chunk_frames, self._shape), self._calls.device)
+        return send(self._noise(role, start, self._schedule.frames_at(start), self._shape), self._calls.device)
 
     def _quality(self, latents: torch.Tensor) -> float:
         """Scores the chunk's last latent frame, decoded by itself."""

@@ -6,43 +6,32 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from diffusers.utils import logging
 
 from ...models.causal_wan_transformer import CausalWanStreamState, CausalWanTransformer
-from ...models.checks import check_denoising_steps
 from ...models.hr_autoencoder import HRAutoencoder
 from ..cache_management import DynamicCacheManagement
-from ..execution.calls import GeneratorCalls
+from ..execution.calls import GeneratorCalls, Text
 from ..execution.compilation import GuardedCalls
 from ..execution.devices import execution_device
 from ..execution.plan import ExecutionPlan
-from ..samplers import shift_sigma
+from ..execution.timing import StageTimings
 from .base import FrameNoise, Source, SourceChunk, padded_size
 from .frames import frames_to_pixels
+from .generator_schedule import GeneratorSchedule
 from .generator_stage import TextGeneratorStage, TextGeneratorState
 
 logger = logging.get_logger(__name__)
 
-DENOISING_STEPS = (1000, 750, 500, 250)
-FLOW_SHIFT = 5.0
 
-
-def warped_sigmas(steps: Sequence[float], shift: float) -> list[float]:
-    """Returns the noise levels that the timesteps `steps` (of 1000) become under the flow shift.
-
-    With `t = step / 1000` that is `shift * t / (1 + (shift - 1) * t)`.
-
-    Raises:
-        ValueError: `steps` is empty, does not decrease or leaves (0, 1000], or `shift` is not positive.
-    """
-    check_denoising_steps("denoising_steps", steps)
-    if shift <= 0:
-        raise ValueError(f"`flow_shift` must be positive, got {shift}")
-    return [shift_sigma(step / 1000, shift) for step in steps]
+class _PromptChange(NamedTuple):
+    number: int
+    at_frame: int
+    text: Text
 
 
 class TextGeneratorSource(Source):
@@ -64,9 +53,11 @@ class TextGeneratorSource(Source):
             picture, or whatever [`frames_to_pixels`] takes.
         first_latents (`torch.Tensor`, *optional*): the same as normalised latents `[batch or 1, channels, frames,
             height, width]`, at the padded size.
-        denoising_steps (`Sequence[float]`, *optional*, defaults to `(1000, 750, 500, 250)`): timesteps before the
-            shift, decreasing.
-        flow_shift (`float`, *optional*, defaults to 5.0): warps them, to 1000, 937.5, 833.3 and 625.
+        denoising_steps (`Sequence[float]`, *optional*): timesteps before the shift, decreasing; by default, as for all
+            that follow, the generator's own, which its weights were distilled for.
+        first_chunk_denoising_steps (`Sequence[float]`, *optional*): those of the first generated chunk.
+        flow_shift (`float`, *optional*): warps them: 5 brings 1000, 750, 500, 250 to 1000, 937.5, 833.3, 625.
+        recompute_on_prompt_change (`bool`, *optional*): whether a new prompt has the cache computed again.
         window_frames (`int`, *optional*): latent frames of the rolling window, sink and current chunk included; by
             default the generator's own, which may be none (a global cache).
         sink_frames (`int`, *optional*): the stream's first latent frames, which stay in the rolling window; by default
@@ -92,8 +83,10 @@ class TextGeneratorSource(Source):
         num_frames: int | None = None,
         first_frames: Any = None,
         first_latents: torch.Tensor | None = None,
-        denoising_steps: Sequence[float] = DENOISING_STEPS,
-        flow_shift: float = FLOW_SHIFT,
+        denoising_steps: Sequence[float] | None = None,
+        first_chunk_denoising_steps: Sequence[float] | None = None,
+        flow_shift: float | None = None,
+        recompute_on_prompt_change: bool | None = None,
         window_frames: int | None = None,
         sink_frames: int | None = None,
         cache_management: DynamicCacheManagement | None = None,
@@ -105,12 +98,14 @@ class TextGeneratorSource(Source):
             raise ValueError(f"`generator` makes latents of {channels} channels, `autoencoder` has {latent_channels}")
         self._generator = generator
         self._autoencoder = autoencoder
-        sigmas = warped_sigmas(denoising_steps, flow_shift)
+        self._schedule = GeneratorSchedule.of(
+            generator, denoising_steps, first_chunk_denoising_steps, flow_shift, recompute_on_prompt_change
+        )
         policy = cache_management or DynamicCacheManagement.off()
-        self._chunk_frames = generator.chunk_frames
         self._calls, self._guard = GeneratorCalls(generator, plan), GuardedCalls()
         self.height, self.width, self.num_frames = height, width, num_frames
-        self.set_prompt_embeds(prompt_embeds)
+        self._text = self._prepared(prompt_embeds)
+        self._changes: list[_PromptChange] = []
         self.batch_size = prompt_embeds.shape[0]
         self._shape = (channels, *self._latent_size(height, width, multiple_of))
         trained = generator.config.sample_size
@@ -119,33 +114,51 @@ class TextGeneratorSource(Source):
             logger.warning(f"the text generator was trained on {rows}x{columns} frames alone, not on {height}x{width}")
         if state is None:
             given = self._given_latents(first_frames, first_latents, prompt_embeds.shape[0])
-            # a scorer commits a chunk twice where it is not good enough
-            whole = given is None or given.shape[2] % self._chunk_frames == 0
-            single_use = whole and policy.quality_scorer is None
+            # a scorer commits a chunk twice where it is not good enough, a new prompt the whole window
+            whole = given is None or self._schedule.frames_until(given.shape[2]) == given.shape[2]
+            single_use = whole and policy.quality_scorer is None and not self._schedule.recomputes
             state = TextGeneratorState(self._new_stream(window_frames, sink_frames, single_use), given=given)
         elif state.network.single_use and policy.quality_scorer is not None:
             raise ValueError("`quality_scorer` commits chunks twice, but `state` is of a stream without one")
         self._state = state.to(self._calls.device)
         self._stage = TextGeneratorStage(
-            self._calls, autoencoder, self._guard, noise, sigmas, policy, self._shape, num_frames
+            self._calls, autoencoder, self._guard, noise, self._schedule, policy, self._shape, num_frames
         )
 
     def state(self) -> TextGeneratorState:
         return self._state
 
-    def set_prompt_embeds(self, prompt_embeds: torch.Tensor) -> None:
+    def change_prompt(self, number: int, prompt_embeds: torch.Tensor, at_frame: int = 0) -> None:
+        text = self._prepared(prompt_embeds)
+        if number <= self._state.prompt_number:
+            self._text = text
+        else:
+            self._changes.append(_PromptChange(number, at_frame, text))
+
+    def _prepared(self, prompt_embeds: torch.Tensor) -> Text:
         batch = self.batch_size or prompt_embeds.shape[0]
         expected = (batch, self._generator.config.text_dim)
         if prompt_embeds.ndim != 3 or (prompt_embeds.shape[0], prompt_embeds.shape[2]) != expected:
             raise ValueError(
                 f"`prompt_embeds` must have shape [{batch}, length, {expected[1]}], got {tuple(prompt_embeds.shape)}"
             )
-        self._text = self._calls.prepare_text(prompt_embeds)
+        return self._calls.prepare_text(prompt_embeds)
 
     def _chunks(self) -> Iterator[SourceChunk]:
         while not self._stage.is_done(self._state):
+            timings = StageTimings()
+            self._take_changes(timings)
             chunk, self._state = self._stage(self._text, self._state)
-            yield chunk
+            timings.merge(chunk.timings)
+            yield replace(chunk, timings=timings)
+
+    def _take_changes(self, timings: StageTimings) -> None:
+        """Goes on to the newest prompt that is due."""
+        due = [change for change in self._changes if change.at_frame <= self._state.frames]
+        if due:
+            self._changes = [change for change in self._changes if change.at_frame > self._state.frames]
+            self._text = due[-1].text
+            self._state = self._stage.turn_to(self._text, self._state, due[-1].number, timings)
 
     def _latent_size(self, height: int, width: int, multiple_of: int) -> tuple[int, int]:
         ratio = self._autoencoder.spatial_compression_ratio
@@ -181,9 +194,10 @@ class TextGeneratorSource(Source):
                 "`window_frames` (LongLive: 12, with `sink_frames` 3) for a stream without end"
             )
         ratio = self._autoencoder.temporal_compression_ratio
-        chunks = -(-(-(-(self.num_frames - 1) // ratio) + 1) // self._chunk_frames)
+        latent_frames = self._schedule.frames_until(-(-(self.num_frames - 1) // ratio) + 1)
         # one chunk more, since given first frames need not fill whole chunks
-        return self._generator.new_stream(cache_frames=(chunks + 1) * config.frames_per_chunk)
+        capacity = (latent_frames + self._schedule.chunk_frames) // config.patch_size[0]
+        return self._generator.new_stream(cache_frames=capacity)
 
     def _given_latents(
         self, first_frames: Any, first_latents: torch.Tensor | None, batch_size: int

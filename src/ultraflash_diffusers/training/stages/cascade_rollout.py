@@ -47,7 +47,8 @@ def rollout_groups(pipe: UltraFlashStreamingPipeline, source: Source) -> Iterato
         pipe (`UltraFlashStreamingPipeline`): whose upsampler and group length it is.
         source (`Source`): of [`clip_source`] or [`text_source`].
     """
-    regrouper = Regrouper(source, pipe.config.group_frames, pipe.autoencoder.temporal_compression_ratio)
+    ratio = pipe.autoencoder.temporal_compression_ratio
+    regrouper = Regrouper(source, pipe.config.group_frames, ratio, pipe.config.first_group_frames)
     upsample, start = UpsampleStage(pipe.latent_upsampler, GuardedCalls()), 0
     waiting: list[LatentSegment] = []
     state: StreamState | None = None

@@ -21,7 +21,7 @@ from torch import nn
 from ...models.causal_wan_transformer import CausalWanTransformer
 from ...pipelines.execution.calls import GeneratorCalls
 from ...pipelines.samplers import sample_chunk, shift_sigma
-from ...pipelines.sources.text_generator import DENOISING_STEPS, FLOW_SHIFT, warped_sigmas
+from ...pipelines.sources.generator_schedule import warped_sigmas
 from ..data.chunks import ChunkBatch
 from ..losses.distribution_matching import DistributionMatching, surrogate_loss
 from ..losses.fidelity import psnr
@@ -47,8 +47,8 @@ class GeneratorObjective(Settings):
             such as textures.
     """
 
-    denoising_steps: Sequence[float] = field(default=DENOISING_STEPS, metadata=NO_FLAG)
-    flow_shift: Positive[float] = FLOW_SHIFT
+    denoising_steps: Sequence[float] = field(default=(1000, 750, 500, 250), metadata=NO_FLAG)
+    flow_shift: Positive[float] = 5.0
     detail_emphasis: Share = 0.0
 
     @property
