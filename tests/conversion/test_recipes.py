@@ -17,6 +17,7 @@ import pytest
 import torch
 from helpers.hub_cache import fill_hub_cache
 from helpers.small_disk import small_disk
+from helpers.source_pipelines import wan_vae
 from helpers.tiny import make_tiny_text_encoder
 from helpers.wan_cases import REFERENCE, relative_error
 from reference.deterministic import fill_layout
@@ -82,8 +83,9 @@ def save_text_parts(folder: Path) -> dict[str, Path]:
     torch.manual_seed(0)
     UMT5EncoderModel(config).save_pretrained(folder / "text_encoder")
     tokenizer.save_pretrained(folder / "tokenizer")
-    (folder / "vae").mkdir()
-    (folder / "vae" / "config.json").write_text("{}")
+    wan_vae().save_pretrained(folder / "vae")
+    (folder / "transformer").mkdir()
+    (folder / "transformer" / "config.json").write_text("{}")
     return {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
 
 
@@ -157,6 +159,8 @@ def test_a_converted_folder_makes_video(text_files, make, tmp_path):
         "a red ball", height=96, width=144, num_frames=9, generator=seed, output_type="pt", return_dict=False
     )
     assert video.shape == (1, 9, 3, 96, 144) and video.isfinite().all()
+    video = pipe(source=torch.rand(5, 3, 32, 48), output_type="pt", return_dict=False)[0]
+    assert video.shape == (1, 5, 3, 96, 144) and video.isfinite().all()
     assert not (folder / "vae").exists() and not (folder / "order.json").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -201,7 +205,7 @@ def test_taehv_comes_from_its_own_place(make, monkeypatch, tmp_path):
     place.mkdir(parents=True)
     torch.save(layout("tiny_decoder"), place / "taew2_1.pth")
     pipe = UltraFlashStreamingPipeline.from_pretrained(make("taehv", text_files="none"))
-    assert pipe.autoencoder.has_encoder and pipe.autoencoder.config.variant == "tiny"
+    assert pipe.encoder is None and pipe.autoencoder.has_encoder and pipe.autoencoder.config.variant == "tiny"
     assert "| https://github.com/madebyollin/taehv | MIT |" in (tmp_path / "out" / "README.md").read_text()
 
 

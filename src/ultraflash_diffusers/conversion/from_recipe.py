@@ -36,7 +36,9 @@ logger = logging.get_logger(__name__)
 
 TextFiles = Literal["copy", "link", "none"]
 _SR_SHIFT = 1.5  # of the SR steps; one step goes from 1 to 0 with any
-_TEXT_PARTS = ("text_encoder", "tokenizer")
+# folders of a diffusers repository, and the components that they are here
+_TEXT_PARTS = {"text_encoder": "text_encoder", "tokenizer": "tokenizer"}
+_ENCODER = {"vae": "encoder"}
 
 
 def convert_recipe(
@@ -60,7 +62,8 @@ def convert_recipe(
         dtype (`torch.dtype`, *optional*): to save the networks in, but for weights that are kept in float32; as in the
             files by default.
         text_files (`str`, *optional*, defaults to `"copy"`): text encoder and tokenizer of the Wan repository:
-            `"copy"`, `"link"` to the files in the Hub's cache, which take no room twice, or `"none"`.
+            `"copy"`, `"link"` to the files in the Hub's cache, which take no room twice (the encoder's, too), or
+            `"none"`.
         hub ([`Hub`], *optional*): cache, token and whether to be offline.
         revisions (`Mapping[str, str]`, *optional*): branch, tag or commit by repository; main branches by default.
         say (`Callable[[str], None]`, *optional*): gets a line for each thing that the user should know, licences
@@ -87,7 +90,9 @@ def convert_recipe(
     used = [file for part in recipe.parts for file in kitchen.convert(part)]
     kitchen.check_settings()
     if text_files != "none":
-        used += kitchen.take_text_files(recipe.text, text_files)
+        used += kitchen.take_folders(recipe.text, _TEXT_PARTS, text_files)
+    if recipe.encoder:
+        used += kitchen.take_folders(recipe.encoder, _ENCODER, "copy" if text_files == "none" else text_files)
     _finish(name, recipe, partial, used)
     install(partial, output)
     return output
@@ -195,18 +200,19 @@ class _Kitchen:
     def _hub(self, source: Source) -> Hub:
         return dataclasses.replace(self.hub, revision=self.revisions.get(source.repository))
 
-    def take_text_files(self, source: Source, how: TextFiles) -> list[UsedFile]:
-        """Copies or links text encoder and tokenizer, as far as they are not there."""
+    def take_folders(self, source: Source, folders: Mapping[str, str], how: TextFiles) -> list[UsedFile]:
+        """Copies or links folders of a diffusers repository, as far as their files are not there."""
         hub, used = self._hub(source), []
         names = [name for name in hub.names(source.repository) if any(fnmatch(name, each) for each in source.files)]
-        absent = [part for part in _TEXT_PARTS if not any(name.startswith(f"{part}/") for name in names)]
+        absent = [part for part in folders if not any(name.startswith(f"{part}/") for name in names)]
         if absent:
             raise FileNotFoundError(
                 f"{source.repository!r} has no files of {' and '.join(absent)} (without a network: in the cache)"
             )
         for name in names:
-            path, target = hub.file(source.repository, name).resolve(), self.partial / name
-            used.append(UsedFile(name.partition("/")[0], source, name, path))
+            folder, _, file = name.partition("/")
+            path, target = hub.file(source.repository, name).resolve(), self.partial / folders[folder] / file
+            used.append(UsedFile(folders[folder], source, name, path))
             if not target.exists():
                 self.say(f"{name} of {source.repository}")
                 _put(path, target, how)
@@ -282,6 +288,9 @@ def _finish(name: str, recipe: Recipe, partial: Path, used: list[UsedFile]) -> N
     for text_part in _TEXT_PARTS:
         folder = partial / text_part
         index[text_part] = ["transformers", _text_class(folder)] if folder.is_dir() else [None, None]
+    if recipe.encoder:
+        config = json.loads((partial / "encoder" / "config.json").read_text())
+        index["encoder"] = ["diffusers", config["_class_name"]]
     index |= recipe.pipeline
     (partial / "README.md").write_text(model_card(name, recipe, used))
     (partial / "order.json").unlink()

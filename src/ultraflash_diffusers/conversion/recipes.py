@@ -14,6 +14,7 @@ APACHE = "Apache-2.0"
 NON_COMMERCIAL = "CC BY-NC-SA 4.0 (no commercial use)"
 MIT = "MIT"
 NOT_STATED = "not stated where we looked: see its page"
+_WAN = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,15 @@ class Recipe:
         parts (`tuple[Part, ...]`): its networks.
         pipeline (`Mapping[str, Any]`): the pipeline's own settings.
         text (`Source`): text encoder and tokenizer, as a diffusers repository.
+        encoder (`Source`, *optional*): an autoencoder of the same latent space for files and pictures, likewise, where
+            the pipeline's own cannot encode.
     """
 
     description: str
     parts: tuple[Part, ...]
     pipeline: Mapping[str, Any]
-    text: Source = Source("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", ("text_encoder/*", "tokenizer/*"), APACHE)
+    text: Source = Source(_WAN, ("text_encoder/*", "tokenizer/*"), APACHE)
+    encoder: Source | None = Source(_WAN, ("vae/*",), APACHE)
 
 
 def _ultraflash(*files: str) -> tuple[Source, ...]:
@@ -122,8 +126,8 @@ _AT_1K |= {"default_num_frames": 81, "default_fps": 16}
 _AT_2K = _AT_1K | {"default_height": 1440, "default_width": 2496}
 
 
-def _at_1k(description: str, generator: Part, autoencoder: Part = _DECODER, **pipeline: Any) -> Recipe:
-    return Recipe(description, (_SR_1K, _UPSAMPLER_1K, autoencoder, generator), _AT_1K | pipeline)
+def _at_1k(description: str, generator: Part, **pipeline: Any) -> Recipe:
+    return Recipe(description, (_SR_1K, _UPSAMPLER_1K, _DECODER, generator), _AT_1K | pipeline)
 
 
 RECIPES: dict[str, Recipe] = {
@@ -162,5 +166,10 @@ RECIPES: dict[str, Recipe] = {
             "causal-forcing++/framewise-1step.pt", **_FRAMEWISE, **_FIRST_CHUNK, denoising_step_list=(1000,)
         ),
     ),
-    "taehv": _at_1k("ultraflash-1k with TAEHV, which encodes files, too", _SELF_FORCING, autoencoder=_TAEHV),
+    "taehv": Recipe(
+        "ultraflash-1k with TAEHV, which decodes and encodes with little work",
+        (_SR_1K, _UPSAMPLER_1K, _TAEHV, _SELF_FORCING),
+        _AT_1K,
+        encoder=None,
+    ),
 }

@@ -107,7 +107,7 @@ class Programs:
         any_size = generator is None or generator.config.sample_size is None
         self.sizes = _sizes(pipe.config.default_width, pipe.config.default_height, any_size)
         self.can_generate = pipe.generator_transformer is not None and pipe.text_encoder is not None
-        self.can_upscale = pipe.autoencoder.has_encoder
+        self.can_upscale = pipe.can_encode
 
     def upscale(
         self, clip: str | None, scale: int, color_correction: str, seed: float | None, request: gr.Request

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from diffusers import SchedulerMixin
+from diffusers import AutoencoderKLWan, SchedulerMixin
 from diffusers.video_processor import VideoProcessor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -57,12 +57,14 @@ class UltraFlashStreamingPipeline(PromptEncodingMixin, FamiliarPipeline, UltraFl
         transformer ([`UltraFlashSRTransformer`]): refines noise and the upsampled latents in one step (or several).
         latent_upsampler ([`CausalLatentUpsampler`]): low-resolution latents to the condition; its scale is the
             pipeline's.
-        autoencoder ([`HRAutoencoder`]): decodes the result, and encodes the frames of pixel sources.
+        autoencoder ([`HRAutoencoder`]): decodes the result, and encodes the frames of pixel sources if it can.
         scheduler ([`FlowMatchEulerDiscreteScheduler`]): the sigmas of the SR steps. One step goes from 1 to 0.
         text_encoder (`PreTrainedModel`, *optional*): UMT5 for the published weights. Without one, prompts are embedded
             by the caller or left out.
         tokenizer (`PreTrainedTokenizerBase`, *optional*): of the text encoder.
         generator_transformer ([`CausalWanTransformer`], *optional*): makes low-resolution video from text.
+        encoder (`AutoencoderKLWan` or [`HRAutoencoder`], *optional*): encodes frames in place of `autoencoder`, in the
+            same latent space: the published decoders have no encoder.
         group_frames (`int`, *optional*, defaults to 6): latent frames that the SR transformer takes at once. It is
             part of the model: which blocks attend to which depends on it, so another value gives another video.
         first_group_frames (`int`, *optional*): those of a clip's first group (published long cascade, of generator
@@ -85,8 +87,8 @@ class UltraFlashStreamingPipeline(PromptEncodingMixin, FamiliarPipeline, UltraFl
     # whether a group may be decoded while the next one is denoised; in turns they take less memory
     overlap_decoding: bool = True
 
-    model_cpu_offload_seq = "text_encoder->generator_transformer->latent_upsampler->transformer->autoencoder"
-    _optional_components = ["text_encoder", "tokenizer", "generator_transformer"]
+    model_cpu_offload_seq = "text_encoder->encoder->generator_transformer->latent_upsampler->transformer->autoencoder"
+    _optional_components = ["text_encoder", "tokenizer", "generator_transformer", "encoder"]
     _callback_tensor_inputs = ["latents", "condition", "prompt_embeds", "negative_prompt_embeds"]
 
     def __init__(
@@ -98,6 +100,7 @@ class UltraFlashStreamingPipeline(PromptEncodingMixin, FamiliarPipeline, UltraFl
         text_encoder: PreTrainedModel | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         generator_transformer: CausalWanTransformer | None = None,
+        encoder: AutoencoderKLWan | HRAutoencoder | None = None,
         group_frames: int = 6,
         first_group_frames: int | None = None,
         kv_cache_blocks: int = 3,
@@ -118,6 +121,7 @@ class UltraFlashStreamingPipeline(PromptEncodingMixin, FamiliarPipeline, UltraFl
             text_encoder=text_encoder,
             tokenizer=tokenizer,
             generator_transformer=generator_transformer,
+            encoder=encoder,
         )
         self.register_to_config(
             group_frames=group_frames,
@@ -423,6 +427,11 @@ class UltraFlashStreamingPipeline(PromptEncodingMixin, FamiliarPipeline, UltraFl
             compile_backend=compile_backend,
             cuda_graphs=cuda_graphs,
         )
+
+    @property
+    def can_encode(self) -> bool:
+        """Whether files and frames can be sources: whether there is an encoder, the autoencoder's or another."""
+        return self.encoder is not None or self.autoencoder.has_encoder
 
     @property
     def can_overlap_decoding(self) -> bool:

@@ -14,6 +14,7 @@ from diffusers import DiffusionPipeline
 
 from ..models.hr_autoencoder import HRAutoencoder
 from ..models.ultraflash_sr_transformer import UltraFlashSRTransformer
+from .encoding import video_encoder
 from .execution.calls import SRCalls
 from .execution.compilation import GuardedCalls
 from .execution.devices import execution_device
@@ -72,6 +73,7 @@ def open_source(
     return make_source(
         source,
         autoencoder=pipe.autoencoder,
+        encoder=video_encoder(pipe),
         multiple_of=size_multiple(pipe.transformer, pipe.autoencoder, settings.scale),
         latent_frames=settings.sr.group_frames,
         generator=pipe.generator_transformer,

@@ -46,8 +46,8 @@ class ServedModel:
         able = {
             "text": pipe.generator_transformer is not None and pipe.text_encoder is not None,
             "pipeline": self.source_pipeline is not None,
-            "video": pipe.autoencoder.has_encoder,
-            "frames": pipe.autoencoder.has_encoder,
+            "video": pipe.can_encode,
+            "frames": pipe.can_encode,
         }
         return [name for name, possible in able.items() if possible]
 

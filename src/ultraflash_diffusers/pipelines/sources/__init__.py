@@ -19,10 +19,18 @@ from PIL import Image
 from ...models.causal_wan_transformer import CausalWanTransformer
 from ...models.hr_autoencoder import HRAutoencoder
 from ...models.stream_state import StreamState
+from ...models.video_encoder import VideoEncoder
 from ..cache_management import DynamicCacheManagement
 from ..execution.plan import ExecutionPlan
 from .base import FrameNoise, Source, SourceChunk, SourceEndedError, checked_state, padded_size
-from .diffusers_pipeline import LIVE_CHUNKS, WAN_LATENT_SPACE, LiveChunks, has_wan_latents, pipeline_source
+from .diffusers_pipeline import (
+    LIVE_CHUNKS,
+    WAN_LATENT_SPACE,
+    LiveChunks,
+    has_wan_latents,
+    is_wan_autoencoder,
+    pipeline_source,
+)
 from .frames import frames_to_pixels, pixel_pieces
 from .generator_stage import TextGeneratorState
 from .latents import LatentsSource, LatentsSourceState
@@ -45,6 +53,7 @@ __all__ = [
     "TextGeneratorState",
     "frames_to_pixels",
     "has_wan_latents",
+    "is_wan_autoencoder",
     "make_source",
     "padded_size",
 ]
@@ -54,6 +63,7 @@ def make_source(
     source: Any,
     *,
     autoencoder: HRAutoencoder,
+    encoder: VideoEncoder | None = None,
     multiple_of: int,
     latent_frames: int,
     generator: CausalWanTransformer | None = None,
@@ -86,6 +96,7 @@ def make_source(
     Args:
         source: see above.
         autoencoder ([`HRAutoencoder`]): the stream's.
+        encoder ([`VideoEncoder`], *optional*): encodes frames, in the same latent space; the autoencoder by default.
         multiple_of (`int`): low-resolution pixels; height and width of the latents are padded to this multiple, which
             the autoencoder's spatial compression divides.
         latent_frames (`int`): latent frames a chunk, where pixels are encoded.
@@ -114,18 +125,26 @@ def make_source(
             f"{autoencoder.spatial_compression_ratio}"
         )
     extra = dict(source_kwargs or {})
+    encoder = encoder or autoencoder
     sizes: dict[str, Any] = {"height": height, "width": width, "num_frames": num_frames, "multiple_of": multiple_of}
     if source is None:
         if generator is None:
             raise ValueError("`source` is None, but the pipeline has no `generator` that makes video from text")
         if prompt_embeds is None or noise is None or height is None or width is None:
             raise ValueError("`prompt_embeds`, `noise`, `height` and `width` are needed to generate from text")
-        extra |= {"cache_management": cache_management, "plan": plan}
+        extra |= {"cache_management": cache_management, "plan": plan, "encoder": encoder}
         extra["state"] = checked_state(state, TextGeneratorState)
         return TextGeneratorSource(generator, autoencoder, prompt_embeds, noise, **sizes, **extra)
     if isinstance(source, DiffusionPipeline):
         return pipeline_source(
-            source, autoencoder, latent_frames=latent_frames, prompt=prompt, state=state, call_kwargs=extra, **sizes
+            source,
+            autoencoder,
+            encoder,
+            latent_frames=latent_frames,
+            prompt=prompt,
+            state=state,
+            call_kwargs=extra,
+            **sizes,
         )
     if extra:
         raise ValueError(f"`source_kwargs` {sorted(extra)} mean nothing to a source of type {type(source).__name__}")
@@ -135,7 +154,7 @@ def make_source(
         from .video_file import VideoFileSource
 
         sizes |= {"state": checked_state(state, PixelSourceState), "latent_frames": latent_frames}
-        return VideoFileSource(source, autoencoder, **sizes)
+        return VideoFileSource(source, encoder, **sizes)
     items = _items(source)
     first = next(items, None)
     if first is None:
@@ -144,7 +163,7 @@ def make_source(
     if _are_latents(first, autoencoder):
         return LatentsSource(_passed_on(items), autoencoder, state=checked_state(state, LatentsSourceState), **sizes)
     sizes |= {"state": checked_state(state, PixelSourceState), "latent_frames": latent_frames}
-    return PixelSource(pixel_pieces(items), autoencoder, **sizes)
+    return PixelSource(pixel_pieces(items), encoder, **sizes)
 
 
 def _is_video_file(source: Any) -> bool:

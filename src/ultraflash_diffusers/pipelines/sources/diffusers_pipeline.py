@@ -14,6 +14,7 @@ from diffusers.utils import BaseOutput
 
 from ...models.hr_autoencoder import HRAutoencoder
 from ...models.stream_state import StreamState
+from ...models.video_encoder import VideoEncoder
 from ..execution.background import Channel, ReaderLeft, background
 from ..execution.compilation import is_compiled
 from .base import checked_state
@@ -80,7 +81,11 @@ def has_wan_latents(pipeline: DiffusionPipeline) -> bool:
     Class, channels, compression, mean and standard deviation must be those of Wan 2.1 (which Wan 2.2 A14B,
     SkyReels-V2, AnyFlow and Helios share, and Wan 2.2 5B does not).
     """
-    vae = pipeline.components.get("vae")
+    return is_wan_autoencoder(pipeline.components.get("vae"))
+
+
+def is_wan_autoencoder(vae: Any) -> bool:
+    """Whether `vae` is the Wan 2.1 autoencoder, see [`has_wan_latents`]."""
     if not isinstance(vae, AutoencoderKLWan):
         return False
     config = vae.config
@@ -95,6 +100,7 @@ def has_wan_latents(pipeline: DiffusionPipeline) -> bool:
 def pipeline_source(
     pipeline: DiffusionPipeline,
     autoencoder: HRAutoencoder,
+    encoder: VideoEncoder,
     *,
     latent_frames: int,
     multiple_of: int,
@@ -118,6 +124,7 @@ def pipeline_source(
     Args:
         pipeline (`DiffusionPipeline`): the base pipeline, loaded and on its device.
         autoencoder ([`HRAutoencoder`]): the stream's.
+        encoder ([`VideoEncoder`]): encodes frames, where latents do not fit.
         latent_frames (`int`): latent frames a chunk, where frames are encoded.
         multiple_of (`int`): pixels; height and width are padded to this multiple.
         prompt (`str` or `list[str]`, *optional*): passed to `pipeline`, unless `call_kwargs` has `prompt_embeds`.
@@ -145,7 +152,7 @@ def pipeline_source(
         )
     return PixelSource(
         pieces,
-        autoencoder,
+        encoder,
         latent_frames=latent_frames,
         multiple_of=multiple_of,
         num_frames=num_frames,

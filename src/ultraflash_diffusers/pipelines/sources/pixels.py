@@ -6,12 +6,13 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 
-from ...models.hr_autoencoder import AutoencoderStreamState, HRAutoencoder
 from ...models.stream_state import StreamState
+from ...models.video_encoder import VideoEncoder
 from ..execution.compilation import GuardedCalls
 from ..execution.devices import execution_device
 from ..execution.timing import StageTimings, stage_timer
@@ -24,11 +25,11 @@ class PixelSourceState(StreamState):
 
     Args:
         frames (`int`): frames that were passed on, which are read and dropped when the stream resumes.
-        encoder (`AutoencoderStreamState`): what the encoder carries.
+        encoder (`StreamState`): what the encoder carries.
     """
 
     frames: int
-    encoder: AutoencoderStreamState
+    encoder: StreamState
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class PixelSource(Source):
     Args:
         pieces (`Generator`): yields `[batch, 3, frames, height, width]` in [-1, 1], all of one size but for the number
             of frames, which may be anything from 1; or [`TimedPixels`] of such.
-        autoencoder ([`HRAutoencoder`]): encodes them.
+        encoder ([`VideoEncoder`]): encodes them.
         latent_frames (`int`): latent frames a chunk.
         multiple_of (`int`): height and width are padded to this multiple by repeating the right and bottom edges.
         num_frames (`int`, *optional*): ends after so many frames. `None` reads to the end.
@@ -81,7 +82,7 @@ class PixelSource(Source):
     def __init__(
         self,
         pieces: Generator[torch.Tensor | TimedPixels, None, None],
-        autoencoder: HRAutoencoder,
+        encoder: VideoEncoder,
         *,
         latent_frames: int,
         multiple_of: int,
@@ -92,16 +93,16 @@ class PixelSource(Source):
         state: PixelSourceState | None = None,
         first_frame: int = 0,
     ) -> None:
-        if not autoencoder.has_encoder:
+        if not encoder.has_encoder:
             raise ValueError(
                 "`source` gives pixels, but `autoencoder` holds a decoder alone and cannot encode them: load one that "
-                "has an encoder, or pass latents"
+                "has an encoder, give the pipeline an `encoder`, or pass latents"
             )
         self._pieces = pieces
-        self._autoencoder = autoencoder
+        self._encoder = encoder
         self._latent_frames = latent_frames
         self._multiple_of = multiple_of
-        self._state = None if state is None else state.to(execution_device(autoencoder))
+        self._state = None if state is None else state.to(execution_device(encoder))
         self._position = first_frame
         self._failure: Exception | None = None
         self._timings = StageTimings()
@@ -131,7 +132,7 @@ class PixelSource(Source):
             self.close()
 
     def _chunk_frames(self) -> int:
-        ratio = self._autoencoder.temporal_compression_ratio
+        ratio = self._encoder.temporal_compression_ratio
         return ratio * self._latent_frames - (ratio - 1 if self._state is None else 0)
 
     def _read(self) -> Iterator[TimedPixels]:
@@ -139,7 +140,7 @@ class PixelSource(Source):
         done = 0 if self._state is None else self._state.frames
         try:
             while self.num_frames is None or self._position < self.num_frames:
-                with stage_timer(self._timings, "source", execution_device(self._autoencoder)):
+                with stage_timer(self._timings, "source", execution_device(self._encoder)):
                     piece = next(self._pieces, None)
                 if piece is None:
                     return
@@ -177,11 +178,11 @@ class PixelSource(Source):
     def _encode(self, frames: TimedPixels) -> SourceChunk:
         state = self._state
         timings, self._timings = self._timings, StageTimings()
-        device, dtype = execution_device(self._autoencoder), self._autoencoder.dtype
+        device, dtype = execution_device(self._encoder), self._encoder.dtype
         with stage_timer(timings, "encoder", device), torch.no_grad():
             pixels = self._padded(frames.pixels.to(device, dtype))
             with self._calls((pixels.shape[2], state is None)):
-                encoded = self._autoencoder.encode(pixels, state=None if state is None else state.encoder)
+                encoded: Any = self._encoder.encode(pixels, state=None if state is None else cast(Any, state.encoder))
         self._state = PixelSourceState((0 if state is None else state.frames) + len(frames), encoded.state)
         return SourceChunk(encoded.latents, len(frames), pixels=pixels, timings=timings, times=frames.times)
 
@@ -189,6 +190,6 @@ class PixelSource(Source):
         """Repeats the right and bottom edges up to the padded size, and the last frame up to whole latent frames."""
         height, width = frames.shape[-2:]
         padded_height, padded_width = padded_size(height, width, self._multiple_of)
-        ratio = self._autoencoder.temporal_compression_ratio
+        ratio = self._encoder.temporal_compression_ratio
         missing = ((1 if self._state is None else 0) - frames.shape[2]) % ratio
         return F.pad(frames, (0, padded_width - width, 0, padded_height - height, 0, missing), mode="replicate")

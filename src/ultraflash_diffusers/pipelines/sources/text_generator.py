@@ -14,6 +14,7 @@ from diffusers.utils import logging
 
 from ...models.causal_wan_transformer import CausalWanStreamState, CausalWanTransformer
 from ...models.hr_autoencoder import HRAutoencoder
+from ...models.video_encoder import VideoEncoder
 from ..cache_management import DynamicCacheManagement
 from ..execution.calls import GeneratorCalls, Text
 from ..execution.compilation import GuardedCalls
@@ -65,6 +66,7 @@ class TextGeneratorSource(Source):
         cache_management ([`DynamicCacheManagement`], *optional*): fewer steps, skipped context passes.
         state ([`TextGeneratorState`], *optional*): goes on from there; first frames are then not needed again.
         plan ([`ExecutionPlan`], *optional*): of the pipeline.
+        encoder ([`VideoEncoder`], *optional*): encodes `first_frames`; the autoencoder by default.
 
     Raises:
         ValueError: networks, sizes, steps or first frames that do not fit, an endless stream without a window.
@@ -92,12 +94,14 @@ class TextGeneratorSource(Source):
         cache_management: DynamicCacheManagement | None = None,
         state: TextGeneratorState | None = None,
         plan: ExecutionPlan | None = None,
+        encoder: VideoEncoder | None = None,
     ) -> None:
         channels, latent_channels = generator.config.in_channels, autoencoder.config.latent_channels
         if channels != latent_channels:
             raise ValueError(f"`generator` makes latents of {channels} channels, `autoencoder` has {latent_channels}")
         self._generator = generator
         self._autoencoder = autoencoder
+        self._encoder = encoder or autoencoder
         self._schedule = GeneratorSchedule.of(
             generator, denoising_steps, first_chunk_denoising_steps, flow_shift, recompute_on_prompt_change
         )
@@ -238,6 +242,6 @@ class TextGeneratorSource(Source):
             raise ValueError(f"`first_frames` are {frames}, expected {ratio} n + 1 of them")
         spatial = self._autoencoder.spatial_compression_ratio
         bottom, right = self._shape[1] * spatial - height, self._shape[2] * spatial - width
-        pixels = pixels.to(execution_device(self._autoencoder), self._autoencoder.dtype)
+        pixels = pixels.to(execution_device(self._encoder), self._encoder.dtype)
         with self._guard("first_frames"):
-            return self._autoencoder.encode(F.pad(pixels, (0, right, 0, bottom, 0, 0), mode="replicate")).latents
+            return self._encoder.encode(F.pad(pixels, (0, right, 0, bottom, 0, 0), mode="replicate")).latents

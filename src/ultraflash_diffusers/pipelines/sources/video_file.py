@@ -7,7 +7,7 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
-from ...models.hr_autoencoder import HRAutoencoder
+from ...models.video_encoder import VideoEncoder
 from ...video_io import VideoReader
 from .frames import frames_to_pixels
 from .pixels import PixelSource, PixelSourceState, TimedPixels
@@ -18,7 +18,7 @@ class VideoFileSource(PixelSource):
 
     Args:
         video (`str`, `Path` or [`VideoReader`]): the file.
-        autoencoder ([`HRAutoencoder`]): encodes the frames.
+        encoder ([`VideoEncoder`]): encodes the frames.
         height, width (`int`, *optional*): the expected size; `None` takes the file's.
         state ([`PixelSourceState`], *optional*): goes on in the same file after the frames that the state has seen.
         kwargs: as for [`PixelSource`].
@@ -30,7 +30,7 @@ class VideoFileSource(PixelSource):
     def __init__(
         self,
         video: str | Path | VideoReader,
-        autoencoder: HRAutoencoder,
+        encoder: VideoEncoder,
         *,
         height: int | None = None,
         width: int | None = None,
@@ -48,7 +48,7 @@ class VideoFileSource(PixelSource):
             )
         super().__init__(
             _pixels(reader),
-            autoencoder,
+            encoder,
             height=found[0],
             width=found[1],
             frame_rate=reader.info.fps,
