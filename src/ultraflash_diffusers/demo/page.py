@@ -75,6 +75,14 @@ class DemoPage(gr.Blocks):
     def __init__(self, server: Server, **options: Any) -> None:
         super().__init__(**options)
         self.live = server
+        self.programs: Programs | None = None
+
+    def end(self) -> None:
+        """Ends all streams after their current chunk, and then the page."""
+        if self.programs is not None:
+            self.programs.stops.end()
+        self.close(verbose=False)
+        self.live.close()
 
 
 class Demo(Programs):
@@ -133,6 +141,7 @@ def build_demo(
             with gr.Tab("Live", id="live"):
                 _add_live_tab(demo, model)
         page.unload(demo.leave)
+    page.programs = demo
     return page.queue(default_concurrency_limit=_STREAMS_AT_ONCE)
 
 
@@ -253,7 +262,7 @@ def _add_live_tab(demo: Demo, model: gr.Dropdown) -> None:
                 interactive=active,
             )
             clip = gr.Video(
-                label="A file instead of the camera, played as if live",
+                label="A file as if live",
                 sources=["upload"],
                 height=200,
                 interactive=active,

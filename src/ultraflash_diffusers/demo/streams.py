@@ -80,6 +80,14 @@ class Stops:
         for key in [key for key in self._stops if key[0] == session]:
             self._stops.pop(key).set()
 
+    def end(self, seconds: float = 20.0) -> None:
+        """Ends all streams, and waits so long for them to clean up."""
+        for event in list(self._stops.values()):
+            event.set()
+        until = time.monotonic() + seconds
+        while self._stops and time.monotonic() < until:
+            time.sleep(0.05)
+
     @contextmanager
     def stoppable(self, session: str, tab: str) -> Iterator[threading.Event]:
         """Gives the event that [`~Stops.stop`] sets while the block runs."""
