@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import pickle
 import resource
 import shutil
 import subprocess
@@ -31,6 +32,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from ultraflash_diffusers.models.wan_layers import CausalWanBlock
 from ultraflash_diffusers.training.loop.checkpoints import find_checkpoints
 from ultraflash_diffusers.training.loop.illustrations import draw_curves, write_comparison
+from ultraflash_diffusers.training.loop.sharding import WeightAverage
 from ultraflash_diffusers.training.loop.train import mean_measures
 from ultraflash_diffusers.video_io import VideoReader
 
@@ -95,8 +97,12 @@ def test_sharded_training_equals_one_process(runs: Path) -> None:
         assert difference(runs / "fsdp" / file, runs / "single" / file) < 1e-4
     for ours, alone in zip(measured(runs / "fsdp"), measured(runs / "single"), strict=True):
         assert ours == pytest.approx(alone, rel=1e-4)
-    assert (runs / "fsdp" / "checkpoint-4" / "pytorch_model_fsdp_0").is_dir()  # it was sharded indeed
-    assert not (runs / "ddp" / "checkpoint-4" / "pytorch_model_fsdp_0").exists()
+    progress = {
+        run: json.loads((runs / run / "checkpoint-4" / "progress.json").read_text()) for run in ("fsdp", "ddp")
+    }
+    assert progress["fsdp"]["sharded"] and not progress["ddp"]["sharded"]
+    moments = "checkpoint-4/optimizer.safetensors"  # whole ones
+    assert difference(runs / "fsdp" / moments, runs / "single" / moments) < 1e-4
 
 
 @pytest.mark.slow
@@ -171,6 +177,50 @@ def test_checkpoints_that_do_not_fit_are_refused(train: Callable[..., Path], tmp
     (checkpoint / "trained.safetensors").write_bytes(b"")
     with pytest.raises(ValueError, match="no complete checkpoint"):
         train("other", "--resume_from_checkpoint", str(checkpoint))
+
+
+class Payload:
+    """What runs as it is unpickled."""
+
+    def __init__(self, witness: Path) -> None:
+        self.witness = witness
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.witness,)
+
+
+def test_a_checkpoint_runs_nothing(train: Callable[..., Path], tmp_path: Path) -> None:
+    checkpoint, witness = train("whole") / "checkpoint-2", tmp_path / "ran"
+    assert {file.suffix for file in checkpoint.iterdir()} == {".json", ".safetensors"}
+    pickled = pickle.dumps(Payload(witness))
+    for name in ("custom_checkpoint_0.pkl", "random_states_0.pkl", "optimizer.bin", "scheduler.bin"):
+        (checkpoint / name).write_bytes(pickled)
+    train("resumed", "--resume_from_checkpoint", str(checkpoint))  # they are not looked at
+    assert difference(tmp_path / "resumed" / TRAINED, tmp_path / "whole" / TRAINED) == 0
+    for name in ("optimizer.safetensors", "trained.safetensors", "progress.json"):
+        kept = (checkpoint / name).read_bytes()
+        (checkpoint / name).write_bytes(pickled)
+        with pytest.raises(ValueError, match="no complete checkpoint"):
+            train("other", "--resume_from_checkpoint", str(checkpoint))
+        (checkpoint / name).write_bytes(kept)
+    (checkpoint / "progress.json").unlink()
+    with pytest.raises(ValueError, match="holds pickles.*not read"):
+        train("other", "--resume_from_checkpoint", str(checkpoint))
+    assert not witness.exists()
+    pickle.loads(pickled)  # the payload does work
+    assert witness.exists()
+
+
+def test_an_average_that_begins_late_has_its_whole_decay() -> None:
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    averages = [WeightAverage([parameter], 0.9, warm_up) for warm_up in (True, False)]
+    for value in (4.0, 14.0):
+        parameter.data.fill_(value)
+        for average in averages:
+            average.step([parameter])
+    # the first update takes the weights as they are
+    assert averages[1].shadow_params[0].item() == pytest.approx(0.9 * 4 + 0.1 * 14)
+    assert averages[0].shadow_params[0].item() > 10
 
 
 @contextmanager

@@ -44,9 +44,22 @@ def written_whole(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
+        synced(temporary)
         os.replace(temporary, path)
+        synced(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def synced(path: Path) -> None:
+    """Has a file, or the names in a folder, on the disk before what follows: a name must not outlive its contents."""
+    if os.name == "nt" and path.is_dir():  # there, folders cannot be opened
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def replace_text(path: Path, text: str) -> None:

@@ -215,7 +215,12 @@ def _add_optimisation_arguments(parser: argparse.ArgumentParser, learning_rate: 
     group.add_argument("--max_grad_norm", type=positive(float), default=1.0, help=" ")
     group.add_argument("--use_ema", action="store_true", help="average the weights; validate and save the average")
     group.add_argument("--ema_decay", type=share, default=0.995, help="of the average, once it is warm")
-    group.add_argument("--ema_start_step", type=non_negative(int), default=0, help="step at which averaging starts")
+    group.add_argument(
+        "--ema_start_step",
+        type=non_negative(int),
+        default=0,
+        help="step at which averaging starts; if it is not 0, with the whole decay from there on",
+    )
     group.add_argument("--ema_interval", type=positive(int), default=1, help="steps from one averaging to the next")
     group.add_argument("--mixed_precision", choices=("no", "fp16", "bf16"), default="no", help=" ")
 

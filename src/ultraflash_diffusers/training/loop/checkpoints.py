@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -10,12 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
 
-_WEIGHTS = "trained.safetensors"
-# what a full disk raises: in Python, in torch.save and in safetensors
-_WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
+from ..files import synced
+from .run_state import AVERAGE, PROGRESS, saved_shapes, uses_plain_adam
+
+# what a full disk raises: in Python and in safetensors
+_WRITE_ERRORS = (OSError, SafetensorError)
 
 
 def find_checkpoints(output_dir: Path) -> list[Path]:
@@ -59,7 +61,11 @@ def put_in_place(output_dir: Path, step: int, total_limit: int | None) -> None:
     folder = output_dir / f"checkpoint-{step}"
     if folder.exists():
         _delete(folder)
+    for path in _unfinished(folder).iterdir():
+        synced(path)
+    synced(_unfinished(folder))
     os.replace(_unfinished(folder), folder)
+    synced(output_dir)
     for old in find_checkpoints(output_dir)[: -total_limit if total_limit else 0]:
         _delete(old)
 
@@ -72,34 +78,31 @@ def delete_leftovers(output_dir: Path) -> list[Path]:
     return leftovers
 
 
-def save_trained(tensors: dict[str, torch.Tensor], folder: Path) -> None:
-    """Writes the trained parameters into a checkpoint."""
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / _WEIGHTS)
-
-
-def load_trained(folder: Path) -> dict[str, torch.Tensor]:
-    """Reads the trained parameters of a checkpoint."""
-    return load_file(folder / _WEIGHTS)
-
-
-def check_checkpoint(folder: Path, trained: Mapping[str, torch.Tensor], averaged: bool) -> None:
+def check_checkpoint(folder: Path, trained: Mapping[str, torch.Tensor], averaged: bool, in_8_bits: bool) -> None:
     """Checks that a checkpoint is one of this stage, with networks of these shapes.
 
     Args:
         folder (`Path`): of the checkpoint.
         trained (mapping of `str` to `torch.Tensor`): what is trained, by name.
         averaged (`bool`): whether the run averages its weights.
+        in_8_bits (`bool`): whether its optimiser is 8-bit Adam.
 
     Raises:
-        ValueError: it is not there, incomplete, or of another stage, shape or way of averaging.
+        ValueError: it is not there, incomplete, of pickles, or of another stage, shape, optimiser or way of
+            averaging.
     """
     problem = f"`resume_from_checkpoint` {str(folder)!r}"
     if not folder.is_dir():
         raise ValueError(f"{problem} is not a folder")
+    if not (folder / PROGRESS).is_file() and any(folder.glob("*.pkl")):
+        raise ValueError(
+            f"{problem} holds pickles, as version 0.1.0 wrote them: reading them could run anything, so they are not "
+            "read. Start a new run from its weights instead"
+        )
     try:
-        with safe_open(folder / _WEIGHTS, "pt") as file:
-            saved = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
-    except (OSError, SafetensorError) as error:
+        json.loads((folder / PROGRESS).read_text())
+        saved, plain = saved_shapes(folder), uses_plain_adam(folder)
+    except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"{problem} is no complete checkpoint: {error}") from error
     expected = {name: tuple(tensor.shape) for name, tensor in trained.items()}
     if saved.keys() != expected.keys():
@@ -111,9 +114,12 @@ def check_checkpoint(folder: Path, trained: Mapping[str, torch.Tensor], averaged
     for name, shape in expected.items():
         if saved[name] != shape:
             raise ValueError(f"{problem}: {name!r} has shape {list(saved[name])} there, {list(shape)} here")
-    # the loop's own two: the average, if there is one, and the progress
-    if len(list(folder.glob("custom_checkpoint_*.pkl"))) != 1 + averaged:
+    if (folder / AVERAGE).is_file() != averaged:
         raise ValueError(f"{problem} was written {'without' if averaged else 'with'} --use_ema, this run is not")
+    # 8-bit Adam has another name for the moments, and neither reads the other one's
+    if plain is not None and plain == in_8_bits:
+        fault = "without" if plain else "with"
+        raise ValueError(f"checkpoint {str(folder)!r} was written {fault} --use_8bit_adam: resume it likewise")
 
 
 def _unfinished(folder: Path) -> Path:

@@ -58,24 +58,26 @@ class WeightAverage(EMAModel):
     Args:
         parameters (list of `nn.Parameter`): what is averaged.
         decay (`float`): of the average, once it is warm.
+        warm_up (`bool`, *optional*, defaults to `True`): lets the decay rise with the updates, for averages that begin
+            with weights that are far from good; `False` has it from the second update on. The first one takes the
+            weights as they are.
     """
-
-    def __init__(self, parameters: Sequence[nn.Parameter], decay: float) -> None:
-        sharded = any(isinstance(parameter, DTensor) for parameter in parameters)
-        super().__init__(parameters, decay=decay, foreach=not sharded)  # not all of torch's foreach takes shards
 
     shadow_params: list[torch.Tensor]
 
-    def state_dict(self) -> dict:
-        return super().state_dict() | {"shadow_params": [whole(tensor) for tensor in self.shadow_params]}
+    def __init__(self, parameters: Sequence[nn.Parameter], decay: float, warm_up: bool = True) -> None:
+        sharded = any(isinstance(parameter, DTensor) for parameter in parameters)
+        super().__init__(parameters, decay=decay, foreach=not sharded)  # not all of torch's foreach takes shards
+        self._warm_up = warm_up
 
-    def load_state_dict(self, state_dict: dict) -> None:
-        places = self.shadow_params
-        super().load_state_dict(state_dict)
-        self.shadow_params = [_placed_as(*pair) for pair in zip(self.shadow_params, places, strict=True)]
+    def get_decay(self, optimization_step: int) -> float:
+        if self._warm_up or optimization_step <= 1:
+            return super().get_decay(optimization_step)
+        return self.decay
 
 
-def _placed_as(tensor: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+def placed_as(tensor: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Returns a whole tensor as another one is: on its device, and sharded if it is, for which all processes call."""
     tensor = tensor.to(other.device)
     if isinstance(other, DTensor):
         return distribute_tensor(tensor, other.device_mesh, other.placements)

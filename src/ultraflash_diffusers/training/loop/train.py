@@ -12,7 +12,6 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -36,15 +35,14 @@ from .checkpoints import (
     check_checkpoint,
     delete_leftovers,
     find_checkpoints,
-    load_trained,
     put_in_place,
-    save_trained,
     unfinished_checkpoint,
 )
 from .hub import FinishedRun, upload
 from .illustrations import draw_curves, write_comparison
 from .interruption import Interruption
-from .sharding import WeightAverage, reshard, whole, whole_parameters
+from .run_state import RunState
+from .sharding import WeightAverage, reshard, whole_parameters
 
 logger = logging.get_logger(__name__)
 
@@ -88,20 +86,6 @@ def train(
     return _Run(stage, dataset, validation, arguments, accelerator).run()
 
 
-@dataclass
-class _Progress:
-    """What a checkpoint holds beside weights and the optimiser."""
-
-    step: int = 0
-    seconds: float = 0.0
-
-    def state_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.step, self.seconds = state["step"], state["seconds"]
-
-
 class _Entrance(nn.Module):
     """The one way into a stage: what distributed training wraps, so that validation too sees gathered parameters."""
 
@@ -127,7 +111,6 @@ class _Run:
         if not stage.trained_parameters():
             raise ValueError("`stage` has no parameter that requires gradients: there is nothing to train")
         self.arguments, self.accelerator, self.dataset, self.validation = arguments, accelerator, dataset, validation
-        self.progress = _Progress()
         self.checkpointed = 0  # the step of the newest checkpoint
         self.plain_stage = stage.to(accelerator.device)
         groups = stage.parameter_groups(arguments.learning_rate)
@@ -146,11 +129,10 @@ class _Run:
         self.trained, self.averaged = stage.named_trained_parameters(), stage.averaged_parameters()
         self.ema: WeightAverage | None = None
         if arguments.use_ema:
-            self.ema = WeightAverage(self.averaged, arguments.ema_decay)
-            accelerator.register_for_checkpointing(self.ema)
-        accelerator.register_for_checkpointing(self.progress)
-        accelerator.register_save_state_pre_hook(self._save_weights)
-        accelerator.register_load_state_pre_hook(self._load_weights)
+            # averaging that begins late is warm at once
+            self.ema = WeightAverage(self.averaged, arguments.ema_decay, warm_up=arguments.ema_start_step == 0)
+        self.state = RunState(self.trained, self.optimizer, self.averaged, self.ema, accelerator.scaler)
+        self.progress = self.state.progress
 
     def _autocast(self) -> AbstractContextManager:
         if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
@@ -357,7 +339,7 @@ class _Run:
         """Writes a checkpoint that is whole or not there, and deletes the oldest ones beyond the limit."""
         output_dir, step = self.arguments.output_dir, self.progress.step
         with unfinished_checkpoint(output_dir, step) as folder:
-            self.accelerator.save_state(str(folder))
+            self.state.save(folder, writes=self.accelerator.is_main_process)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             put_in_place(output_dir, step, self.arguments.checkpoints_total_limit)
@@ -369,36 +351,15 @@ class _Run:
             logger.warning(f"no checkpoint in {str(self.arguments.output_dir)!r} yet: starting at step 0")
             return
         folder = found[-1] if name == "latest" else Path(name)
-        check_checkpoint(folder, self.trained, self.arguments.use_ema)
-        self.accelerator.load_state(str(folder))
-        # 8-bit Adam has another name for the moments, and neither reads the other one's
-        plain = ["exp_avg" in state for state in self.optimizer.state.values() if state]
-        if self.arguments.use_8bit_adam in plain:
-            fault = "without" if self.arguments.use_8bit_adam else "with"
-            raise ValueError(f"checkpoint {str(folder)!r} was written {fault} --use_8bit_adam: resume it likewise")
+        check_checkpoint(folder, self.trained, self.arguments.use_ema, self.arguments.use_8bit_adam)
+        if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
+            raise ValueError(
+                "--resume_from_checkpoint: DeepSpeed's optimisers cannot be restored without pickles; use FSDP2, or "
+                "start anew from the weights"
+            )
+        self.state.load(folder)
         self.checkpointed = self.progress.step
         logger.info(f"resumed from {str(folder)!r} at step {self.progress.step}")
-
-    def _save_weights(self, models: list, weights: list[dict], folder: str) -> None:
-        """Saves the trained parameters alone (a hook of `Accelerator.save_state`); FSDP and DeepSpeed save all too."""
-        tensors: dict[str, torch.Tensor] = {}
-        for name, parameter in self.trained.items():
-            gathered = whole(parameter)
-            if self.accelerator.is_main_process:
-                tensors[name] = gathered
-        if self.accelerator.is_main_process:
-            save_trained(tensors, Path(folder))
-        weights.clear()
-
-    def _load_weights(self, models: list, folder: str) -> None:
-        """The counterpart of [`_save_weights`] (a hook of `Accelerator.load_state`)."""
-        if not models:  # sharded, and loaded by accelerate already
-            return
-        saved = load_trained(Path(folder))
-        with torch.no_grad():
-            for name, parameter in self.trained.items():
-                parameter.copy_(saved[name])
-        models.clear()
 
     def _finish(self, measures: dict[str, float]) -> None:
         if self.checkpointed != self.progress.step:
