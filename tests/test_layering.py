@@ -31,14 +31,15 @@ ROOMS: dict[str, set[str]] = {
     "weight_files": set(),
     "pixels": set(),
 }
-# rooms inside training, likewise; all may use `files` and `settings`
+# rooms inside training, likewise; all may use `files`, `processes` and `settings`
 TRAINING: dict[str, set[str]] = {
-    "loop": {"data", "files", "losses", "settings", "stages", "starting_points"},
-    "stages": {"data", "files", "losses", "settings", "starting_points"},
-    "data": {"files", "losses", "settings", "starting_points"},
-    "losses": {"files", "settings"},
-    "starting_points": {"files", "settings"},
+    "loop": {"data", "files", "processes", "losses", "settings", "stages", "starting_points"},
+    "stages": {"data", "files", "processes", "losses", "settings", "starting_points"},
+    "data": {"files", "processes", "losses", "settings", "starting_points"},
+    "losses": {"files", "processes", "settings"},
+    "starting_points": {"files", "processes", "settings"},
     "files": set(),
+    "processes": set(),
     "settings": set(),
 }
 LONGEST = 450

@@ -36,6 +36,7 @@ from ultraflash_diffusers.training.loop.arguments import (
 )
 from ultraflash_diffusers.training.loop.train import train
 from ultraflash_diffusers.training.losses.linear_decoding import encode_linearly
+from ultraflash_diffusers.training.processes import local_main_process_first
 from ultraflash_diffusers.training.settings import add_choice, complete_choice
 from ultraflash_diffusers.training.stages.generator import TRAININGS
 from ultraflash_diffusers.training.stages.generator_start import check_sizes, load_generator, new_training
@@ -105,7 +106,7 @@ def main(arguments: argparse.Namespace) -> dict[str, float]:
             encode_linearly(autoencoder, pixels) if arguments.encode_linearly else autoencoder.encode(pixels).latents
         )
 
-    with accelerator.local_main_process_first():
+    with local_main_process_first(accelerator):
         cached, subspace = cached_materials(arguments, materials, encode, autoencoder, arguments_of(network))
     pools = make_pools(arguments, materials, cached)
     stage = new_training(arguments, network, pools, subspace, autoencoder)

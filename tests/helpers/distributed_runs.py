@@ -14,8 +14,9 @@ import shutil
 import signal
 import socket
 import sys
+import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,12 @@ from accelerate import PartialState
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import DistributedType
 from accelerate.utils.launch import prepare_multi_gpu_env
+from torch.nn.modules.module import register_module_forward_hook
 
-from helpers.training_runs import AUTOENCODER, SCRIPTS, TRANSFORMER, UPSAMPLER, run, texture, write_video
-from ultraflash_diffusers import CausalLatentUpsampler, HRAutoencoder, UltraFlashSRTransformer
+from helpers.tiny import make_tiny_pipeline
+from helpers.training_runs import AUTOENCODER, GENERATOR, SCRIPTS, TRANSFORMER, UPSAMPLER, run, texture, write_video
+from ultraflash_diffusers import CausalLatentUpsampler, CausalWanTransformer, HRAutoencoder, UltraFlashSRTransformer
+from ultraflash_diffusers.training.starting_points.text_encoding import TextEncoding, make_text_encoder, make_tokenizer
 
 STEPS = 4
 KILLED = 9
@@ -42,6 +46,16 @@ def prepare_material(folder: Path) -> None:
     HRAutoencoder(**AUTOENCODER).save_pretrained(folder / "autoencoder")
     CausalLatentUpsampler(**UPSAMPLER).save_pretrained(folder / "upsampler")
     UltraFlashSRTransformer(**TRANSFORMER).save_pretrained(folder / "transformer")
+    networks = {
+        "transformer": UltraFlashSRTransformer(**TRANSFORMER),
+        "latent_upsampler": CausalLatentUpsampler(**UPSAMPLER),
+        "autoencoder": HRAutoencoder(**AUTOENCODER),
+    }
+    make_tiny_pipeline(text=False, generator=False, group_frames=2, **networks).save_pretrained(folder / "pipeline")
+    CausalWanTransformer(**GENERATOR).save_pretrained(folder / "generator" / "generator_transformer")
+    tokenizer = make_tokenizer(["ball"])
+    text_encoder = make_text_encoder(len(tokenizer), GENERATOR["text_dim"])
+    TextEncoding(text_encoder, tokenizer, GENERATOR["text_length"]).save_pretrained(folder / "generator")
 
 
 def train_sr(material: Path, output_dir: Path, *flags: str, **options: Any) -> None:
@@ -59,6 +73,63 @@ def train_upsampler_and_decoder(material: Path, output_dir: Path, **options: Any
     networks = ("--pretrained_model_name_or_path", f"{material}/upsampler", "--autoencoder", f"{material}/autoencoder")
     options = {"reconstruction_every": 2, "color_correction_levels": 1, "temporal_loss": "difference"} | options
     run("train_latent_upsampler", material, output_dir, *networks, "--train_decoder", max_train_steps=8, **options)
+
+
+def tune_by_preferences(material: Path, output_dir: Path, **options: Any) -> None:
+    """Crops of two sizes, groups at random places, and two passes a margin."""
+    cascade = ["--pretrained_model_name_or_path", f"{material}/pipeline", "--teacher", f"{material}/transformer"]
+    base = {"max_train_steps": STEPS, "crops": "9x32x32 5x32x48", "train_batch_size": 1, "num_inference_steps": 2}
+    base |= {"teacher_steps": 1, "learning_rate": 1e-3, "adam_epsilon": 1e-6}
+    run("train_cascade_dpo", material, output_dir, *cascade, **base | options)
+
+
+def distil(material: Path, output_dir: Path, **options: Any) -> None:
+    """LoRA layers of student and fake score by turns, on crops of two sizes."""
+    networks = ["--teacher", f"{material}/transformer", "--autoencoder", f"{material}/autoencoder"]
+    networks += ["--latent_upsampler", f"{material}/upsampler", "--guidance_drops", "condition"]
+    base = {"max_train_steps": STEPS, "crops": "5x32x32 9x32x48", "train_batch_size": 1, "fake_updates": 1}
+    base |= {"teacher_steps": 1, "rank": 2, "learning_rate": 5e-3, "adam_epsilon": 1e-6}
+    run("distill_sr", material, output_dir, *networks, **base | options)
+
+
+def force_itself(material: Path, output_dir: Path, **options: Any) -> None:
+    """Rollouts of as many steps as each optimiser's step draws."""
+    generator = material / "generator"
+    networks = ["--pretrained_model_name_or_path", str(generator), "--text_encoder", str(generator)]
+    networks += ["--autoencoder", f"{material}/autoencoder"]
+    base = {"objective": "self_forcing", "fake_updates": 1, "max_train_steps": STEPS, "adam_epsilon": 1e-6}
+    base |= {"crops": "9x32x48", "train_batch_size": 1, "validation_frames": 9}
+    run("train_generator", material, output_dir, *networks, **base | options)
+
+
+def lost(material: Path, output_dir: Path, number: int) -> None:
+    """The second process gets a signal at its third step; the first one writes what it raises."""
+    steps: list[None] = []
+
+    def lose(module: torch.nn.Module, *_: object) -> None:
+        if type(module).__name__ == "OneStepTraining":
+            steps.append(None)
+            if len(steps) == 3 and os.environ["RANK"] == "1":
+                os.kill(os.getpid(), number)
+
+    register_module_forward_hook(lose)
+    try:
+        train_sr(material, output_dir, process_timeout=5)
+    except RuntimeError as error:
+        (output_dir / "error.txt").write_text(str(error))
+        raise
+
+
+def launch_and_lose(material: Path, output_dir: Path, number: int) -> float:
+    """Runs two processes, of which a signal takes one; returns the seconds until the other one has ended."""
+    survivor, casualty = _start(2, lost, (material, output_dir, number), {})
+    started = time.monotonic()
+    survivor.join(120)
+    seconds = time.monotonic() - started
+    for process in (survivor, casualty):
+        process.kill()
+        process.join()
+    return seconds
 
 
 def killed_in_mid_save(material: Path, output_dir: Path, **options: Any) -> None:
@@ -79,6 +150,17 @@ def fsdp_environment() -> dict[str, str]:
 
 def launch(processes: int, train: Callable[..., None], *arguments: Any, sharded: bool = False, **options: Any) -> None:
     """Runs a function in forked processes that know of each other, and checks how they ended."""
+    started = _start(processes, train, arguments, options, sharded)
+    for process in started:
+        process.join()
+    expected = -KILLED if train is killed_in_mid_save else 0
+    if any(process.exitcode != expected for process in started):
+        raise RuntimeError(f"{train.__name__} ended with {[process.exitcode for process in started]}: {arguments}")
+
+
+def _start(
+    processes: int, train: Callable[..., None], arguments: tuple, options: dict, sharded: bool = False
+) -> Sequence[multiprocessing.process.BaseProcess]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -89,11 +171,7 @@ def launch(processes: int, train: Callable[..., None], *arguments: Any, sharded:
     ]
     for process in started:
         process.start()
-    for process in started:
-        process.join()
-    expected = -KILLED if train is killed_in_mid_save else 0
-    if any(process.exitcode != expected for process in started):
-        raise RuntimeError(f"{train.__name__} ended with {[process.exitcode for process in started]}: {arguments}")
+    return started
 
 
 def _work(
@@ -135,6 +213,13 @@ def main(folder: Path) -> None:
         launch(processes, train_sr, material, folder / name, sharded=processes > 1, **lora, **options)
     for name, processes, options in (("single_mixed", 1, alone), ("ddp_mixed", 2, {})):
         launch(processes, train_upsampler_and_decoder, material, folder / name, **options)
+    for train in (tune_by_preferences, distil, force_itself):
+        launch(1, train, material, folder / f"single_{train.__name__}", **alone)
+        launch(2, train, material, folder / f"fsdp_{train.__name__}", sharded=True)
+    launch(2, train_upsampler_and_decoder, material, folder / "fsdp_mixed", sharded=True)
+    for number in (signal.SIGKILL, signal.SIGSTOP):
+        seconds = launch_and_lose(material, folder / f"lost_{number.name}", number)
+        (folder / f"lost_{number.name}" / "seconds.txt").write_text(str(seconds))
     launch(1, killed_in_mid_save, material, folder / "killed", **alone)
     shutil.copytree(folder / "killed", folder / "after_kill")
     launch(1, train_sr, material, folder / "after_kill", *onward, **alone)

@@ -52,6 +52,24 @@ TRANSFORMER = {
 }
 
 
+GENERATOR: dict[str, Any] = {
+    "patch_size": (1, 4, 4),
+    "num_attention_heads": 2,
+    "attention_head_dim": 12,
+    "in_channels": 8,
+    "out_channels": 8,
+    "text_dim": 8,
+    "text_length": 12,
+    "freq_dim": 16,
+    "ffn_dim": 48,
+    "num_layers": 1,
+    "frames_per_chunk": 1,
+    "window_frames": 2,
+    "prediction_type": "sample",
+    "absolute_positions": True,
+}
+
+
 BASE = {
     "crops": "5x32x32",
     "train_batch_size": 2,

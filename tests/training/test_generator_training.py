@@ -13,7 +13,7 @@ import pytest
 import torch
 from diffusers.utils import logging
 from helpers.tiny import make_tiny_autoencoder, make_tiny_generator
-from helpers.training_runs import AUTOENCODER, script, texture, write_video
+from helpers.training_runs import AUTOENCODER, GENERATOR, script, texture, write_video
 from safetensors.torch import load_file
 
 from benchmarks.prompt_following import measure, read_captions, read_frames, recite, score
@@ -58,23 +58,6 @@ from ultraflash_diffusers.training.starting_points.token_subspace import (
     plain_state_dict,
     scale_ends,
 )
-
-GENERATOR: dict[str, Any] = {
-    "patch_size": (1, 4, 4),
-    "num_attention_heads": 2,
-    "attention_head_dim": 12,
-    "in_channels": 8,
-    "out_channels": 8,
-    "text_dim": 8,
-    "text_length": 12,
-    "freq_dim": 16,
-    "ffn_dim": 48,
-    "num_layers": 1,
-    "frames_per_chunk": 1,
-    "window_frames": 2,
-    "prediction_type": "sample",
-    "absolute_positions": True,
-}
 
 
 def seeded(seed: int = 0) -> torch.Generator:

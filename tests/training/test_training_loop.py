@@ -85,6 +85,31 @@ def test_two_processes_whose_batches_train_different_networks_equal_one(runs: Pa
         assert ours == pytest.approx(alone, rel=1e-4)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("run", "file"),
+    [
+        ("tune_by_preferences", "transformer/diffusion_pytorch_model.safetensors"),
+        ("distil", "pytorch_lora_weights.safetensors"),
+        ("force_itself", "generator_transformer/diffusion_pytorch_model.safetensors"),
+        ("mixed", "diffusion_pytorch_model.safetensors"),
+    ],
+)
+def test_sharded_stages_whose_batches_differ_equal_one_process(runs: Path, run: str, file: str) -> None:
+    """Crops of two sizes, steps that leave out networks, rollouts of drawn lengths: none may hang, none differ."""
+    assert difference(runs / f"fsdp_{run}" / file, runs / f"single_{run}" / file) < 1e-4
+    for ours, alone in zip(measured(runs / f"fsdp_{run}"), measured(runs / f"single_{run}"), strict=True):
+        assert ours == pytest.approx(alone, rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", ["SIGKILL", "SIGSTOP"])
+def test_a_lost_process_ends_the_others_with_a_word(runs: Path, number: str) -> None:
+    folder = runs / f"lost_{number}"
+    assert "another process has ended or no longer answers" in (folder / "error.txt").read_text()
+    assert float((folder / "seconds.txt").read_text()) < 60
+
+
 def test_what_only_one_process_has_measured_is_a_mean_of_its_batches() -> None:
     parts: list[dict[str, tuple[float, int]]] = [{"loss": (2.0, 2)}, {"loss": (4.0, 1), "rare": (3.0, 2)}]
     assert mean_measures(parts) == {"loss": 2.0, "rare": 1.5}

@@ -110,6 +110,8 @@ class CropDataset(Dataset):
         scale (`int`, *optional*): gives the low-resolution crops too, `scale` times smaller.
         with_flow (`bool`, *optional*, defaults to `False`): gives the optical flow too.
         seed (`int`, *optional*, defaults to 0): of all choices.
+        batches_per_step (`int`, *optional*, defaults to 1): so many batches are of one size: those of a step of the
+            optimiser, over all processes, since sharded networks run in all of them alike.
 
     Raises:
         ValueError: no clip is large enough for one of the crops, not one weight or batch size a crop, or clips
@@ -125,6 +127,7 @@ class CropDataset(Dataset):
         scale: int | None = None,
         with_flow: bool = False,
         seed: int = 0,
+        batches_per_step: int = 1,
     ) -> None:
         weights = np.ones(len(crops)) if crop_weights is None else np.asarray(crop_weights, float)
         if len(weights) != len(crops) or not (weights > 0).all():
@@ -137,11 +140,14 @@ class CropDataset(Dataset):
         if scale is not None and not all(clip.lows for clip in self.clips):
             raise ValueError("`clips` were prepared without low-resolution versions, which `scale` asks for")
         self.crops, self.scale, self.with_flow, self.seed = crops, scale, with_flow, seed
+        self.batches_per_step = batches_per_step
         self._shares = weights / weights.sum()
 
     def __getitem__(self, number: int) -> Batch:
         rng = np.random.default_rng((self.seed, number))
-        index = rng.choice(len(self.crops), p=self._shares)
+        rng.random()
+        step = np.random.default_rng((self.seed, number // self.batches_per_step))
+        index = step.choice(len(self.crops), p=self._shares)
         clips = self._buckets[index]
         samples = [
             self._sample(clips[rng.integers(len(clips))], self.crops[index], rng)

@@ -16,6 +16,7 @@ from ...models.causal_latent_upsampler import CausalLatentUpsampler
 from ...models.hr_autoencoder import HRAutoencoder
 from ...models.ultraflash_sr_transformer import UltraFlashSRTransformer
 from ..files import LeftOut, write_left_out
+from ..processes import local_main_process_first
 from .crops import Batch, CropDataset, validation_crop
 from .latents import LatentDataset, cache_latents
 from .preparation import CachedClip, MediaFile, Preparation, find_sources, prepare_clips
@@ -61,7 +62,7 @@ def load_data(
     training, validation = _preparations(arguments, scale, versions)
     left_out: list[LeftOut] = []
     workers = max(1, arguments.dataloader_num_workers)
-    with accelerator.local_main_process_first():
+    with local_main_process_first(accelerator):
         cache = cache_folder(arguments)
         clips = prepare_clips(_training_sources(arguments, cache, left_out), cache, training, left_out, workers)
         held_out_clips = []
@@ -70,7 +71,14 @@ def load_data(
             held_out_clips = prepare_clips(sources, cache, validation, left_out, workers)
     _report_missing_captions(clips, arguments.caption_column)
     dataset = CropDataset(
-        clips, arguments.crops, arguments.train_batch_size, arguments.crop_weights, scale, with_flow, arguments.seed
+        clips,
+        arguments.crops,
+        arguments.train_batch_size,
+        arguments.crop_weights,
+        scale,
+        with_flow,
+        arguments.seed,
+        batches_per_step(arguments, accelerator),
     )
     batches = [
         validation_crop(clip, arguments.validation_frames, spatial, scale is not None) for clip in held_out_clips
@@ -126,7 +134,7 @@ def load_latents(
     """
     spatial, temporal = autoencoder.spatial_compression_ratio, autoencoder.temporal_compression_ratio
     left_out = list(dataset.left_out)
-    with accelerator.local_main_process_first():
+    with local_main_process_first(accelerator):
         clips = cache_latents(
             dataset.clips,
             autoencoder.to(accelerator.device),
@@ -135,12 +143,26 @@ def load_latents(
             spatial * (dataset.scale or 1),
             left_out,
         )
-    sizes, weights = arguments.train_batch_size, arguments.crop_weights
-    latents = LatentDataset(clips, dataset.crops, sizes, spatial, temporal, weights, dataset.scale, arguments.seed)
+    latents = LatentDataset(
+        clips,
+        dataset.crops,
+        arguments.train_batch_size,
+        spatial,
+        temporal,
+        arguments.crop_weights,
+        dataset.scale,
+        arguments.seed,
+        dataset.batches_per_step,
+    )
     latents.left_out = left_out + latents.left_out
     if accelerator.is_main_process:
         _report_left_out(arguments.output_dir, latents.left_out)
     return latents
+
+
+def batches_per_step(arguments: argparse.Namespace, accelerator: Accelerator) -> int:
+    """How many batches all processes together take for one step of the optimiser."""
+    return arguments.gradient_accumulation_steps * accelerator.num_processes
 
 
 def cache_folder(arguments: argparse.Namespace) -> Path:

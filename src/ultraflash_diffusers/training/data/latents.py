@@ -59,6 +59,7 @@ class LatentDataset(CropDataset):
         crop_weights (list of `float`, *optional*): how often each size is drawn; equally by default.
         scale (`int`, *optional*): gives the low-resolution latents too, `scale` times smaller.
         seed (`int`, *optional*, defaults to 0): of all choices.
+        batches_per_step (`int`, *optional*, defaults to 1): see [`CropDataset`].
 
     Raises:
         ValueError: as [`CropDataset`], and for crops that are not whole latents.
@@ -74,10 +75,11 @@ class LatentDataset(CropDataset):
         crop_weights: Sequence[float] | None = None,
         scale: int | None = None,
         seed: int = 0,
+        batches_per_step: int = 1,
     ) -> None:
         for crop in crops:
             crop.check(spatial * (scale or 1), temporal)
-        super().__init__(clips, crops, batch_size, crop_weights, scale, with_flow=False, seed=seed)
+        super().__init__(clips, crops, batch_size, crop_weights, scale, False, seed, batches_per_step)
         self.spatial, self.temporal = spatial, temporal
 
     def __getitem__(self, number: int) -> LatentBatch:

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import argparse
 import os
+from datetime import timedelta
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import (
     DistributedDataParallelKwargs,
     DistributedType,
+    InitProcessGroupKwargs,
     ProjectConfiguration,
     parse_flag_from_env,
 )
@@ -45,7 +47,10 @@ def make_accelerator(arguments: argparse.Namespace, leaves_out_parameters: bool 
         mixed_precision="no" if weights_stay else arguments.mixed_precision,
         log_with=None if arguments.report_to == "none" else arguments.report_to,
         project_config=folders,
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=leaves_out_parameters)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(find_unused_parameters=leaves_out_parameters),
+            InitProcessGroupKwargs(timeout=timedelta(seconds=arguments.process_timeout)),
+        ],
     )
     if arguments.report_to != "none" and not accelerator.log_with:  # of which accelerate only warns
         name = arguments.report_to
@@ -73,6 +78,19 @@ def make_accelerator(arguments: argparse.Namespace, leaves_out_parameters: bool 
         # before training, so that a missing login shows at once
         arguments.hub_model_id = create_repository(arguments.hub_model_id, arguments.output_dir)
     return accelerator
+
+
+def shard_known_layers(accelerator: Accelerator, stage: nn.Module) -> None:
+    """Of the layers that FSDP's configuration names, leaves those that the stage has: others need none of their own.
+
+    Args:
+        accelerator (`Accelerator`): perhaps with FSDP.
+        stage (`nn.Module`): what it is about to shard.
+    """
+    if accelerator.distributed_type == DistributedType.FSDP:
+        plugin, present = accelerator.state.fsdp_plugin, {type(module).__name__ for module in stage.modules()}
+        named = plugin.transformer_cls_names_to_wrap or []
+        plugin.transformer_cls_names_to_wrap = [name for name in named if name in present]
 
 
 def _check_8bit_adam(device: torch.device) -> None:

@@ -238,5 +238,11 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--report_to", choices=("none", "tensorboard", "wandb"), default="none", help="a tracker beside log.jsonl"
     )
+    group.add_argument(
+        "--process_timeout",
+        type=positive(float),
+        default=50.0,
+        help="seconds after which a step is given up that another process does not take part in",
+    )
     group.add_argument("--push_to_hub", action="store_true", help="upload the result to the Hub")
     group.add_argument("--hub_model_id", help="repository to upload to; the output folder's name by default")

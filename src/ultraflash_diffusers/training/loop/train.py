@@ -30,7 +30,9 @@ from tqdm import tqdm
 
 from ..data.crops import batches
 from ..files import replace_text
+from ..processes import naming_lost_processes, wait_patiently
 from ..stages.base import Training
+from .accelerator import shard_known_layers
 from .checkpoints import (
     check_checkpoint,
     delete_leftovers,
@@ -80,10 +82,12 @@ def train(
         ValueError: nothing to train, or a checkpoint that is not there, incomplete or another stage's.
         FloatingPointError: the loss became infinite or not a number.
         OSError: a checkpoint could not be written; the ones before are whole.
+        RuntimeError: another process has ended or no longer answers.
         SystemExit: the run was interrupted (Ctrl-C, or a request to terminate); the step in progress was finished and
             a checkpoint written, from which it can be resumed.
     """
-    return _Run(stage, dataset, validation, arguments, accelerator).run()
+    with naming_lost_processes():
+        return _Run(stage, dataset, validation, arguments, accelerator).run()
 
 
 class _Entrance(nn.Module):
@@ -124,6 +128,7 @@ class _Run:
             num_training_steps=arguments.max_train_steps,
         )
         self.lr_factor = schedule.lr_lambdas[0]
+        shard_known_layers(accelerator, stage)
         self.stage, self.optimizer = accelerator.prepare(_Entrance(stage, self._autocast), optimizer)
         # as they are now, since FSDP2 puts others in their place while they are gathered
         self.trained, self.averaged = stage.named_trained_parameters(), stage.averaged_parameters()
@@ -179,7 +184,7 @@ class _Run:
         if self.accelerator.is_main_process:
             for path in delete_leftovers(arguments.output_dir):
                 logger.warning(f"deleted {str(path)!r}, which an earlier run did not finish")
-        self.accelerator.wait_for_everyone()
+        wait_patiently()
         if arguments.resume_from_checkpoint is not None:
             self._resume(arguments.resume_from_checkpoint)
         elif find_checkpoints(arguments.output_dir):
@@ -303,7 +308,7 @@ class _Run:
         if self.accelerator.is_main_process:
             draw_curves(self._log_file, self.arguments.output_dir / "curves.png")
             tqdm.write(f"step {self.progress.step}: " + ", ".join(f"{n} {value:.3f}" for n, value in totals.items()))
-        self.accelerator.wait_for_everyone()
+        wait_patiently()
         return totals
 
     def _validate_clip(self, index: int, batch: TrainingBatch) -> dict[str, float]:
@@ -340,7 +345,7 @@ class _Run:
         output_dir, step = self.arguments.output_dir, self.progress.step
         with unfinished_checkpoint(output_dir, step) as folder:
             self.state.save(folder, writes=self.accelerator.is_main_process)
-        self.accelerator.wait_for_everyone()
+        wait_patiently()
         if self.accelerator.is_main_process:
             put_in_place(output_dir, step, self.arguments.checkpoints_total_limit)
         self.checkpointed = step
@@ -370,7 +375,7 @@ class _Run:
                 self.plain_stage.save_pretrained(self.arguments.output_dir)
         if self.arguments.push_to_hub and self.accelerator.is_main_process:
             self._upload(measures)
-        self.accelerator.wait_for_everyone()
+        wait_patiently()
         self.accelerator.end_training()
 
     def _upload(self, measures: dict[str, float]) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal, Self
 
 import torch
+from accelerate.utils import parse_flag_from_env
 from torch import nn
 
 from ...models.causal_latent_upsampler import CausalLatentUpsampler
@@ -273,13 +274,15 @@ def load_transformers(
         arguments (`argparse.Namespace`): of `training/distill_sr.py`.
     """
     teacher = load_network(UltraFlashSRTransformer, arguments.teacher, "transformer")
+    # sharded networks cannot share parameters, and are small in each process
+    shares = not parse_flag_from_env("ACCELERATE_USE_FSDP")
     if arguments.pretrained_model_name_or_path is None:
-        student = sparse_student(teacher, arguments.rank)
+        student = sparse_student(teacher, arguments.rank, shares)
     else:
         student = load_network(UltraFlashSRTransformer, arguments.pretrained_model_name_or_path, "transformer")
         choose_trained(student, arguments.rank)
     check_networks(student, teacher)
-    return student, teacher, fake_score_of(teacher, arguments.rank)
+    return student, teacher, fake_score_of(teacher, arguments.rank, shares)
 
 
 def check_networks(student: UltraFlashSRTransformer, teacher: UltraFlashSRTransformer) -> None:
@@ -301,7 +304,9 @@ def check_networks(student: UltraFlashSRTransformer, teacher: UltraFlashSRTransf
             raise ValueError(f"`student` has {name} {ours!r}, `teacher` {theirs!r}: they must be the same")
 
 
-def sparse_student(teacher: UltraFlashSRTransformer, rank: int | None = None) -> UltraFlashSRTransformer:
+def sparse_student(
+    teacher: UltraFlashSRTransformer, rank: int | None = None, shares: bool = True
+) -> UltraFlashSRTransformer:
     """A copy of the teacher with block-sparse, causal attention: with what the student starts.
 
     Block size, window and number of kept pairs are those of the teacher's configuration; a dense network has them too.
@@ -309,22 +314,26 @@ def sparse_student(teacher: UltraFlashSRTransformer, rank: int | None = None) ->
     Args:
         teacher (`UltraFlashSRTransformer`): the multi-step network; frozen by this.
         rank (`int`, *optional*): see [`fake_score_of`].
+        shares (`bool`, *optional*, defaults to `True`): see [`fake_score_of`].
     """
-    student = fake_score_of(teacher, rank)
+    student = fake_score_of(teacher, rank, shares)
     student.register_to_config(use_sparse_attention=True)
     return student
 
 
-def fake_score_of(teacher: UltraFlashSRTransformer, rank: int | None = None) -> UltraFlashSRTransformer:
+def fake_score_of(
+    teacher: UltraFlashSRTransformer, rank: int | None = None, shares: bool = True
+) -> UltraFlashSRTransformer:
     """A copy of the teacher that is to track the student.
 
     Args:
         teacher (`UltraFlashSRTransformer`): the multi-step network; frozen by this.
-        rank (`int`, *optional*): trains LoRA layers of this rank; all other weights are the teacher's own and take no
-            more memory. `None` trains a whole copy.
+        rank (`int`, *optional*): trains LoRA layers of this rank; `None` trains a whole copy.
+        shares (`bool`, *optional*, defaults to `True`): with a rank, all other weights are the teacher's own and take
+            no more memory; FSDP needs copies of them.
     """
     teacher.requires_grad_(False)
-    shared = {} if rank is None else {id(parameter): parameter for parameter in teacher.parameters()}
+    shared = {} if rank is None or not shares else {id(parameter): parameter for parameter in teacher.parameters()}
     fake_score = copy.deepcopy(teacher, shared)
     choose_trained(fake_score, rank)
     return fake_score

@@ -362,5 +362,5 @@ def load_rollouts(
         return clips, held_out, texts_of(clips, held_out)
     scale, temporal = pipe.latent_upsampler.config.scale, pipe.autoencoder.temporal_compression_ratio
     spatial = pipe.autoencoder.spatial_compression_ratio * math.lcm(scale, *pipe.transformer.config.patch_size[1:])
-    prompts, validation = load_prompts(arguments, spatial, temporal)
+    prompts, validation = load_prompts(arguments, accelerator, spatial, temporal)
     return prompts, validation, {*prompts.prompts} | {text for batch in validation for text in batch.texts}
