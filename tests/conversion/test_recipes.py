@@ -143,7 +143,7 @@ def test_each_recipe_becomes_a_pipeline_with_its_schedule(name, make):
     bias = layout("cascade_longlive.generator")["head.head.bias"]
     assert torch.equal(pipe.generator_transformer.proj_out.bias, bias + 0.01 * averaged)
     assert (pipe.latent_upsampler.config.scale, pipe.config.default_height) == (2, 960)
-    assert pipe.config.first_group_frames == (4 if name == "ultraflash-long" else None)
+    assert pipe.config.first_group_frames == (4 if name == "ultraflash-long" else 6)
     assert pipe.autoencoder.config.variant == "v3" and pipe.encoder is not None
     assert pipe.transformer.config.reference_tokens == 96
 
