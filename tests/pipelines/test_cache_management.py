@@ -161,9 +161,9 @@ def test_steps_are_spread_over_the_schedule():
 
 def test_settings_that_make_no_sense_are_refused(generator, autoencoder):
     for name in ("first_chunk_steps", "later_chunk_steps", "sr_min_blocks"):
-        with pytest.raises(ValueError, match=f"`{name}` must be at least 1, got 0"):
+        with pytest.raises(ValueError, match=f"`{name}` must be an integer of at least 1, got 0"):
             DynamicCacheManagement(**{name: 0})
-    with pytest.raises(ValueError, match="`sr_warmup_groups` must be at least 0, got -1"):
+    with pytest.raises(ValueError, match="`sr_warmup_groups` must be an integer of at least 0, got -1"):
         DynamicCacheManagement(sr_warmup_groups=-1)
     with pytest.raises(ValueError, match="`later_chunk_steps` is 5, but the generator has 4 steps"):
         DynamicCacheManagement(later_chunk_steps=5).generator_steps(1, 4)

@@ -3,21 +3,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from inspect import signature
-from numbers import Integral
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, SchedulerMixin
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 
+from .argument_kinds import check_type, checked_whole, optional_whole, shown
 from .noise import draw_seeds
 from .pipeline_state import PipelineStreamState
 from .stages import StepCallback
 
 StepEndCallback = Callable[..., dict[str, Any]]
+
+LONGEST_SIDE = 2**16
+"""Pixels: no video format has a longer side."""
+MOST_STEPS = 1000
+"""Steps: the networks tell so many noise levels apart."""
+MOST_VIDEOS = 1024
+"""Videos of one prompt: they are made at once."""
 
 
 def check_components(pipe: DiffusionPipeline) -> None:
@@ -42,6 +49,9 @@ def check_components(pipe: DiffusionPipeline) -> None:
         raise ValueError(f"the networks do not share a latent space, their latent channels are {channels}")
     if upsampler.temporal_scale != 1:
         raise ValueError(f"`latent_upsampler` has temporal_scale {upsampler.temporal_scale}, expected 1")
+    for name in ("group_frames", "kv_cache_blocks"):
+        checked_whole(name, pipe.config[name])
+    optional_whole("first_group_frames", pipe.config.first_group_frames)
 
 
 def check_scheduler(scheduler: SchedulerMixin) -> None:
@@ -56,30 +66,16 @@ def check_scheduler(scheduler: SchedulerMixin) -> None:
             f"`scheduler` is a {type(scheduler).__name__}, expected one of flow matching that takes sigmas, such as "
             "FlowMatchEulerDiscreteScheduler"
         )
-
-
-def check_positive(**numbers: int | None) -> None:
-    """Checks that numbers, by the names of their arguments, are positive integers or `None`."""
-    for name, value in numbers.items():
-        if value is not None and (not isinstance(value, Integral) or value < 1):
-            raise ValueError(f"`{name}` must be an integer of at least 1, got {value!r}")
-
-
-def plain_integer(value: Any) -> Any:
-    """Returns NumPy's integers, which users compute with, as Python's; all else as it is."""
-    return int(value) if isinstance(value, Integral) else value
-
-
-def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    """Checks that the argument `name` is one of its choices."""
-    if value not in choices:
-        raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}, got {value!r}")
+    for name in ("use_dynamic_shifting", "stochastic_sampling"):
+        if scheduler.config.get(name, False):
+            raise ValueError(f"`scheduler` has {name}=True, which a stream cannot serve: set it to False")
 
 
 def checked_scale(scale: int | None, available: int) -> int:
     """Returns the scale of the latent upsampler, the only one that may be asked for."""
+    scale = optional_whole("scale", scale)
     if scale is not None and scale != available:
-        raise ValueError(f"`scale` is {scale}, but this pipeline's latent upsampler has scale {available}")
+        raise ValueError(f"`scale` is {shown(scale)}, but this pipeline's latent upsampler has scale {available}")
     return available
 
 
@@ -101,7 +97,10 @@ def stream_seeds(
 ) -> list[int]:
     """Draws the seeds of a stream; one that goes on keeps its own."""
     if state is None:
-        return draw_seeds(generator)
+        seeds = draw_seeds(generator)
+        if not seeds:
+            raise ValueError("`generator` is an empty list, expected one for each video of the batch")
+        return seeds
     if generator is not None:
         raise ValueError("`generator` and `state` were both given: a resumed stream keeps its seeds")
     return list(state.seeds)
@@ -113,12 +112,16 @@ def step_callback(
     """Returns what the SR stage calls after each step: a user's callback in diffusers' form, which gets `names`."""
     if callback is None:
         return None
+    if not callable(callback):
+        raise TypeError(f"`callback_on_step_end` must be callable, got {shown(callback)}")
     if isinstance(callback, PipelineCallback | MultiPipelineCallbacks):
         names = callback.tensor_inputs
+    check_type("callback_on_step_end_tensor_inputs", names, Sequence)
     unknown = [name for name in names if name not in pipe._callback_tensor_inputs]
     if unknown:
         raise ValueError(
-            f"`callback_on_step_end_tensor_inputs` has {unknown}, expected some of {pipe._callback_tensor_inputs}"
+            f"`callback_on_step_end_tensor_inputs` has {shown(unknown)}, expected some of "
+            f"{pipe._callback_tensor_inputs}"
         )
     return partial(_call_back, pipe, callback, tuple(names))
 
@@ -131,4 +134,18 @@ def _call_back(
     timestep: torch.Tensor,
     tensors: dict[str, torch.Tensor | None],
 ) -> dict[str, Any]:
-    return callback(pipe, step, timestep, {name: tensors[name] for name in names}) or {}
+    changed = callback(pipe, step, timestep, {name: tensors[name] for name in names})
+    check_type("callback_on_step_end", changed, Mapping, " (what it returns)")
+    for name in tensors.keys() & (changed or {}).keys():
+        _check_replacement(name, changed[name], tensors[name])
+    return dict(changed or {})
+
+
+def _check_replacement(name: str, new: Any, old: torch.Tensor | None) -> None:
+    if new is old:
+        return
+    if not isinstance(new, torch.Tensor):
+        raise TypeError(f"`callback_on_step_end` returned {shown(new)} as `{name}`, expected a torch.Tensor")
+    if old is None or new.shape != old.shape:
+        expected = "none without guidance" if old is None else f"shape {tuple(old.shape)}"
+        raise ValueError(f"`callback_on_step_end` returned `{name}` of shape {tuple(new.shape)}, expected {expected}")

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 
 from ..pixels import to_unit
+from .argument_kinds import checked_number, checked_whole, optional_whole, shown
 
 SCORED_SIZE = 224
 """Height and width, in pixels, of the frames that a quality scorer sees."""
@@ -42,7 +43,8 @@ class DynamicCacheManagement:
         sr_min_blocks (`int`, *optional*, defaults to 1): part (iii), the smallest SR cache, in temporal blocks.
 
     Raises:
-        ValueError: a step or block count below 1, a negative warm-up.
+        TypeError, ValueError: a step or block count below 1, a negative warm-up, a threshold that is not finite, a
+            scorer that cannot be called.
     """
 
     first_chunk_steps: int | None = None
@@ -58,11 +60,14 @@ class DynamicCacheManagement:
         return cls(later_chunk_steps=None, sr_warmup_groups=None)
 
     def __post_init__(self) -> None:
-        least = {"first_chunk_steps": 1, "later_chunk_steps": 1, "sr_warmup_groups": 0, "sr_min_blocks": 1}
-        for name, minimum in least.items():
-            value = getattr(self, name)
-            if value is not None and value < minimum:
-                raise ValueError(f"`{name}` must be at least {minimum}, got {value}")
+        least = {"first_chunk_steps": 1, "later_chunk_steps": 1, "sr_warmup_groups": 0}
+        numbers: dict[str, Any] = {name: optional_whole(name, getattr(self, name), least[name]) for name in least}
+        numbers["sr_min_blocks"] = checked_whole("sr_min_blocks", self.sr_min_blocks)
+        numbers["quality_threshold"] = checked_number("quality_threshold", self.quality_threshold)
+        for name, number in numbers.items():
+            object.__setattr__(self, name, number)
+        if self.quality_scorer is not None and not callable(self.quality_scorer):
+            raise TypeError(f"`quality_scorer` must be callable, got {shown(self.quality_scorer)}")
 
     def generator_steps(self, chunk: int, num_steps: int) -> list[int]:
         """Part (i): which of the generator's `num_steps` denoising steps chunk number `chunk` (from 0) runs.
@@ -90,9 +95,11 @@ class DynamicCacheManagement:
         frames = to_unit(frames.float()).clamp(0, 1)
         frames = F.interpolate(frames, size=(SCORED_SIZE, SCORED_SIZE), mode="bilinear", antialias=True)
         scores = self.quality_scorer(frames)
-        if scores.shape != frames.shape[:1] or not scores.isfinite().all():
+        is_tensor = isinstance(scores, torch.Tensor)
+        if not is_tensor or scores.shape != frames.shape[:1] or not scores.isfinite().all():
             raise ValueError(
-                f"`quality_scorer` must return one finite score for each of the {len(frames)} frames, got {scores}"
+                f"`quality_scorer` must return one finite score for each of the {len(frames)} frames, got "
+                f"{shown(scores)}"
             )
         return scores.min().item()
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
@@ -12,6 +12,8 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 from diffusers.utils.peft_utils import scale_lora_layers, unscale_lora_layers
+
+from .argument_kinds import check_type, checked_number
 
 # beside a saved pipeline: whoever has the package loads the folder by DiffusionPipeline and `trust_remote_code=True`
 _PIPELINE_FILE = "pipeline.py"
@@ -104,8 +106,9 @@ def several_videos(source: Any, count: int, source_kwargs: dict[str, Any] | None
 @contextmanager
 def scaled_lora(pipe: DiffusionPipeline, attention_kwargs: dict[str, Any] | None) -> Iterator[None]:
     """Weighs all LoRA layers, beyond their own weights, by `attention_kwargs={"scale": ...}` as long as it is open."""
+    check_type("attention_kwargs", attention_kwargs, Mapping)
     arguments = dict(attention_kwargs or {})
-    scale = arguments.pop("scale", 1.0)
+    scale = checked_number("scale", arguments.pop("scale", 1.0))
     if arguments:
         raise ValueError(f"`attention_kwargs` has {', '.join(map(repr, arguments))}, expected 'scale' alone")
     networks = [network for network in (pipe.transformer, pipe.generator_transformer) if network is not None]

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 import torch
 
+from .argument_kinds import check_type
+
 _SEED_LIMIT = 2**63 - 1
 
 
@@ -17,6 +19,9 @@ def draw_seeds(generator: torch.Generator | Sequence[torch.Generator] | None) ->
     Args:
         generator (`torch.Generator` or a list of them, *optional*): as in any diffusers pipeline; `None` draws from
             torch's global generator. A generator moves on by one number.
+
+    Raises:
+        TypeError: it is neither.
     """
     if isinstance(generator, Sequence):
         return [_draw_seed(each) for each in generator]
@@ -24,6 +29,8 @@ def draw_seeds(generator: torch.Generator | Sequence[torch.Generator] | None) ->
 
 
 def _draw_seed(generator: torch.Generator | None) -> int:
+    hint = " or a list of them (of a seed: `torch.Generator().manual_seed(seed)`)"
+    check_type("generator", generator, torch.Generator, hint)
     device = "cpu" if generator is None else generator.device
     return int(torch.randint(_SEED_LIMIT, (1,), generator=generator, device=device).item())
 

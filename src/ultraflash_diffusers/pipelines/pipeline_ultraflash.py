@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,13 +15,14 @@ from ..models.causal_latent_upsampler import CausalLatentUpsampler
 from ..models.causal_wan_transformer import CausalWanTransformer
 from ..models.hr_autoencoder import HRAutoencoder
 from ..models.ultraflash_sr_transformer import UltraFlashSRTransformer
+from .argument_kinds import check_choice, check_type, checked_number, checked_whole, optional_whole
 from .arguments import (
+    LONGEST_SIDE,
+    MOST_STEPS,
+    MOST_VIDEOS,
     StepEndCallback,
-    check_choice,
     check_components,
-    check_positive,
     checked_scale,
-    plain_integer,
     requested_size,
     step_callback,
     stream_seeds,
@@ -310,22 +311,19 @@ class UltraFlashStreamingPipeline(PromptEncodingMixin, FamiliarPipeline, UltraFl
             TypeError, ValueError: arguments that are out of range or contradict each other, the model or the source.
         """
         source, self._interrupt = one_source(source, video), False
-        condition_noise = self.config.condition_noise if condition_noise is None else condition_noise
         check_components(self)
-        height, width, num_frames = map(plain_integer, (height, width, num_frames))
-        check_positive(
-            height=height,
-            width=width,
-            num_frames=num_frames,
-            num_inference_steps=num_inference_steps,
-            num_videos_per_prompt=num_videos_per_prompt,
-            frames_per_chunk=frames_per_chunk,
-            group_frames=self.config.group_frames,
-            first_group_frames=self.config.first_group_frames,
-            kv_cache_blocks=self.config.kv_cache_blocks,
-        )
-        if not 0 <= condition_noise <= 1:
-            raise ValueError(f"`condition_noise` must be in [0, 1], got {condition_noise}")
+        height, width = (optional_whole(*side, most=LONGEST_SIDE) for side in (("height", height), ("width", width)))
+        num_frames = optional_whole("num_frames", num_frames)
+        num_inference_steps = checked_whole("num_inference_steps", num_inference_steps, most=MOST_STEPS)
+        num_videos_per_prompt = checked_whole("num_videos_per_prompt", num_videos_per_prompt, most=MOST_VIDEOS)
+        frames_per_chunk = optional_whole("frames_per_chunk", frames_per_chunk)
+        guidance_scale = checked_number("guidance_scale", guidance_scale)
+        condition_noise = self.config.condition_noise if condition_noise is None else condition_noise
+        condition_noise = checked_number("condition_noise", condition_noise, 0, 1)
+        strength = checked_number("strength", strength, 0, 1)
+        check_type("cache_management", cache_management, DynamicCacheManagement)
+        check_type("source_kwargs", source_kwargs, Mapping)
+        check_type("state", state, PipelineStreamState, " (`PipelineStreamState.load` reads a file)")
         check_choice("output_type", output_type, OUTPUT_TYPES)
         check_choice("color_correction", color_correction, COLOR_CORRECTIONS)
         default_size = (self.config.default_height, self.config.default_width) if source is None else None

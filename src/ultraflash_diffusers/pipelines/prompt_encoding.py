@@ -3,22 +3,29 @@
 
 from __future__ import annotations
 
-import html
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import logging
 
+from .argument_kinds import check_embeds, optional_whole, shown
 from .execution.compilation import GuardedCalls
 from .execution.devices import execution_device
 from .pipeline_state import PipelineStreamState
+from .tokens import tokenize
 
 logger = logging.get_logger(__name__)
 
 
 class PromptEncodingMixin:
-    """The text side of a pipeline that has `text_encoder`, `tokenizer` (both may be `None`) and `transformer`."""
+    """The text side of a pipeline that has `text_encoder`, `tokenizer` (both may be `None`) and `transformer`.
+
+    May be called from several threads.
+    """
+
+    # whether a prompt of which words are unknown or cut off is an error instead of a warning
+    strict_prompts: bool = False
 
     transformer: Any
     text_encoder: Any
@@ -52,8 +59,10 @@ class PromptEncodingMixin:
             negative prompts.
 
         Raises:
-            ValueError: a text and its embeddings together, a text without a text encoder, embeddings of a wrong shape,
-                another number of negative prompts than of prompts, a `max_sequence_length` above the text length.
+            TypeError: a prompt that is no text, embeddings that are no floating-point tensor.
+            ValueError: a text and its embeddings together, a text without a text encoder, embeddings of a wrong shape
+                or that are not finite, another number of negative prompts than of prompts, a `max_sequence_length`
+                above the text length; with `pipe.strict_prompts = True` unknown words and what is cut off.
         """
         positive = self._embedded("prompt", prompt, prompt_embeds, max_sequence_length)
         if not do_classifier_free_guidance:
@@ -97,55 +106,37 @@ class PromptEncodingMixin:
         max_sequence_length: int | None,
     ) -> torch.Tensor:
         length, channels = self.transformer.config.text_length, self.transformer.config.text_dim
-        if max_sequence_length is not None and not 1 <= max_sequence_length <= length:
-            raise ValueError(f"`max_sequence_length` must be 1 to {length}, got {max_sequence_length}")
+        max_sequence_length = optional_whole("max_sequence_length", max_sequence_length)
+        if max_sequence_length is not None and max_sequence_length > length:
+            raise ValueError(f"`max_sequence_length` must be 1 to {length}, got {shown(max_sequence_length)}")
         if prompt_embeds is not None:
             if prompt is not None:
                 raise ValueError(f"`{name}` and `{name}_embeds` were both given: pass one of them")
-            if prompt_embeds.ndim != 3 or prompt_embeds.shape[2] != channels or prompt_embeds.shape[1] > length:
-                raise ValueError(
-                    f"`{name}_embeds` must have shape [prompts, up to {length}, {channels}], got "
-                    f"{tuple(prompt_embeds.shape)}"
-                )
+            check_embeds(f"{name}_embeds", prompt_embeds, length, channels)
             return prompt_embeds
-        if not isinstance(prompt, (str, list, type(None))) or prompt == []:
-            raise TypeError(f"`{name}` must be a text or a list of texts, got {prompt!r}")
+        texts = prompt if isinstance(prompt, list) else [""] if prompt is None else [prompt]
+        if not texts or not all(isinstance(text, str) for text in texts):
+            raise TypeError(f"`{name}` must be a text or a list of texts, got {shown(prompt)}")
         if self.text_encoder is not None and self.tokenizer is not None:
-            texts = [prompt or ""] if isinstance(prompt, (str, type(None))) else prompt
             return self._encoded_text(texts, max_sequence_length or length)
         if prompt is not None:
-            raise ValueError(f"`{name}` is {prompt!r}, but the pipeline has no text encoder: pass `{name}_embeds`")
+            raise ValueError(
+                f"`{name}` is {shown(prompt)}, but the pipeline has no text encoder: pass `{name}_embeds`"
+            )
         return torch.zeros(1, length, channels)
 
     def _encoded_text(self, texts: list[str], length: int) -> torch.Tensor:
-        texts = [_cleaned(text) for text in texts]
-        for text, ids in zip(texts, self.tokenizer(texts).input_ids, strict=True):
-            if len(ids) > length:
-                logger.warning(f"a prompt of {len(ids)} tokens was cut off after {length} of them: {text[:60]!r}...")
-            if unknown := self._unknown_words(text, length):
-                logger.warning(f"the checkpoint's text encoder does not know {', '.join(map(repr, unknown))}")
-        tokens = self.tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        tokens, losses = tokenize(self.tokenizer, texts, length)
+        for message in (message for loss in losses for message in loss.messages()):
+            if self.strict_prompts:
+                raise ValueError(f"`strict_prompts` is set, and {message}")
+            logger.warning(message)
         device = execution_device(self.text_encoder)
         mask = tokens.attention_mask.to(device)
         # transformers up to 5.14 mask with float32's least number, in autocast's bfloat16 -inf: NaN for a prompt
         # without tokens, where the tokenizer adds none
         with self._text_calls(mask.shape), torch.autocast(device.type, enabled=False):
             embeds = self.text_encoder(tokens.input_ids.to(device), attention_mask=mask).last_hidden_state
+        if not embeds.isfinite().all():
+            raise ValueError("`text_encoder` made embeddings that are not finite: its weights, or its precision")
         return embeds * mask.unsqueeze(-1).to(embeds.dtype)
-
-    def _unknown_words(self, text: str, length: int) -> list[str]:
-        """The words that the tokenizer does not know, of those that are not cut off."""
-        found, room = [], length - self.tokenizer.num_special_tokens_to_add()
-        for word in text.split():
-            ids = self.tokenizer(word, add_special_tokens=False).input_ids[: max(room, 0)]
-            room -= len(ids)
-            if self.tokenizer.unk_token_id in ids:
-                found.append(word)
-        return found
-
-
-def _cleaned(text: str) -> str:
-    """As Wan's networks were trained: broken Unicode repaired, HTML entities resolved, white space collapsed."""
-    import ftfy  # here: embedded prompts do without it
-
-    return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split())

@@ -6,6 +6,7 @@ All of them fulfil [`Source`]; [`make_source`] finds the right one for what a us
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
@@ -20,6 +21,7 @@ from ...models.causal_wan_transformer import CausalWanTransformer
 from ...models.hr_autoencoder import HRAutoencoder
 from ...models.stream_state import StreamState
 from ...models.video_encoder import VideoEncoder
+from ..argument_kinds import optional_whole, shown
 from ..cache_management import DynamicCacheManagement
 from ..execution.plan import ExecutionPlan
 from .base import FrameNoise, Source, SourceChunk, SourceEndedError, checked_state, padded_size
@@ -132,6 +134,7 @@ def make_source(
             raise ValueError("`source` is None, but the pipeline has no `generator` that makes video from text")
         if prompt_embeds is None or noise is None or height is None or width is None:
             raise ValueError("`prompt_embeds`, `noise`, `height` and `width` are needed to generate from text")
+        extra = _generator_keywords(extra)
         extra |= {"cache_management": cache_management, "plan": plan, "encoder": encoder}
         extra["state"] = checked_state(state, TextGeneratorState)
         return TextGeneratorSource(generator, autoencoder, prompt_embeds, noise, **sizes, **extra)
@@ -164,6 +167,17 @@ def make_source(
         return LatentsSource(_passed_on(items), autoencoder, state=checked_state(state, LatentsSourceState), **sizes)
     sizes |= {"state": checked_state(state, PixelSourceState), "latent_frames": latent_frames}
     return PixelSource(pixel_pieces(items), encoder, **sizes)
+
+
+def _generator_keywords(source_kwargs: dict[str, Any]) -> dict[str, Any]:
+    """What the user passes on to the text generator, checked as far as it is known here."""
+    ours = inspect.signature(make_source).parameters
+    known = [name for name in inspect.signature(TextGeneratorSource).parameters if name not in ours]
+    if unknown := [name for name in source_kwargs if name not in known]:
+        raise ValueError(f"`source_kwargs` has {shown(unknown)}, expected some of {', '.join(known)}")
+    least = {"window_frames": 1, "sink_frames": 0}
+    numbers = {n: optional_whole(n, source_kwargs[n], least[n]) for n in least if n in source_kwargs}
+    return source_kwargs | numbers
 
 
 def _is_video_file(source: Any) -> bool:
