@@ -12,26 +12,32 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ultraflash_diffusers.degradation import (
-    H264,
-    PRESETS,
-    Compose,
-    CutMix,
-    FrameDrop,
-    GaussianBlur,
-    GaussianNoise,
-    GridWarp,
-    Jpeg,
-    MotionBlur,
-    Rescale,
-    TemporalMorph,
-    Transform,
-    UnsharpMask,
-    aigc_artifacts,
-    degradation_preset,
-    spatial_artifacts,
-)
 from ultraflash_diffusers.video_io import VideoReader
+
+try:
+    from ultraflash_diffusers.degradation import (
+        H264,
+        PRESETS,
+        Compose,
+        CutMix,
+        FrameDrop,
+        GaussianBlur,
+        GaussianNoise,
+        GridWarp,
+        Jpeg,
+        MotionBlur,
+        Rescale,
+        TemporalMorph,
+        Transform,
+        UnsharpMask,
+        aigc_artifacts,
+        degradation_preset,
+        spatial_artifacts,
+    )
+except ModuleNotFoundError as error:
+    raise SystemExit(
+        f"{error}: degradations need the extra `train`: pip install 'ultraflash_diffusers[train]'"
+    ) from None
 
 FRAMES, COLUMNS, LABEL = 17, 5, 140
 ROWS: dict[str, Transform] = {

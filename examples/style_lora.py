@@ -10,6 +10,7 @@ on a CPU; a look that one would use takes some thousand.
 
 import argparse
 import runpy
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--crops", default="5x128x160", help="frames, height and width that training sees")
     options = parser.parse_args(arguments)
+    if find_spec("cv2") is None:
+        parser.error("training needs the extra `train`: pip install 'ultraflash_diffusers[train]'")
     clips = options.clips or draw_clips(options.output / "clips")
     train(options, clips)
     try_it(options)

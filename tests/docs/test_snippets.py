@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -125,3 +127,14 @@ def test_a_broken_snippet_is_noticed(tmp_path: Path) -> None:
     assert [(snippet.language, snippet.line) for snippet in shown] == [("bash", 4), ("python", 9)]
     assert commands(page, "make") == [["tea"]]
     assert commands(page, "make", "text") == []
+
+
+@pytest.mark.parametrize("example", ["degradation_sheet", "style_lora"])
+def test_examples_that_need_an_extra_say_so(example: str) -> None:
+    path = str(ROOT / "examples" / f"{example}.py")
+    without = "import runpy, sys; sys.modules['cv2'] = None; sys.argv = ['x']; "
+    code = f"{without}runpy.run_path({path!r}, run_name='__main__')"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode != 0
+    assert "pip install 'ultraflash_diffusers[train]'" in result.stderr
+    assert "Traceback" not in result.stderr
