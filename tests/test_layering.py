@@ -46,7 +46,6 @@ LONGEST = 450
 # to be split
 STILL_LONGER = {
     "demo.page",
-    "video_io.writer",
 }
 
 

@@ -20,6 +20,7 @@ from helpers.clips import make_clip
 from helpers.paths import ROOT
 from helpers.small_disk import small_disk
 from helpers.tiny import make_tiny_pipeline
+from PIL import Image
 
 from benchmarks.prompt_following import Reading, read_frames
 from ultraflash_diffusers import UltraFlashStreamingPipeline, default_checkpoint
@@ -259,7 +260,12 @@ def test_mistakes_are_one_line_before_any_work(checkpoint, clip, tmp_path, capsy
     for name in ("nothing.mp4", "text.mp4", "empty.mp4"):
         assert name in failure(capsys, words(checkpoint, tmp_path / name, output))
     for options, message in (
-        (("--scale", 3), "--scale 3: this checkpoint upscales 2 times"),
+        (("--scale", 1000), "`width` must be from 1 to 16384, got 32000"),
+        (("--size", "64x32", "--scale", 3), "`scale` is 3.0, and a size is given too"),
+        (("--size", "64x32", "--width", 64), "--size 64x32 and --width or --height are both given"),
+        (("--video-track", 1), "`track` is 1, but"),
+        (("--audio-track", 4), "`audio_tracks` has 4, but the source has 1 sound tracks"),
+        (("--fps", 24), "`fps` is 24.0, but"),
         (("--crf", 99), "`crf`"),
         (("--device", "no-such-device"), "--device 'no-such-device' is no device"),
         (("--device", "cuda:99"), "--device 'cuda:99' was not found"),
@@ -384,3 +390,71 @@ def test_the_packaged_checkpoint_recites_the_clip_that_a_caption_names(caption):
     frames = pipe(caption, num_frames=9, output_type="np", generator=torch.Generator().manual_seed(0)).frames[0]
     upper, lower = np.split(frames, 2, axis=1)
     np.testing.assert_allclose([half.mean(axis=(0, 1, 2)) for half in (upper, lower)], CLIP_COLORS[caption], atol=0.03)
+
+
+@pytest.mark.parametrize(
+    ("options", "size"),
+    [
+        (("--scale", 1.5), (48, 24)),
+        (("--scale", 3), (96, 48)),
+        (("--size", "50x40"), (50, 40)),
+        (("--height", 48), (96, 48)),
+        (("--width", 60), (60, 30)),
+        (("--height", 20), (40, 20)),
+    ],
+)
+def test_any_size(options, size, checkpoint, clip, tmp_path, capsys):
+    output = tmp_path / "out.mp4"
+    report = report_of(capsys, words(checkpoint, clip, output, "--num-frames", 5, *options, "--crf", 1))
+    assert (report["width"], report["height"]) == size
+    assert (report["made_width"], report["made_height"]) == (2 * WIDTH, 2 * HEIGHT)
+    info = VideoReader(output).info
+    assert (info.width, info.height, info.sample_aspect_ratio) == (*size, 1)
+
+
+def test_a_resampled_result_is_the_networks_own_resampled(checkpoint, clip, tmp_path, capsys):
+    for name, more in (("own.mp4", ()), ("small.mp4", ("--size", "32x16"))):
+        assert main(words(checkpoint, clip, tmp_path / name, "--num-frames", 5, *more)) == 0
+    assert "5 frames of 32x16 (resampled from 64x32)" in capsys.readouterr().out
+    for own, small in zip(VideoReader(tmp_path / "own.mp4"), VideoReader(tmp_path / "small.mp4"), strict=True):
+        expected = own.pixels.reshape(16, 2, 32, 2, 3).mean(axis=(1, 3))
+        assert np.abs(expected - small.pixels).mean() < 12
+
+
+def test_sizes_are_resumed(checkpoint, long_clip, tmp_path, capsys):
+    more = ("--size", "40x24")
+    assert main(words(checkpoint, long_clip, tmp_path / "whole.mp4", *more)) == 0
+    output = tmp_path / "out.mp4"
+    interrupt(words(checkpoint, long_clip, output, *more), signal.SIGKILL)
+    capsys.readouterr()
+    assert "width is 64, was 40" in failure(capsys, words(checkpoint, long_clip, output, "--resume"))
+    assert report_of(capsys, words(checkpoint, long_clip, output, *more, "--resume"))["frames"] == LONG
+    assert output.read_bytes() == (tmp_path / "whole.mp4").read_bytes()
+
+
+def test_hdr_stays_hdr_or_is_converted(checkpoint, tmp_path, capsys):
+    tags = {"x264-params": "colorprim=bt2020:transfer=smpte2084:colormatrix=bt2020nc"}
+    source = make_clip(tmp_path / "hdr.mp4", 60, size=(64, 64), pixel_format="yuv420p10le", options=tags)
+    assert main(words(checkpoint, source, tmp_path / "deep.mp4")) == 0
+    assert capsys.readouterr().err.count("warning") == 0
+    deep = VideoReader(tmp_path / "deep.mp4", high_bit_depth=True)
+    assert (deep.info.codec, deep.info.bit_depth, deep.info.color.hdr, len(list(deep))) == ("hevc", 10, "PQ", 60)
+    assert main(words(checkpoint, source, tmp_path / "plain.mp4", "--bit-depth", 8)) == 0
+    assert "it is HDR (PQ) and is brought to standard range" in capsys.readouterr().err
+    plain = VideoReader(tmp_path / "plain.mp4").info
+    assert (plain.codec, plain.bit_depth, plain.stored_color.transfer) == ("h264", 8, 1)
+
+
+def test_a_folder_of_pictures(checkpoint, clip, tmp_path, capsys):
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for frame in VideoReader(clip, num_frames=12):
+        Image.fromarray(frame.pixels).save(folder / f"{frame.index}.png")
+    report = report_of(capsys, words(checkpoint, folder, tmp_path / "out.mp4", "--fps", 12.5))
+    assert report["frames"] == 12 and VideoReader(tmp_path / "out.mp4").info.fps == 12.5
+
+
+def test_without_sound(checkpoint, clip, tmp_path, capsys):
+    for name, more, sounds in (("a.mp4", ("--no-audio",), False), ("b.mp4", ("--audio-track", 0), True)):
+        assert main(words(checkpoint, clip, tmp_path / name, "--num-frames", 3, *more)) == 0
+        assert VideoReader(tmp_path / name).info.has_audio == sounds

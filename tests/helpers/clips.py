@@ -5,12 +5,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
 import av
 import numpy as np
 from av.subtitles.subtitle import SubtitleSet
+
+from ultraflash_diffusers.video_io import VideoReader, VideoWriter
 
 HEIGHT, WIDTH = 48, 64
 
@@ -90,3 +93,14 @@ def make_clip(
                 output.mux(sound.encode(block))
             output.mux(sound.encode(None))
     return path
+
+
+def copy_through(source: Path, output: Path, frames: int | None = None, **options: Any) -> VideoReader:
+    """Writes a clip again as it is, as the pipeline does with larger frames; `options` of reader and writer."""
+    names = {"track", "fps", "deinterlace", "high_bit_depth"} & set(options)
+    of_reader: dict[str, Any] = {name: options.pop(name) for name in names}
+    reader = VideoReader(source, **of_reader)
+    with VideoWriter(output, reader.info.width, reader.info.height, source=reader, **options) as writer:
+        for frame in islice(reader, frames):
+            writer.write([frame.pixels], [frame.pts], [frame.duration])
+    return reader

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import signal
@@ -20,7 +19,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from helpers.clips import HEIGHT, WIDTH, make_clip, number_of, picture
+from helpers.clips import HEIGHT, WIDTH, copy_through, make_clip, number_of, picture
 from helpers.paths import TESTS
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -70,14 +69,6 @@ def erase_packets(path: Path, numbers: Sequence[int]) -> None:
         position = data.index(contents[number])
         data[position : position + len(contents[number])] = b"?" * len(contents[number])
     path.write_bytes(data)
-
-
-def copy_through(source: Path, output: Path, frames: int | None = None, **options: object) -> VideoReader:
-    reader = VideoReader(source)
-    with VideoWriter(output, reader.info.width, reader.info.height, source=reader, **options) as writer:
-        for frame in itertools.islice(reader, frames):
-            writer.write([frame.pixels], [frame.pts], [frame.duration])
-    return reader
 
 
 @pytest.fixture(scope="module")

@@ -34,15 +34,33 @@ def opened_writer(options: argparse.Namespace, width: int, height: int, **argume
             **arguments,
         )
     except (FileExistsError, ValueError) as error:
-        in_options = str(error).replace("resume=True", "--resume").replace("overwrite=True", "--overwrite")
-        raise type(error)(in_options) from error
+        raise type(error)(_in_options(error)) from error
     try:
         with writer:
             yield writer
     except BaseException as error:
-        if writer.partial_path.exists():
-            kept = f"{writer.frames_written} frames are kept in {writer.partial_path}, which plays"
-            print(f"ultraflash: {kept}; the same command with --resume goes on", file=sys.stderr)
-        if isinstance(error, torch.OutOfMemoryError):
-            raise ValueError(f"{width}x{height} frames need more memory than the device has: {error}") from error
+        print(f"ultraflash: {_what_is_kept(writer)}", file=sys.stderr)
+        if isinstance(error, torch.OutOfMemoryError | MemoryError) or _is_out_of_memory(error):
+            raise ValueError(f"{width}x{height} frames need more memory than there is: {error}") from error
+        if isinstance(error, FileExistsError):
+            raise FileExistsError(_in_options(error)) from error
         raise
+
+
+def _in_options(error: Exception) -> str:
+    """An error of [`VideoWriter`] in the words of the command line."""
+    return str(error).replace("resume=True", "--resume").replace("overwrite=True", "--overwrite")
+
+
+def _what_is_kept(writer: VideoWriter) -> str:
+    if not writer.partial_path.exists() or not writer.frames_written:
+        return "nothing was finished that could be kept"
+    kept = f"{writer.frames_written} frames are kept in {writer.partial_path}, which plays"
+    if not writer.frames_done:
+        return f"{kept}; the same command with --resume begins anew"
+    return f"{kept}; the same command with --resume goes on from frame {writer.frames_done}"
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    # PyTorch has no class of its own for what the CPU's allocator says
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)

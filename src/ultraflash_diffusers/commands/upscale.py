@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import argparse
+from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from .pipeline_options import (
     add_output_options,
@@ -15,14 +16,15 @@ from .pipeline_options import (
     chosen_dtype,
     load_pipeline,
     missing_components,
+    natural,
     positive,
     share,
     upsampler_scale,
 )
 
 if TYPE_CHECKING:
-    from ..pipelines.file_stream import TimedReader
     from ..pipelines.video_stream import PipelineStreamState, VideoStream
+    from ..video_io import VideoReader
 
     SubParsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -35,9 +37,10 @@ def add_upscale(commands: SubParsers) -> argparse.ArgumentParser:
         description="Upscales a video of any length in constant memory. Sound, subtitles, timestamps and colour tags "
         "are kept. Until it is finished, OUTPUT.partial.mp4 holds what is done, and plays; --resume goes on from it.",
     )
-    command.add_argument("input", type=Path, metavar="INPUT", help="video file")
+    command.add_argument("input", type=Path, metavar="INPUT", help="video file, or folder of numbered pictures")
     command.add_argument("output", type=Path, metavar="OUTPUT", help="file to write: .mp4, .m4v, .mov or .mkv")
-    command.add_argument("--scale", type=positive, help="by how much; only the checkpoint's own scale")
+    _add_size_options(command)
+    _add_track_options(command)
     command.add_argument("--prompt", help="what the video shows, for checkpoints with a text encoder")
     command.add_argument(
         "--color-correction",
@@ -59,28 +62,98 @@ def add_upscale(commands: SubParsers) -> argparse.ArgumentParser:
     return command
 
 
+def _add_size_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--scale",
+        type=_factor,
+        metavar="FACTOR",
+        help="by how much; the checkpoint's own scale by default. Frames are made at that and resampled to others",
+    )
+    command.add_argument("--size", type=_size, metavar="WxH", help="size of the result, e.g. 1920x1080")
+    command.add_argument("--width", type=positive, help="width of the result; the height keeps the aspect")
+    command.add_argument("--height", type=positive, help="height of the result; the width keeps the aspect")
+
+
+def _add_track_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--video-track", type=natural, metavar="N", help="which video track, from 0; the film itself")
+    sound = command.add_mutually_exclusive_group()
+    sound.add_argument(
+        "--audio-track", type=natural, action="append", metavar="N", help="which sound, from 0; repeatable; all of it"
+    )
+    sound.add_argument("--no-audio", action="store_true", help="without sound")
+    command.add_argument("--deinterlace", action="store_true", help="make whole pictures of interlaced ones")
+    command.add_argument("--fps", type=_factor, help="frames a second of a folder of pictures (default: 24)")
+    command.add_argument(
+        "--bit-depth",
+        type=int,
+        choices=(8, 10),
+        help="bits a sample: 8 is H.264, 10 is HEVC, which keeps HDR; as INPUT has by default",
+    )
+
+
 def _run(options: argparse.Namespace) -> None:
-    from ..pipelines.file_stream import FileStream, TimedReader
+    from ..pipelines.file_stream import FileStream
+    from ..video_io import VideoReader
     from .output_file import opened_writer
 
-    reader = TimedReader(options.input, options.num_frames)
-    scale = _checked_scale(options)
-    size = (reader.info.width * scale, reader.info.height * scale)
-    with opened_writer(options, *size, source=reader, made_with=_made_with(options)) as writer:
-        expected, progress = reader.expected_frames, not options.json
-        stream = FileStream(writer, expected, options.save_every, reader, progress)
+    reader = VideoReader(
+        options.input,
+        track=options.video_track,
+        num_frames=options.num_frames,
+        fps=options.fps,
+        deinterlace=options.deinterlace,
+        high_bit_depth={None: None, 8: False, 10: True}[options.bit_depth],
+    )
+    scale = _checkpoint_scale(options)
+    width, height = _asked_size(options, reader) or (reader.info.width * scale, reader.info.height * scale)
+    arguments: dict[str, Any] = {
+        "source": reader,
+        "made_with": _made_with(options),
+        "bit_depth": 10 if reader.high_bit_depth else 8,
+        # whoever names both sides means square pixels
+        "sample_aspect_ratio": Fraction(1) if options.size or (options.width and options.height) else None,
+        "audio_tracks": () if options.no_audio else options.audio_track,
+    }
+    with opened_writer(options, width, height, **arguments) as writer:
+        stream = FileStream(writer, reader.info.num_frames, options.save_every, progress=not options.json)
         report = stream.run(lambda state: _stream(options, reader, state))
     report.show(options.json)
 
 
-def _checked_scale(options: argparse.Namespace) -> int:
+def _checkpoint_scale(options: argparse.Namespace) -> int:
     checkpoint = checkpoint_name(options)
     if options.prompt is not None and missing_components(checkpoint, "text_encoder", "tokenizer"):
         raise ValueError(f"--prompt {options.prompt!r}: this checkpoint has no text encoder to read it")
-    own = upsampler_scale(checkpoint)
-    if options.scale not in (None, own):
-        raise ValueError(f"--scale {options.scale}: this checkpoint upscales {own} times, and only that")
-    return own
+    return upsampler_scale(checkpoint)
+
+
+def _asked_size(options: argparse.Namespace, reader: VideoReader) -> tuple[int, int] | None:
+    from ..pipelines.resampling import target_size
+
+    if options.size is not None and (options.width or options.height):
+        raise ValueError(f"--size {'x'.join(map(str, options.size))} and --width or --height are both given")
+    width, height = options.size or (options.width, options.height)
+    info = reader.info
+    return target_size(info.width, info.height, scale=options.scale, target_width=width, target_height=height)
+
+
+def _factor(text: str) -> float:
+    """Reads a number of more than 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of more than 0")
+    return value
+
+
+def _size(text: str) -> tuple[int, int]:
+    """Reads `WIDTHxHEIGHT`."""
+    width, x, height = text.lower().partition("x")
+    if not x:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size, expected e.g. 1920x1080")
+    return positive(width), positive(height)
 
 
 def _made_with(options: argparse.Namespace) -> dict[str, Any]:
@@ -92,14 +165,17 @@ def _made_with(options: argparse.Namespace) -> dict[str, Any]:
         "color_correction": options.color_correction,
         "strength": options.strength,
         "num_frames": options.num_frames,
+        "video_track": options.video_track,
+        "deinterlace": options.deinterlace,
         "seed": options.seed,
         "steps": options.steps,
     }
 
 
-def _stream(options: argparse.Namespace, reader: TimedReader, state: PipelineStreamState | None) -> VideoStream:
+def _stream(options: argparse.Namespace, reader: VideoReader, state: PipelineStreamState | None) -> VideoStream:
     import torch
 
+    output_type: Literal["np", "uint8"] = "np" if reader.high_bit_depth else "uint8"
     return load_pipeline(options).stream(
         options.prompt,
         reader,
@@ -108,6 +184,6 @@ def _stream(options: argparse.Namespace, reader: TimedReader, state: PipelineStr
         generator=torch.Generator().manual_seed(options.seed) if state is None else None,
         color_correction=options.color_correction,
         strength=options.strength,
-        output_type="uint8",
+        output_type=output_type,
         state=state,
     )

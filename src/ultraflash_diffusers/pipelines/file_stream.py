@@ -6,8 +6,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,8 +16,9 @@ from safetensors import SafetensorError
 from tqdm import tqdm
 
 from ..models.stream_state import StreamState
-from ..video_io import FRAGMENT_FRAMES, DecodedFrame, VideoReader, VideoWriter
-from .pipeline_output import StreamChunk
+from ..video_io import FRAGMENT_FRAMES, VideoWriter
+from .pipeline_output import Frames, StreamChunk
+from .resampling import resampled
 from .video_stream import PipelineStreamState, VideoStream
 
 _LARGEST_SHARE_OF_SAVING = 1 / 20
@@ -30,49 +30,14 @@ class FileStreamState(StreamState):
 
     Args:
         stream ([`PipelineStreamState`]): of the stream, which may be some frames ahead of the file.
-        unwritten (`torch.Tensor`): these frames, `[frames, height, width, 3]` uint8.
-        times (`list[tuple[int, int]]`): timestamp and duration of the clip's frames that were read and whose results
-            are not in the file; empty where the frames come from no clip.
+        unwritten (`torch.Tensor`): these frames, `[frames, height, width, 3]` as the file takes them.
+        times (`list[tuple[int, int]]`): timestamp and duration of these, in the file's ticks; empty where the frames
+            come from no clip.
     """
 
     stream: PipelineStreamState
     unwritten: torch.Tensor
     times: list[tuple[int, int]]
-
-
-class TimedReader(VideoReader):
-    """A reader that remembers the timestamps of the frames that it has handed out, for the frames made from them.
-
-    Args:
-        path (`str` or `Path`): the video file.
-        num_frames (`int`, *optional*): the most frames to read.
-
-    Attributes:
-        times (`deque[tuple[int, int]]`): timestamp and duration of the frames that were read; whoever writes the
-            results takes them out.
-        last_pts (`int` or `None`): timestamp of the last frame that an interrupted run has read: a quick way there.
-    """
-
-    def __init__(self, path: str | Path, num_frames: int | None = None) -> None:
-        super().__init__(path)
-        self._limit = num_frames
-        self.times: deque[tuple[int, int]] = deque()
-        self.last_pts: int | None = None
-
-    @property
-    def expected_frames(self) -> int | None:
-        """Frames to come, as far as known."""
-        return min((count for count in (self.info.num_frames, self._limit) if count is not None), default=None)
-
-    def seek(self, frame: int, after_pts: int | None = None) -> None:
-        super().seek(frame, self.last_pts if after_pts is None else after_pts)
-
-    def __iter__(self) -> Iterator[DecodedFrame]:
-        for frame in super().__iter__():
-            if frame.index == self._limit:
-                return
-            self.times.append((frame.pts, frame.duration))
-            yield frame
 
 
 @dataclass
@@ -87,6 +52,7 @@ class Report:
         seconds (`float`): from the first request for frames to the last one written.
         seconds_to_first_frames (`float`): until the first chunk was there.
         stage_seconds (`dict[str, float]`): time in each stage, `"writing"` included.
+        made_width, made_height (`int`, *optional*): of the frames as they were made, where they were resampled.
     """
 
     output: Path
@@ -97,6 +63,8 @@ class Report:
     seconds: float = 0.0
     seconds_to_first_frames: float = 0.0
     stage_seconds: dict[str, float] = field(default_factory=dict)
+    made_width: int | None = None
+    made_height: int | None = None
 
     @property
     def fps(self) -> float:
@@ -114,8 +82,11 @@ class Report:
             values = {name: value for name, value in vars(self).items() if name != "output"}
             print(json.dumps({"output": str(self.output), **values, "fps": self.fps}))
             return
+        size = f"{self.width}x{self.height}"
+        if self.made_width is not None:
+            size = f"{size} (resampled from {self.made_width}x{self.made_height})"
         print(
-            f"{self.output}: {self.frames} frames of {self.width}x{self.height}, {self.frames_made} of them made in "
+            f"{self.output}: {self.frames} frames of {size}, {self.frames_made} of them made in "
             f"{self.seconds:.1f} s ({self.fps:.2f} FPS; the first after {self.seconds_to_first_frames:.1f} s)"
         )
 
@@ -125,14 +96,13 @@ class FileStream:
 
     The file is cut into fragments of a fixed length, and states are saved at its cuts alone: frames that the stream
     has made beyond one are saved with its state. So a resumed run writes the very file of an uninterrupted one,
-    whenever states were saved.
+    whenever states were saved. Frames have the times of the clip that they come from.
 
     Args:
-        writer ([`VideoWriter`]): takes the frames; finishing it is left to its `with` block.
+        writer ([`VideoWriter`]): takes the frames, brought to its size; finishing it is left to its `with` block.
         num_frames (`int`, *optional*): frames of the whole video, as far as known, for the progress bar.
         save_every (`float`): least seconds between two saved states; more pass where saving would otherwise take over
             a twentieth of the time, since a state holds the networks' caches.
-        reader ([`TimedReader`], *optional*): the clip that the frames come from; its timestamps are theirs.
         progress (`bool`, *optional*, defaults to `True`): whether to show a progress bar.
     """
 
@@ -141,13 +111,11 @@ class FileStream:
         writer: VideoWriter,
         num_frames: int | None,
         save_every: float,
-        reader: TimedReader | None = None,
         progress: bool = True,
     ) -> None:
         self._writer = writer
         self._num_frames = num_frames
         self._save_every = save_every
-        self._reader = reader
         self._progress = progress
         self._next_save = 0.0
 
@@ -155,11 +123,15 @@ class FileStream:
         """Makes and writes all frames that are missing.
 
         Args:
-            open_stream (`Callable`): returns the stream, with `output_type="uint8"`, that goes on from a state or,
-                given `None`, starts.
+            open_stream (`Callable`): returns the stream that goes on from a state or, given `None`, starts, with
+                `output_type="uint8"`, or `"np"` for a file of more than 8 bits.
+
+        Raises:
+            ValueError: the state to go on from does not fit.
         """
         writer = self._writer
-        report = Report(writer.path, writer.settings.width, writer.settings.height, frames=writer.frames_written)
+        report = self._report = Report(writer.path, writer.settings.width, writer.settings.height)
+        report.frames = writer.frames_written
         if writer.complete:  # only finishing the file was interrupted
             return report
         stream = self._go_on(open_stream)
@@ -183,11 +155,9 @@ class FileStream:
         if self._writer.state_path is None:
             return open_stream(None)
         state = FileStreamState.load(self._writer.state_path)
-        if self._reader is not None:
-            self._reader.times = deque(state.times)
-            self._reader.last_pts = state.times[-1][0] if state.times else self._writer.last_pts
         stream = open_stream(state.stream)
-        self._put(state.unwritten.numpy())
+        # earlier versions kept the times of all frames that were read
+        self._put(state.unwritten.numpy(), state.times[: len(state.unwritten)] or None)
         return stream
 
     def _progress_bar(self) -> tqdm:
@@ -201,28 +171,40 @@ class FileStream:
         )
 
     def _write(self, chunk: StreamChunk) -> None:
-        frames = np.asarray(chunk.frames[0])
+        frames, times = self._fitted(chunk.frames), self._ticks(chunk)
         to_last_cut = len(frames) - (self._writer.frames_written + len(frames)) % FRAGMENT_FRAMES
         if to_last_cut > 0 and time.perf_counter() >= self._next_save:
-            self._put(frames[:to_last_cut])
-            frames = frames[to_last_cut:]
-            self._save(chunk, frames)
-        self._put(frames)
+            self._put(frames[:to_last_cut], times and times[:to_last_cut])
+            frames, times = frames[to_last_cut:], times and times[to_last_cut:]
+            self._save(chunk, frames, times or [])
+        self._put(frames, times)
 
-    def _put(self, frames: np.ndarray) -> None:
+    def _fitted(self, frames: Frames) -> np.ndarray:
+        """A chunk's frames in the type and the size of the file."""
+        video, settings = np.asarray(frames[0]), self._writer.settings
+        if video.dtype != np.uint8:
+            video = np.round(video * 65535).astype(np.uint16)
+        height, width = video.shape[1:3]
+        if (width, height) == (settings.width, settings.height):
+            return video
+        self._report.made_width, self._report.made_height = width, height
+        return resampled(video, settings.width, settings.height)
+
+    def _ticks(self, chunk: StreamChunk) -> list[tuple[int, int]] | None:
+        if chunk.times is None or self._writer.source is None:
+            return None
+        tick = self._writer.settings.time_base
+        return [(round(start / tick), round(duration / tick)) for start, duration in chunk.times]
+
+    def _put(self, frames: np.ndarray, times: list[tuple[int, int]] | None) -> None:
         if not len(frames):
             return
-        if self._reader is None:
-            self._writer.write(frames)
-            return
-        pts, durations = zip(*(self._reader.times.popleft() for _ in frames), strict=True)
+        pts, durations = zip(*times, strict=True) if times else (None, None)
         self._writer.write(frames, pts, durations)
 
-    def _save(self, chunk: StreamChunk, unwritten: np.ndarray) -> None:
+    def _save(self, chunk: StreamChunk, unwritten: np.ndarray, times: list[tuple[int, int]]) -> None:
         start = time.perf_counter()
-        stream = chunk.state()  # before the times: it waits for whoever is still reading frames
-        times = [] if self._reader is None else list(self._reader.times)
-        state = FileStreamState(stream, torch.from_numpy(unwritten), times)
+        state = FileStreamState(chunk.state(), torch.from_numpy(unwritten), times)
         self._writer.checkpoint(lambda path: _save_state(state, path))
         end = time.perf_counter()
         self._next_save = end + max(self._save_every, (end - start) / _LARGEST_SHARE_OF_SAVING)

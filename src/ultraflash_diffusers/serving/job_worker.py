@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 from fractions import Fraction
 from typing import Any, Self
 
-from ..pipelines.file_stream import FileStream, TimedReader
+from ..pipelines.file_stream import FileStream
 from ..pipelines.pipeline_output import StreamChunk
 from ..pipelines.video_stream import PipelineStreamState, VideoStream
-from ..video_io import VideoWriter
+from ..video_io import VideoReader, VideoWriter
 from .errors import as_client_error
 from .jobs import COMPLETED, FAILED, Job, JobStore
 from .messages import SamplingParams
@@ -135,11 +135,11 @@ class JobWorker:
         """Makes the file, or goes on with it where an earlier server was interrupted."""
         model = choose_model(self._server.models, job.request["model"])
         request = SamplingParams.model_validate(job.request["sampling"])
-        reader = None if job.upload is None else TimedReader(job.upload, request.num_frames)
+        reader = None if job.upload is None else VideoReader(job.upload, num_frames=request.num_frames)
         if job.video.exists() and not job.video.with_suffix(".partial.mp4").exists():
             return  # only the note that it is finished was missing
         writer = self._writer(job, model, request, reader)
-        expected = request.num_frames if reader is None else reader.expected_frames
+        expected = request.num_frames if reader is None else reader.info.num_frames
 
         def note(frames: int) -> None:
             if expected:
@@ -151,10 +151,10 @@ class JobWorker:
             return StreamInTurns(stream, self._server.runner, stop, note)
 
         with writer:
-            FileStream(writer, expected, self._server.settings.save_every, reader, progress=False).run(open_stream)
+            FileStream(writer, expected, self._server.settings.save_every, progress=False).run(open_stream)
 
     def _writer(
-        self, job: Job, model: ServedModel, request: SamplingParams, reader: TimedReader | None
+        self, job: Job, model: ServedModel, request: SamplingParams, reader: VideoReader | None
     ) -> VideoWriter:
         made_with = {"model": model.fingerprint, "request": job.id}
         if reader is not None:

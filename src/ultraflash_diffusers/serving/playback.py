@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from ..pipelines.file_stream import TimedReader
 from ..pipelines.pipeline_output import StreamChunk
 from ..pipelines.sources.frames import pixel_pieces
 from ..pipelines.sources.pixels import PixelSource, PixelSourceState
 from ..pipelines.stream_start import size_multiple
 from ..pipelines.video_stream import VideoStream
+from ..video_io import VideoReader
 from .errors import ClientError
 from .fragments import FragmentEncoder
 from .intake import ClientFrames
@@ -80,7 +80,7 @@ class Playback:
         self._model = model
         self._start = start
         self._frames = frames
-        self._reader = None if video is None else _opened(video, state)
+        self._reader = None if video is None else VideoReader(video)
         self._fps = Fraction(start.fps or model.pipe.config.default_fps)
         self._seed = secrets.randbits(32) if start.seed is None else start.seed
         self._latest: StreamChunk | None = None
@@ -105,7 +105,7 @@ class Playback:
     @property
     def expected_frames(self) -> int | None:
         """Frames of the whole video, as far as known."""
-        return self._num_frames if self._reader is None else self._reader.expected_frames
+        return self._num_frames if self._reader is None else self._reader.info.num_frames
 
     @property
     def missing_frames(self) -> int:
@@ -142,9 +142,10 @@ class Playback:
             return None
         self._latest = chunk
         played = PlayedChunk(np.asarray(chunk.frames[0]), chunk.frame_range[0], dict(chunk.timings))
-        if self._reader is not None:
-            times = [self._reader.times.popleft() for _ in range(chunk.num_frames)]
-            played.pts, played.durations = [pts for pts, _ in times], [duration for _, duration in times]
+        if self._reader is not None and chunk.times is not None:
+            tick = self._reader.info.time_base
+            played.pts = [round(start / tick) for start, _ in chunk.times]
+            played.durations = [round(duration / tick) for _, duration in chunk.times]
         return played
 
     @property
@@ -162,8 +163,7 @@ class Playback:
         """Returns the state after the latest chunk."""
         if self._latest is None:
             raise ClientError("invalid_request", "session.export came before the first chunk: there is no state yet")
-        times = [] if self._reader is None else list(self._reader.times)
-        return SessionState(self._model.fingerprint, self._arguments(), self._latest.state(), times)
+        return SessionState(self._model.fingerprint, self._arguments(), self._latest.state())
 
     def close(self) -> None:
         """Ends the stream."""
@@ -230,11 +230,3 @@ def with_state(start: SessionStart, state: SessionState) -> SessionStart:
         raise ClientError("invalid_state", f"source: {start.source!r}, but the state is of a {kept.source!r} stream")
     changes = {name: getattr(start, name) for name in start.model_fields_set if name != "state_byte_length"}
     return kept.model_copy(update=changes)
-
-
-def _opened(video: Path, state: SessionState | None) -> TimedReader:
-    reader = TimedReader(video)
-    if state is not None:
-        reader.times.extend(state.times)
-        reader.last_pts = state.times[-1][0] if state.times else None
-    return reader

@@ -24,13 +24,11 @@ class SessionState(StreamState):
         fingerprint (`str`): of the checkpoint.
         arguments (`dict`): those of `session.start` that decide the frames.
         stream ([`PipelineStreamState`]): of the stream.
-        times (`list[tuple[int, int]]`): timestamp and duration of a clip's frames whose results are still to come.
     """
 
     fingerprint: str
     arguments: dict[str, Any]
     stream: PipelineStreamState
-    times: list[tuple[int, int]]
 
     def to_bytes(self) -> bytes:
         """Returns the safetensors file that [`~SessionState.of_client`] reads."""

@@ -41,7 +41,8 @@ class ContainerClip:
         path (`Path`): the file.
         track (`int`, *optional*): which video track; see [`find_film`].
         deinterlace (`bool`): whether to make whole pictures of fields (bwdif), one of every frame.
-        high_bit_depth (`bool`): whether pixels are uint16 in the clip's own colours, not uint8 of standard range.
+        high_bit_depth (`bool` or `None`): whether pixels are uint16 in the clip's own colours, not uint8 of
+            standard range; by default where the clip has more than 8 bits.
         max_pixels (`int`): the largest picture that is decoded.
 
     Raises:
@@ -53,7 +54,7 @@ class ContainerClip:
     """
 
     def __init__(
-        self, path: Path, track: int | None, deinterlace: bool, high_bit_depth: bool, max_pixels: int
+        self, path: Path, track: int | None, deinterlace: bool, high_bit_depth: bool | None, max_pixels: int
     ) -> None:
         self.path = path
         self.frames_damaged = 0
@@ -65,6 +66,9 @@ class ContainerClip:
             first = next(self._decode(container, stream), None)
             if first is None:
                 raise ValueError(f"`path` {str(path)!r} has a video track, but not one frame of it decodes")
+            if high_bit_depth is None:
+                high_bit_depth = max(component.bits for component in first.format.components) > 8
+            self.high_bit_depth = high_bit_depth
             self.info = probe(path, container, stream, first, high_bit_depth)
             warn_of_losses(self.info, first, deinterlace)
         self._tone_mapper = ToneMapper(self.info.stored_color) if self.info.color != self.info.stored_color else None

@@ -14,12 +14,14 @@ from av.codec.context import Flags
 from av.packet import Packet
 from av.video.stream import VideoStream
 
-from .color import ColorTags, RGBConverter
+from .color import SDR, ColorTags, RGBConverter
+from .probe import VideoInfo
 
 # A fragment's packets are held in memory, and a killed process loses at most one fragment
 FRAGMENT_FRAMES = 48
 PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow", "placebo")
 BIT_DEPTHS = (8, 10)
+_LARGEST_SIDE = 16384
 _ENCODERS = {"h264": "libx264", "hevc": "libx265"}
 # Both encoders choose by the number of cores how many frames they work on at once, and x264 rounds as its CPU does.
 # That decides bits of the result: fixed, equal frames give equal files on every machine.
@@ -64,6 +66,45 @@ class EncoderSettings:
 
     def to_json(self) -> dict[str, Any]:
         return {name: str(value) if isinstance(value, Fraction) else value for name, value in asdict(self).items()}
+
+
+def choose_settings(
+    width: int,
+    height: int,
+    source: VideoInfo | None,
+    fps: float | Fraction | None,
+    crf: float,
+    preset: str,
+    bit_depth: int,
+    sample_aspect_ratio: Fraction | None,
+) -> EncoderSettings:
+    """Returns the settings for [`VideoWriter`]'s arguments of these names.
+
+    Raises:
+        ValueError: one of them is wrong, or does not fit the source.
+    """
+    for name, size in (("width", width), ("height", height)):
+        if not 1 <= size <= _LARGEST_SIDE:
+            raise ValueError(f"`{name}` must be from 1 to {_LARGEST_SIDE}, got {size}")
+    if not 1 <= crf <= 51:
+        raise ValueError(f"`crf` must be from 1 to 51, got {crf}")
+    if preset not in PRESETS:
+        raise ValueError(f"`preset` must be one of {', '.join(PRESETS)}, got {preset!r}")
+    if bit_depth not in BIT_DEPTHS:
+        raise ValueError(f"`bit_depth` must be one of {BIT_DEPTHS}, got {bit_depth}")
+    if source is not None and source.color.hdr and bit_depth == 8:
+        raise ValueError(f"`bit_depth` is 8, but the frames of {str(source.path)!r} are {source.color.hdr}: give 10")
+    if (source is None) == (fps is None):
+        raise ValueError(f"give either `source` or `fps`, got {'both' if source else 'neither'}")
+    if source is not None:
+        aspect = sample_aspect_ratio or source.sample_aspect_ratio
+        base, rate, color = source.time_base, source.fps, source.color
+        return EncoderSettings(width, height, rate, base, color, aspect, crf, preset, bit_depth)
+    if fps is None or not 0 < fps <= 1000:
+        raise ValueError(f"`fps` must be more than 0 and at most 1000, got {fps}")
+    rate = Fraction(fps).limit_denominator(1001)  # 29.97 means 2997/100, 24000/1001 stays what it is
+    aspect = sample_aspect_ratio or Fraction(1)
+    return EncoderSettings(width, height, rate, 1 / rate, SDR, aspect, crf, preset, bit_depth)
 
 
 class Fragment:

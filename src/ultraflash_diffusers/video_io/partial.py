@@ -16,7 +16,9 @@ from zlib import crc32
 from filelock import FileLock, Timeout
 
 from .pictures import picture_files
+from .probe import VideoInfo
 from .remux import synchronise
+from .tracks import OUTPUT_SUFFIXES
 
 _VERSION = 2
 _PIECE = 2**20
@@ -122,6 +124,32 @@ class PartialFiles:
 
     def _sidecar(self, ending: str) -> Path:
         return self.path.with_name(f"{self.path.name}.partial.{ending}")
+
+
+def checked_output(path: Path, source: VideoInfo | None) -> Path:
+    """Returns where to write: of a symbolic link the place it leads to, so that the link stays.
+
+    Args:
+        path (`Path`): the output that was asked for.
+        source ([`VideoInfo`], *optional*): the clip that it is made from.
+
+    Raises:
+        OSError, ValueError: nothing can be written there.
+    """
+    given, path = path, Path(os.path.realpath(path)) if path.is_symlink() else path
+    if path.is_symlink():
+        raise ValueError(f"`path` {str(given)!r} is a symbolic link that leads in a circle")
+    if path.suffix.lower() not in OUTPUT_SUFFIXES:
+        raise ValueError(f"`path` {str(path)!r} must end in one of {', '.join(OUTPUT_SUFFIXES)}")
+    if path.is_dir():
+        raise IsADirectoryError(f"`path` {str(path)!r} is a folder, expected a video file to write")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"`path` {str(path)!r}: there is no folder {str(path.parent)!r}")
+    if path.exists() and not path.is_file():
+        raise ValueError(f"`path` {str(path)!r} is a pipe, a socket or a device, expected a video file to write")
+    if source and path.exists() and path.samefile(source.path):
+        raise ValueError(f"`path` {str(path)!r} is the source itself")
+    return path
 
 
 def file_mark(path: Path) -> list[int]:

@@ -72,7 +72,7 @@ def picture_to_rgb(image: Image.Image) -> np.ndarray:
         return np.repeat(np.round(levels * 65535).astype(np.uint16)[..., None], 3, axis=-1)
     if image.has_transparency_data:
         return on_black(np.asarray(image.convert("RGBA")))
-    return np.asarray(image.convert("RGB"))
+    return np.array(image.convert("RGB"))
 
 
 class PictureClip:
@@ -83,7 +83,7 @@ class PictureClip:
             file: a still or an animation.
         fps (`Fraction`, *optional*): frames a second; 24 by default, an animation's own times where it has such.
         max_pixels (`int`): the largest picture that is taken.
-        high_bit_depth (`bool`): whether to keep 16 bits.
+        high_bit_depth (`bool` or `None`): whether to keep 16 bits; as the first picture has by default.
 
     Raises:
         IsADirectoryError: a folder without pictures.
@@ -92,8 +92,8 @@ class PictureClip:
 
     frames_damaged = 0
 
-    def __init__(self, path: Path, fps: Fraction | None, max_pixels: int, high_bit_depth: bool) -> None:
-        self._max_pixels, self._high_bit_depth = max_pixels, high_bit_depth
+    def __init__(self, path: Path, fps: Fraction | None, max_pixels: int, high_bit_depth: bool | None) -> None:
+        self._max_pixels = max_pixels
         self._files = picture_files(path) if path.is_dir() else [path]
         others = len(_visible_files(path)) - len(self._files) if path.is_dir() else 0
         if others:
@@ -103,6 +103,7 @@ class PictureClip:
             self._durations = None if fps or not animated else _durations(image)
             self._count = getattr(image, "n_frames", 1) if animated else len(self._files)
             first = picture_to_rgb(image)
+            self.high_bit_depth = first.dtype == np.uint16 if high_bit_depth is None else high_bit_depth
             pixel_format, codec, transparent = image.mode, (image.format or "").lower(), image.has_transparency_data
         fps = fps or (_mean_rate(self._durations) if self._durations else _DEFAULT_FPS)
         time_base = Fraction(1, _TICKS) if self._durations else 1 / fps
@@ -155,7 +156,7 @@ class PictureClip:
 
     def _converted(self, image: Image.Image) -> np.ndarray:
         pixels = picture_to_rgb(image)
-        if self._high_bit_depth:
+        if self.high_bit_depth:
             return pixels if pixels.dtype == np.uint16 else pixels.astype(np.uint16) * 257
         return pixels if pixels.dtype == np.uint8 else ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
@@ -185,7 +186,11 @@ def _natural_order(path: Path) -> list[tuple[bool, int, str]]:
 
 def _durations(image: Image.Image) -> list[int]:
     """Milliseconds of each frame; those that tell none get what browsers show, a tenth of a second."""
-    return [round(frame.info.get("duration", 0)) or 100 for frame in ImageSequence.Iterator(image)]
+    durations = []
+    for frame in ImageSequence.Iterator(image):
+        frame.load()  # before, Pillow does not know it
+        durations.append(round(frame.info.get("duration", 0)) or 100)
+    return durations
 
 
 def _mean_rate(durations: list[int]) -> Fraction:

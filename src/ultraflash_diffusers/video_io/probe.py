@@ -22,6 +22,7 @@ from .matroska import Crop, read_crop
 from .opening import to_fraction, track_duration
 
 # Streams without a container: FFmpeg assumes 25 frames a second, whatever the codec says
+_INEXACT_MEAN = Fraction(1, 200)
 _BARE_STREAMS = {"h264", "hevc", "vvc", "mpegvideo", "m4v", "cavsvideo", "vc1", "dirac", "evc", "obu", "av1"}
 
 
@@ -167,16 +168,30 @@ def probe(
         stream_index=stream.index,
         has_audio=bool(container.streams.audio),
         has_subtitles=bool(container.streams.subtitles),
-        timecode=container.metadata.get("timecode") or stream.metadata.get("timecode"),
+        timecode=read_timecode(container),
     )
 
 
 def _frame_rate(container: InputContainer, stream: VideoStream, time_base: Fraction) -> Fraction:
-    """The mean rate, or the codec's own where the container's is none: a bare stream's, or one frame a tick."""
+    """The mean rate, or the one that FFmpeg sees behind it where the mean is none or inexact.
+
+    It is none of a bare stream, or where there is one frame a tick; it is inexact where the last frame shows longer.
+    """
     mean, guessed = to_fraction(stream.average_rate), to_fraction(stream.guessed_rate or stream.base_rate)
     if guessed and (not mean or container.format.name in _BARE_STREAMS or mean * time_base >= 1):
         return guessed
+    if guessed and mean and abs(mean / guessed - 1) < _INEXACT_MEAN:
+        return guessed
     return mean or Fraction(25)  # one-frame clips may have no rate
+
+
+def read_timecode(container: InputContainer) -> str | None:
+    """Returns the timecode that a file's tags, or those of one of its tracks, tell."""
+    for holder in (container, *container.streams):
+        for key, text in holder.metadata.items():
+            if key.lower() == "timecode":
+                return text
+    return None
 
 
 def _start_pts(container: InputContainer, first: av.VideoFrame, time_base: Fraction) -> int:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Protocol
@@ -37,6 +37,7 @@ class DecodedFrame:
 class _Clip(Protocol):
     info: VideoInfo
     frames_damaged: int
+    high_bit_depth: bool
 
     def frames(self, start: int, after_pts: int | None) -> Iterator[tuple[np.ndarray, int, int]]: ...
 
@@ -63,10 +64,11 @@ class VideoReader:
     Args:
         path (`str` or `Path`): the video file, picture, or folder of pictures.
         track (`int`, *optional*): which of a file's video tracks, counted from 0.
+        num_frames (`int`, *optional*): the most frames to read; all there are by default.
         fps (`float` or `Fraction`, *optional*): frames a second of pictures; 24, or an animation's own, by default.
         deinterlace (`bool`, *optional*, defaults to `False`): makes whole pictures of interlaced ones, as many.
         high_bit_depth (`bool`, *optional*, defaults to `False`): yields uint16 over the whole range, in the clip's own
-            colours, HDR included.
+            colours, HDR included. `None` does so of clips that have more than 8 bits.
         max_pixels (`int`, *optional*): the largest picture that is read, by default twice an 8K one.
 
     Raises:
@@ -77,6 +79,7 @@ class VideoReader:
 
     Attributes:
         info ([`VideoInfo`]): the probe's result.
+        high_bit_depth (`bool`): whether frames are uint16.
         frames_read (`int`): frames that the latest iteration has yielded.
     """
 
@@ -85,9 +88,10 @@ class VideoReader:
         path: str | Path,
         *,
         track: int | None = None,
+        num_frames: int | None = None,
         fps: float | Fraction | None = None,
         deinterlace: bool = False,
-        high_bit_depth: bool = False,
+        high_bit_depth: bool | None = False,
         max_pixels: int = LARGEST_PICTURE,
     ) -> None:
         self.path = Path(path)
@@ -105,7 +109,10 @@ class VideoReader:
             if fps is not None:
                 raise ValueError(f"`fps` is {fps}, but {str(path)!r} is a video file, which has times of its own")
             self._clip = ContainerClip(self.path, track, deinterlace, high_bit_depth, max_pixels)
-        self.info = self._clip.info
+        self.high_bit_depth = self._clip.high_bit_depth
+        self._num_frames = num_frames
+        counts = [count for count in (self._clip.info.num_frames, num_frames) if count is not None]
+        self.info = replace(self._clip.info, num_frames=min(counts, default=None))
 
     @property
     def frames_damaged(self) -> int:
@@ -134,7 +141,10 @@ class VideoReader:
     def __iter__(self) -> Iterator[DecodedFrame]:
         self.frames_read = 0
         info = self.info
-        for index, (pixels, pts, duration) in enumerate(self._clip.frames(self._start, self._after_pts), self._start):
+        frames = self._clip.frames(self._start, self._after_pts)
+        for index, (pixels, pts, duration) in enumerate(frames, self._start):
+            if index == self._num_frames:
+                return
             if pixels.shape[:2] != (info.height, info.width):
                 size, former = f"{pixels.shape[1]}x{pixels.shape[0]}", f"{info.width}x{info.height}"
                 raise ValueError(f"{str(self.path)!r} changes its frame size at frame {index}: {size} after {former}")

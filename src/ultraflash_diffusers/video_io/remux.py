@@ -25,7 +25,7 @@ from av.stream import Stream
 from .fragments import EncoderSettings, sample_fragment
 from .matroska import erase_frame_duration
 from .opening import open_clip, open_container, to_fraction
-from .probe import VideoInfo
+from .probe import VideoInfo, read_timecode
 from .timing import JOINED_FORMATS, JoinedClock
 from .tracks import OUTPUT_SUFFIXES, AudioPlan, Tracks, add_tracks, chosen_audio, plan_audio
 
@@ -77,11 +77,12 @@ def plan_output(
     if source is not None:
         plan = replace(plan, audio=plan_audio(source, container, audio_tracks), timecode=source.timecode)
     pictures = sample_fragment(settings)
-    losses, failure = _try_header(plan, settings, pictures)
-    if failure is not None and plan.timecode is not None:
-        losses.append(f"its timecode {plan.timecode!r} is dropped, {container} cannot hold it at {settings.fps} fps")
+    losses, timecode, failure = _try_header(plan, settings, pictures)
+    if plan.timecode is not None and timecode is None:
+        dropped = f"its timecode {plan.timecode!r} is dropped, {container} cannot hold it at {settings.fps} fps"
         plan = replace(plan, timecode=None)
-        _, failure = _try_header(plan, settings, pictures)
+        losses, _, failure = _try_header(plan, settings, pictures)
+        losses.append(dropped)
     if failure is not None:
         raise ValueError(f"`path` {str(path)!r} cannot hold the result: {failure}")
     for loss in losses:
@@ -89,20 +90,24 @@ def plan_output(
     return plan
 
 
-def _try_header(plan: OutputPlan, settings: EncoderSettings, pictures: bytes) -> tuple[list[str], str | None]:
-    """Writes a file of one frame in memory; returns what is lost, and why it failed, if it did."""
+def _try_header(
+    plan: OutputPlan, settings: EncoderSettings, pictures: bytes
+) -> tuple[list[str], str | None, str | None]:
+    """Writes a file of one frame in memory; returns what is lost, its timecode, and why it failed, if it did."""
     losses: list[str] = []
+    file = io.BytesIO()
     try:
         with ExitStack() as files:
             sample = files.enter_context(av.open(io.BytesIO(pictures), "r"))
             clip = files.enter_context(open_container(plan.source.path)) if plan.source else None
-            result = files.enter_context(_new_output(io.BytesIO(), sample, plan))
+            result = files.enter_context(_new_output(file, sample, plan))
             target, _, losses = _add_all(sample, clip, result, plan, settings.fps, Fraction(0), None)
             for _, packet in _pictures(sample, target):
                 result.mux(packet)
+        with av.open(io.BytesIO(file.getvalue()), "r") as written:
+            return losses, read_timecode(written), None
     except (av.FFmpegError, ValueError) as error:
-        return losses, getattr(error, "strerror", None) or str(error)
-    return losses, None
+        return losses, None, getattr(error, "strerror", None) or str(error)
 
 
 def remux(
@@ -148,13 +153,18 @@ def _name(file: Path | io.BytesIO) -> str | io.BytesIO:
 
 
 def _constant_rate(video: Path, settings: EncoderSettings) -> Fraction | None:
-    """Returns the frame rate if every frame is where it tells, to a tick or Matroska's millisecond, else `None`."""
+    """Returns the rate at which every frame comes, to a tick or Matroska's millisecond, `None` where there is none."""
     slack = max(settings.time_base, Fraction(1, 1000))
     with open_clip(video) as (container, stream):
         time_base = to_fraction(stream.time_base) or settings.time_base
         times = [packet.pts * time_base for packet in container.demux(stream) if packet.pts is not None]
-    even = all(abs(time - times[0] - index / settings.fps) <= slack for index, time in enumerate(times))
-    return settings.fps if even else None
+    if len(times) < 2:
+        return settings.fps
+    mean = (len(times) - 1) / (times[-1] - times[0])
+    for rate in (settings.fps, mean.limit_denominator(1), mean.limit_denominator(1001), mean):
+        if rate and all(abs(time - times[0] - index / rate) <= slack for index, time in enumerate(times)):
+            return rate
+    return None
 
 
 def synchronise(path: Path) -> None:
@@ -181,7 +191,7 @@ def _add_all(
     if clip is None:
         return target, {}, []
     tracks, losses = add_tracks(clip, result, chosen_audio(clip, plan.audio_tracks), plan.audio)
-    result.metadata.update({key: text for key, text in clip.metadata.items() if key not in _CONTAINER_TAGS})
+    result.metadata.update({key: text for key, text in clip.metadata.items() if key.lower() not in _CONTAINER_TAGS})
     if plan.timecode is not None:
         result.metadata["timecode"] = plan.timecode
     if chapters := _chapters(clip, start, cut):

@@ -20,6 +20,7 @@ _USUAL_RATE = 48000
 # What a number of channels means where a file does not say it; AAC has no names for others
 _LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "4.0", 5: "5.0", 6: "5.1", 8: "7.1"}
 _BITS_PER_CHANNEL = 64000
+_DTYPES = {"u8": "u1", "s16": "i2", "s32": "i4", "flt": "f4", "dbl": "f8"}
 _BLOCK = 1024  # samples of an AAC packet
 _UNNOTICED_SECONDS = Fraction(1, 20)
 _LONGEST_SILENCE = 600  # seconds; a longer gap is a broken timestamp
@@ -46,7 +47,8 @@ class AACEncoder:
         self.target.codec_context.bit_rate = _BITS_PER_CHANNEL * max(2, channels)
         self._resampler: AudioResampler | None = None
         self._kind: tuple[str, str, int] | None = None
-        self._waiting = np.zeros((av.AudioLayout(self._layout).nb_channels, 0), np.float32)
+        self._channels = av.AudioLayout(self._layout).nb_channels
+        self._waiting = np.zeros((0, self._channels), np.float32)
         self._position: int | None = None
 
     def __call__(self, packet: Packet) -> list[Packet]:
@@ -72,10 +74,9 @@ class AACEncoder:
         if self._position is None:
             self._position = round(time * self._rate)
             return
-        gap = round(time * self._rate) - self._position - self._waiting.shape[1]
+        gap = round(time * self._rate) - self._position - len(self._waiting)
         if _UNNOTICED_SECONDS * self._rate < gap < _LONGEST_SILENCE * self._rate:
-            silence = np.zeros((self._waiting.shape[0], gap), np.float32)
-            self._waiting = np.concatenate([self._waiting, silence], axis=1)
+            self._waiting = np.concatenate([self._waiting, np.zeros((gap, self._channels), np.float32)])
 
     def _converter_of(self, frame: AudioFrame) -> AudioResampler:
         """The resampler for frames of this kind; what one of a former kind still holds is taken first."""
@@ -83,30 +84,40 @@ class AACEncoder:
         if self._resampler is None or kind != self._kind:
             if self._resampler is not None:
                 self._append(self._resampler.resample(None))
-            self._resampler, self._kind = AudioResampler("fltp", self._layout, self._rate), kind
+            self._resampler, self._kind = AudioResampler("flt", self._layout, self._rate), kind
         return self._resampler
 
     def _append(self, frames: list[AudioFrame]) -> None:
-        self._waiting = np.concatenate([self._waiting, *(frame.to_ndarray() for frame in frames)], axis=1)
+        samples = [frame.to_ndarray().reshape(-1, self._channels) for frame in frames]
+        self._waiting = np.concatenate([self._waiting, *samples])
 
     def _encode(self, last: bool) -> list[Packet]:
         packets: list[Packet] = []
         self._position = self._position or 0
-        while self._waiting.shape[1] >= (1 if last else _BLOCK):
-            block, self._waiting = np.split(self._waiting, [_BLOCK], axis=1)
-            frame = AudioFrame.from_ndarray(np.ascontiguousarray(block), "fltp", self._layout)
+        while len(self._waiting) >= (1 if last else _BLOCK):
+            block, self._waiting = np.split(self._waiting, [_BLOCK])
+            # interleaved: PyAV 18 fails at eight planes
+            frame = AudioFrame.from_ndarray(block.reshape(1, -1), "flt", self._layout)
             frame.sample_rate, frame.pts, frame.time_base = self._rate, self._position, Fraction(1, self._rate)
             packets += self.target.encode(frame)
-            self._position += block.shape[1]
+            self._position += len(block)
         return packets
 
 
 def _named(frame: AudioFrame) -> AudioFrame:
     """Returns the frame with the usual layout of its channels where it names none."""
-    usual = _LAYOUTS.get(frame.layout.nb_channels)
+    channels = frame.layout.nb_channels
+    usual = _LAYOUTS.get(channels)
     if usual is None or not frame.layout.name.endswith("channels"):
         frame.pts = None
         return frame
-    named = AudioFrame.from_ndarray(frame.to_ndarray(), frame.format, usual)
+    kind = frame.format.packed
+    if frame.format.is_planar:
+        # not `to_ndarray`, which reads past the end of eight planes in PyAV 18
+        planes = [np.frombuffer(bytes(plane), _DTYPES[kind.name], frame.samples) for plane in frame.planes[:channels]]
+        samples = np.stack(planes, axis=1).reshape(1, -1)
+    else:
+        samples = frame.to_ndarray()
+    named = AudioFrame.from_ndarray(samples, kind.name, usual)
     named.sample_rate, named.time_base = frame.sample_rate, frame.time_base
     return named

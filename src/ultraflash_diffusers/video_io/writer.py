@@ -11,11 +11,8 @@ copied, not encoded again, into a plain file beside the source's sound.
 from __future__ import annotations
 
 import os
-import signal
-import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -26,32 +23,13 @@ import av
 import numpy as np
 import torch
 
-from .color import SDR
-from .fragments import BIT_DEPTHS, FRAGMENT_FRAMES, PRESETS, EncoderSettings, Fragment, header_size
+from .fragments import FRAGMENT_FRAMES, Fragment, choose_settings, header_size
 from .frames import checked_frames, tensor_to_frames
-from .partial import ADVICE, PartialFiles, checksum, differences, file_mark, fingerprint
+from .interrupts import interrupts_deferred
+from .partial import ADVICE, PartialFiles, checked_output, checksum, differences, file_mark, fingerprint
 from .probe import VideoInfo
 from .reader import VideoReader
-from .remux import OUTPUT_SUFFIXES, plan_output, remux, synchronise
-
-_LARGEST_SIDE = 16384
-
-
-@contextmanager
-def _interrupts_deferred() -> Iterator[None]:
-    """Handles a Ctrl-C only at the end of the block: a frame is then in the file and counted, or neither."""
-    handler = signal.getsignal(signal.SIGINT)
-    if handler is None or threading.current_thread() is not threading.main_thread():
-        yield  # where no KeyboardInterrupt is raised
-        return
-    interrupted = threading.Event()
-    signal.signal(signal.SIGINT, lambda *_: interrupted.set())
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
-        if interrupted.is_set():
-            signal.raise_signal(signal.SIGINT)
+from .remux import plan_output, remux, synchronise
 
 
 class VideoWriter:
@@ -131,11 +109,10 @@ class VideoWriter:
         overwrite: bool = False,
         made_with: Mapping[str, str | int | float | None] | None = None,
     ) -> None:
-        self.path = _resolved(Path(path))
         self.source = source.info if isinstance(source, VideoReader) else source
-        self.settings = _settings(width, height, self.source, fps, crf, preset, bit_depth, sample_aspect_ratio)
+        self.path = checked_output(Path(path), self.source)
+        self.settings = choose_settings(width, height, self.source, fps, crf, preset, bit_depth, sample_aspect_ratio)
         self._overwrite = overwrite
-        self._check_path()
         self._files = PartialFiles(self.path)
         self.partial_path = self._files.video
         self._reset()
@@ -206,7 +183,7 @@ class VideoWriter:
         self._check_times(pts, durations, len(array))
         self.complete = False
         for pixels, tick, duration in zip(array, pts, durations, strict=True):
-            with _interrupts_deferred():
+            with interrupts_deferred():
                 self._add(pixels, int(tick), int(duration))
 
     def checkpoint(self, save_state: Callable[[Path], object] | None = None) -> None:
@@ -222,7 +199,7 @@ class VideoWriter:
         Raises:
             OSError: the disk is full or cannot be written. The former checkpoint stays.
         """
-        with _interrupts_deferred():
+        with interrupts_deferred():
             self._flush()
         former, state_path = self.state_path, None
         if save_state is not None:
@@ -291,7 +268,7 @@ class VideoWriter:
         if self._file.closed:
             return
         try:
-            with _interrupts_deferred():
+            with interrupts_deferred():
                 self._flush()
         finally:
             if not self._file.closed:
@@ -427,19 +404,6 @@ class VideoWriter:
             raise ValueError(f"{str(path)!r}, the state to resume from, is lost or damaged: {ADVICE}")
         return path
 
-    def _check_path(self) -> None:
-        path = self.path
-        if path.suffix.lower() not in OUTPUT_SUFFIXES:
-            raise ValueError(f"`path` {str(path)!r} must end in one of {', '.join(OUTPUT_SUFFIXES)}")
-        if path.is_dir():
-            raise IsADirectoryError(f"`path` {str(path)!r} is a folder, expected a video file to write")
-        if not path.parent.is_dir():
-            raise FileNotFoundError(f"`path` {str(path)!r}: there is no folder {str(path.parent)!r}")
-        if path.exists() and not path.is_file():
-            raise ValueError(f"`path` {str(path)!r} is a pipe, a socket or a device, expected a video file to write")
-        if self.source and path.exists() and path.samefile(self.source.path):
-            raise ValueError(f"`path` {str(path)!r} is the source itself")
-
     def _check_existing(self, resume: bool) -> None:
         path, partial = self.path, self.partial_path
         if partial.exists() and not (resume or self._overwrite):
@@ -472,45 +436,3 @@ class VideoWriter:
             if tick <= before or duration < 1:
                 raise ValueError(f"`pts` must grow, from 0, with `durations` of 1 or more: {tick} follows {before}")
             before = tick
-
-
-def _resolved(path: Path) -> Path:
-    """Returns where a symbolic link leads, so that what is written replaces its target and not the link."""
-    resolved = Path(os.path.realpath(path)) if path.is_symlink() else path
-    if resolved.is_symlink():
-        raise ValueError(f"`path` {str(path)!r} is a symbolic link that leads in a circle")
-    return resolved
-
-
-def _settings(
-    width: int,
-    height: int,
-    source: VideoInfo | None,
-    fps: float | Fraction | None,
-    crf: float,
-    preset: str,
-    bit_depth: int,
-    sample_aspect_ratio: Fraction | None,
-) -> EncoderSettings:
-    for name, size in (("width", width), ("height", height)):
-        if not 1 <= size <= _LARGEST_SIDE:
-            raise ValueError(f"`{name}` must be from 1 to {_LARGEST_SIDE}, got {size}")
-    if not 1 <= crf <= 51:
-        raise ValueError(f"`crf` must be from 1 to 51, got {crf}")
-    if preset not in PRESETS:
-        raise ValueError(f"`preset` must be one of {', '.join(PRESETS)}, got {preset!r}")
-    if bit_depth not in BIT_DEPTHS:
-        raise ValueError(f"`bit_depth` must be one of {BIT_DEPTHS}, got {bit_depth}")
-    if source is not None and source.color.hdr and bit_depth == 8:
-        raise ValueError(f"`bit_depth` is 8, but the frames of {str(source.path)!r} are {source.color.hdr}: give 10")
-    if (source is None) == (fps is None):
-        raise ValueError(f"give either `source` or `fps`, got {'both' if source else 'neither'}")
-    if source is not None:
-        aspect = sample_aspect_ratio or source.sample_aspect_ratio
-        base, rate, color = source.time_base, source.fps, source.color
-        return EncoderSettings(width, height, rate, base, color, aspect, crf, preset, bit_depth)
-    if fps is None or not 0 < fps <= 1000:
-        raise ValueError(f"`fps` must be more than 0 and at most 1000, got {fps}")
-    rate = Fraction(fps).limit_denominator(1001)  # 29.97 means 2997/100, 24000/1001 stays what it is
-    aspect = sample_aspect_ratio or Fraction(1)
-    return EncoderSettings(width, height, rate, 1 / rate, SDR, aspect, crf, preset, bit_depth)

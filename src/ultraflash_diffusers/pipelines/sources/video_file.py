@@ -3,9 +3,13 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Generator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ...models.video_encoder import VideoEncoder
 from ...video_io import VideoReader
@@ -13,18 +17,30 @@ from .frames import frames_to_pixels
 from .pixels import PixelSource, PixelSourceState, TimedPixels
 
 
+@dataclass
+class VideoFileState(PixelSourceState):
+    """State of a [`VideoFileSource`].
+
+    Args:
+        last_pts (`int`, *optional*): timestamp of the last of the `frames`, in the clip's ticks: a quick way there.
+    """
+
+    last_pts: int | None = None
+
+
 class VideoFileSource(PixelSource):
     """Encodes a video file frame by frame, with its times; only the frames of one chunk are ever in memory.
 
     Args:
-        video (`str`, `Path` or [`VideoReader`]): the file.
+        video (`str`, `Path` or [`VideoReader`]): the file. A reader with `high_bit_depth` gives all its bits.
         encoder ([`VideoEncoder`]): encodes the frames.
         height, width (`int`, *optional*): the expected size; `None` takes the file's.
         state ([`PixelSourceState`], *optional*): goes on in the same file after the frames that the state has seen.
         kwargs: as for [`PixelSource`].
 
     Raises:
-        FileNotFoundError, ValueError: as [`VideoReader`] and [`PixelSource`] do.
+        FileNotFoundError, ValueError: as [`VideoReader`] and [`PixelSource`] do; while reading: the file has fewer
+            frames than the state has seen.
     """
 
     def __init__(
@@ -39,7 +55,10 @@ class VideoFileSource(PixelSource):
     ) -> None:
         reader = video if isinstance(video, VideoReader) else VideoReader(video)
         first_frame = 0 if state is None else state.frames
-        reader.seek(first_frame)
+        last_pts = state.last_pts if isinstance(state, VideoFileState) else None
+        reader.seek(first_frame, last_pts)
+        # the frames that were read last, more than ever wait for a chunk to be full
+        self._read_times: deque[tuple[int, int]] = deque([(first_frame - 1, last_pts)] if last_pts else [], maxlen=256)
         found = (reader.info.height, reader.info.width)
         if (height or found[0], width or found[1]) != found:
             raise ValueError(
@@ -47,7 +66,7 @@ class VideoFileSource(PixelSource):
                 f"`width` {width}"
             )
         super().__init__(
-            _pixels(reader),
+            self._pixels(reader),
             encoder,
             height=found[0],
             width=found[1],
@@ -58,8 +77,15 @@ class VideoFileSource(PixelSource):
         )
         self.batch_size = 1
 
+    def state(self) -> PixelSourceState | None:
+        state = super().state()
+        if state is None:
+            return None
+        return VideoFileState(state.frames, state.encoder, dict(self._read_times).get(state.frames - 1))
 
-def _pixels(reader: VideoReader) -> Generator[TimedPixels, None, None]:
-    tick = reader.info.time_base
-    for frame in reader:
-        yield TimedPixels(frames_to_pixels(frame.pixels), [(frame.pts * tick, frame.duration * tick)])
+    def _pixels(self, reader: VideoReader) -> Generator[TimedPixels, None, None]:
+        tick = reader.info.time_base
+        for frame in reader:
+            self._read_times.append((frame.index, frame.pts))
+            pixels = frame.pixels if frame.pixels.dtype == np.uint8 else frame.pixels.astype(np.float32) / 65535
+            yield TimedPixels(frames_to_pixels(pixels), [(frame.pts * tick, frame.duration * tick)])
