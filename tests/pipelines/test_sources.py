@@ -25,8 +25,10 @@ from helpers.source_pipelines import (
     skyreels_pipeline,
     wan_pipeline,
 )
-from helpers.wan_cases import TOLERANCE, Case, relative_error
+from helpers.tiny import make_tiny_pipeline
+from helpers.wan_cases import REFERENCE, TOLERANCE, Case, relative_error
 from PIL import Image
+from reference.deterministic import fill_layout
 
 from ultraflash_diffusers.models.causal_wan_transformer import CausalWanTransformer
 from ultraflash_diffusers.models.hr_autoencoder import HRAutoencoder
@@ -587,11 +589,11 @@ def chunk_lengths(case):
     return config.get("chunk_frames", [config["frames_per_chunk"]] * config["chunks"])
 
 
-def recorded_source(case, prompt_embeds, state=None, **source_kwargs):
+def recorded_source(case, prompt_embeds, state=None, network=None, **source_kwargs):
     height, width = case.config["inputs"]["noise_0"][3:]
     return source_of(
         None,
-        generator=case.network(),
+        generator=case.network() if network is None else network,
         prompt_embeds=prompt_embeds,
         noise=RecordedNoise(case),
         height=8 * height,
@@ -623,6 +625,22 @@ def test_text_generator_matches_the_published_one(name):
     for number, chunk in enumerate(recorded_source(case, case.input("context")).chunks()):
         assert relative_error(chunk.latents, case.outputs[f"denoised_{number}"]) < TOLERANCE
         assert chunk.statistics == {"generator_passes": steps[number] + 1}
+    assert number + 1 == case.config["chunks"]
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_generator_with_its_lora_makes_the_published_video(fused, tmp_path):
+    """The file as it is published, loaded as users load it."""
+    case = Case("generator_longlive_lora")
+    pipe = make_tiny_pipeline(generator_transformer=case.network())
+    lora = fill_layout(REFERENCE / "layouts" / f"{case.config['lora_layout']}.json")
+    torch.save({"generator_lora": lora, "critic_lora": {}, "step": 1}, tmp_path / "lora.pt")
+    pipe.load_lora_weights(tmp_path / "lora.pt")
+    if fused:
+        pipe.fuse_lora()
+    source = recorded_source(case, case.input("context"), network=pipe.generator_transformer)
+    for number, chunk in enumerate(source.chunks()):
+        assert relative_error(chunk.latents, case.outputs[f"denoised_{number}"]) < TOLERANCE
     assert number + 1 == case.config["chunks"]
 
 
