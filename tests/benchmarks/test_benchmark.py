@@ -5,8 +5,11 @@ from __future__ import annotations
 
 import json
 import math
+import time
+from concurrent.futures import ThreadPoolExecutor
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 import torch
 from helpers import tiny
@@ -18,15 +21,18 @@ from ultraflash_diffusers.cli import main
 from ultraflash_diffusers.models.attention.block_layout import BlockSparseSettings
 from ultraflash_diffusers.models.attention.block_selection import select_blocks
 from ultraflash_diffusers.pipelines.execution.plan import ExecutionPlan
+from ultraflash_diffusers.pipelines.memory_plan import FusedAttention, LiveBytes, peak_bytes, plan_memory
+from ultraflash_diffusers.pipelines.pipeline_output import StreamChunk
 from ultraflash_diffusers.profiling import plot
-from ultraflash_diffusers.profiling.memory import FusedAttention, LiveBytes, peak_bytes, plan_memory
+from ultraflash_diffusers.profiling.floor import count_frame
 from ultraflash_diffusers.profiling.operations import (
+    generator_passes,
     group_operations,
     sparse_pairs,
     sr_operations,
     transformer_pass,
 )
-from ultraflash_diffusers.profiling.presets import PRESETS, build_pipeline
+from ultraflash_diffusers.profiling.presets import GENERATORS, PRESETS, Preset, build_pipeline
 from ultraflash_diffusers.profiling.stages import measure, split_sparse_transformer
 
 PROMPT = torch.randn(1, tiny.TEXT_LENGTH, tiny.TEXT_DIM)
@@ -178,6 +184,57 @@ def test_a_stream_is_measured_after_its_warm_up() -> None:
     assert set(split) == {"selection", "attention"} and split["selection"] > 0
 
 
+class Ahead:
+    """A stream that makes its next chunk in a thread, as on a GPU: to wait for all work waits for that one, too."""
+
+    def __init__(self) -> None:
+        self.making = ThreadPoolExecutor(1)
+        self.next = self.making.submit(time.sleep, 0.01)
+
+    def __enter__(self) -> Ahead:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.making.shutdown()
+
+    def __next__(self) -> StreamChunk:
+        self.next.result()
+        self.next = self.making.submit(time.sleep, 0.1)
+        return StreamChunk(np.zeros((1, 4, 2, 2, 3), np.uint8), (0, 4), {"decoder": 0.1}, {})
+
+
+def test_measuring_waits_for_nothing_but_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a stand-in for a GPU: no synchronisation, the true time to the first frames, the peak after the warm-up."""
+    calls: list[str] = []
+
+    def peak(device: torch.device) -> int:
+        calls.append("peak")
+        return 2**30
+
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: calls.append("synchronize"))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda *_: calls.append(f"reset after {len(started)}"))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", peak)
+    started: list[Ahead] = []
+
+    def start() -> Ahead:
+        started.append(Ahead())
+        return started[-1]
+
+    result = measure(start, torch.device("cuda"), chunks=2, warm_up=1)
+    assert calls == ["reset after 1", "peak"]
+    assert result.first_frames_seconds < 0.09 < 4 / result.fps
+    assert result.peak_memory_gib == 1 and result.stage_ms_per_frame == {"decoder": 25.0}
+
+
+def test_random_weights_leave_norms_as_they_are() -> None:
+    pipe = build_pipeline(Preset("tiny", 64, 64, 2), "cpu", torch.float32, layers=1)
+    for network in (pipe.generator_transformer, pipe.transformer):
+        block = network.blocks[0]
+        for norm in (block.attn1.norm_q, block.attn1.norm_k, block.attn2.norm_k, block.norm2):
+            assert torch.equal(norm.weight, torch.ones_like(norm.weight))
+        assert block.attn1.to_q.weight.std() == pytest.approx(1536**-0.5, rel=0.01)
+
+
 def test_uint8_frames_are_the_pictures() -> None:
     pipe = tiny.make_tiny_pipeline(text=False)
     outputs = []
@@ -220,8 +277,24 @@ def test_on_the_meta_device_the_command_plans(network, tmp_path, capsys) -> None
     peak = result["planned_peak_gb"]
     assert f"{peak['in turns']:.3f} with one stage after the other, {peak['overlapped']:.3f} overlapped" in printed
     assert sum(result["planned_gb"]["weights"].values()) < peak["in turns"] < peak["overlapped"]
+    ceiling, operations = result["ceiling_fps"], sum(result["tflop_per_frame"].values())
+    assert ceiling == pytest.approx(790 / operations) and f"at most {ceiling:.1f} FPS" in printed
     assert main([*words, "--kv-cache-blocks", "9", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["planned_peak_gb"]["in turns"] > peak["in turns"]
+
+
+PASSES = {"self-forcing": 10, "longlive": 10, "frame-wise": 30, "two-step": 18, "one-step": 12}
+
+
+@pytest.mark.parametrize(("name", "passes"), PASSES.items())
+def test_generators_need_so_many_passes_a_group(name: str, passes: int) -> None:
+    """Steps and context, for each chunk of a group of six latent frames."""
+    pipe = build_pipeline(PRESETS["1k"], "meta", torch.bfloat16, layers=1, generator=GENERATORS[name])
+    assert generator_passes(pipe) == passes
+    assert generator_passes(pipe, steps=1) == 2 * passes / (len(GENERATORS[name].denoising_steps) + 1)
+    frame = count_frame(pipe, 960, 1664)
+    group = group_operations(pipe, 960, 1664, passes)
+    assert frame["generator"] == group["generator"] / 24 and "generator" not in count_frame(pipe, 960, 1664, steps=0)
 
 
 def test_the_linearity_benchmark_runs(tmp_path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import time
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -15,19 +16,23 @@ from diffusers.models.attention_dispatch import AttentionBackendName, _Attention
 from helpers import tiny
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ultraflash_diffusers.models.attention import backends
 from ultraflash_diffusers.models.attention.backends.triton_kernel import AVAILABLE
 from ultraflash_diffusers.pipelines.cache_management import DynamicCacheManagement
+from ultraflash_diffusers.pipelines.execution import optimization
+from ultraflash_diffusers.pipelines.execution import race as race_module
+from ultraflash_diffusers.pipelines.execution.accuracy import Recording, compare, record
 from ultraflash_diffusers.pipelines.execution.cuda_graphs import copy_into, tensors_of
-from ultraflash_diffusers.pipelines.execution.optimization import (
-    Recording,
-    _quantize_blocks,
-    compare,
-    fp8_linears,
-    record,
-    time_attention_backends,
-    time_sparse_backends,
+from ultraflash_diffusers.pipelines.execution.fp8 import fp8_linears, quantize_linears, race_fp8
+from ultraflash_diffusers.pipelines.execution.optimization import plain_kernels
+from ultraflash_diffusers.pipelines.execution.race import (
+    Race,
+    has_room,
+    race,
+    race_attention,
+    race_sparse_attention,
 )
-from ultraflash_diffusers.profiling.memory import LiveBytes
+from ultraflash_diffusers.pipelines.memory_plan import LiveBytes
 
 # what makes the host wait for a GPU: to read a number, to find out a data-dependent shape
 SYNCHRONISING = {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal"}
@@ -268,7 +273,7 @@ def test_an_optimized_pipeline_takes_any_number_of_sizes() -> None:
 
 def test_the_fastest_sparse_backend_is_measured() -> None:
     pipe = text_pipeline()
-    times = time_sparse_backends(pipe.transformer, (4, 16, 24), 3, repeats=2)
+    times = race_sparse_attention(pipe.transformer, (4, 16, 24), 3, repeats=2).seconds
     assert set(times) == {"sdpa", "gather"} and min(times.values()) > 0
     report = pipe.optimize(compile=False, sparse_backend="fastest", size=(32, 48))
     assert report.applied("sparse_backend") == ["transformer"] and "gather" in str(report)
@@ -276,7 +281,7 @@ def test_the_fastest_sparse_backend_is_measured() -> None:
 
 def test_the_fastest_attention_backend_is_measured() -> None:
     pipe = text_pipeline()
-    times = time_attention_backends(pipe.generator_transformer, 12, 48, repeats=2)
+    times = race_attention(pipe.generator_transformer, 12, 48, repeats=2).seconds
     assert set(times) >= {"native", "_native_flash"} and min(times.values()) > 0
     assert torch.cuda.is_available() or "_native_cudnn" not in times
     report = pipe.optimize(compile=False, attention_backend="fastest", size=(32, 48))
@@ -285,6 +290,75 @@ def test_the_fastest_attention_backend_is_measured() -> None:
     dense = text_pipeline(transformer=tiny.make_tiny_transformer(use_sparse_attention=False))
     report = dense.optimize(compile=False, attention_backend="_native_math", size=(32, 48))
     assert report.applied("attention_backend") == ["generator_transformer", "transformer"]
+
+
+def test_a_race_leaves_out_what_is_wrong_or_fails_and_ends_in_time() -> None:
+    """Also what no `RuntimeError` is, as Triton's errors: nothing of it reaches the caller."""
+    right, device = torch.ones(3), torch.device("cpu")
+
+    class CompilationError(Exception):
+        pass
+
+    def fail() -> torch.Tensor:
+        raise CompilationError("at 3:4: no such instruction\nand much more")
+
+    def rest() -> torch.Tensor:
+        time.sleep(0.02)
+        return right
+
+    def error_of(output: torch.Tensor) -> float:
+        return float((output - right).norm())
+
+    entrants = {"failing": fail, "wrong": lambda: 2 * right, "slow": rest, "fast": lambda: right.clone()}
+    result = race(entrants, error_of, 1e-3, device, repeats=2)
+    assert result.winner == "fast" and set(result.seconds) == {"slow", "fast"} and result.seconds["slow"] > 0.02
+    assert result.left_out["failing"] == "CompilationError: at 3:4: no such instruction"
+    assert result.left_out["wrong"] == "its relative error is 1.7e+00" and "not failing (Comp" in str(result)
+    late = race(entrants | {"late": rest}, error_of, 1e-3, device, repeats=2, seconds=0.01)
+    assert late.left_out["late"] == late.left_out["fast"] == "no time left of 0.01 s"
+    assert Race().winner is None
+
+
+def test_a_race_needs_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 2000))
+    assert has_room(torch.device("cpu"), 10**15)
+    assert has_room(torch.device("cuda"), 333) and not has_room(torch.device("cuda"), 334)
+
+
+def test_a_race_at_full_size_computes_the_reference_once_for_one_head() -> None:
+    """It would take seconds a call; on a GPU neither it nor gathering, which waits for the device, are raced."""
+    network, calls = gpu_sized_pipeline().transformer, []
+    attend = backends.attend_masked
+
+    def counted(query: torch.Tensor, *arguments: Any) -> torch.Tensor:
+        calls.append(query.shape[1])
+        return attend(query, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backends, "attend_masked", counted)
+        patch.setattr(race_module, "sparse_candidates", lambda *_: ["gather"])
+        result = race_sparse_attention(network, (4, 16, 24), 3, repeats=2)
+    assert calls == [1] and set(result.seconds) == {"gather"}
+    assert race_module.sparse_candidates(torch.device("cuda"), network)[0] == "flex"
+    assert not {"sdpa", "gather"} & set(race_module.sparse_candidates(torch.device("cuda"), network))
+
+
+def test_other_devices_take_plain_kernels_and_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert plain_kernels(torch.device("cpu")) is None and plain_kernels(torch.device("cuda")) is None
+    assert plain_kernels(torch.device("mps")) == "mps runs PyTorch's plain kernels: nothing else was tried there"
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    assert "AMD GPUs run PyTorch's plain kernels" in str(plain_kernels(torch.device("cuda")))
+
+
+def test_optimize_alone_says_what_it_chose_and_what_that_costs() -> None:
+    report = text_pipeline().optimize(compile_backend="eager")
+    lines = str(report).splitlines()
+    assert len(lines) == len(report.steps) == 10
+    chosen = {(step.name, step.network): step for step in report.steps}
+    assert "gathered, measured" in chosen["sparse_backend", "transformer"].detail
+    assert "PyTorch's choice" in chosen["attention_backend", "generator_transformer"].detail
+    assert chosen["cache_text", "transformer"].accuracy == "exact"
+    assert all(step.applied and (step.accuracy in line) for step, line in zip(report.steps, lines, strict=True))
 
 
 @pytest.mark.parametrize("compiled", [False, True])
@@ -348,7 +422,7 @@ def fp8_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_fp8_takes_the_blocks_linears_alone() -> None:
     network = gpu_sized_pipeline().to(torch.bfloat16).transformer
-    taken = {id(module) for module in fp8_linears(network)}
+    taken = {id(module) for module in fp8_linears(network.blocks)}
     linears = {name: module for name, module in network.named_modules() if isinstance(module, torch.nn.Linear)}
     left = {name for name, module in linears.items() if id(module) not in taken}
     assert len(taken) == 2 * 10  # a layer: four of self-attention, four of cross-attention, two of the feed-forward
@@ -360,7 +434,7 @@ def test_fp8_takes_the_blocks_linears_alone() -> None:
         "condition_embedder.text_embedder.linear_2",
         "proj_out",
     }
-    assert not fp8_linears(tiny.make_tiny_transformer()), "its sizes are no multiples of 16"
+    assert not fp8_linears(tiny.make_tiny_transformer().blocks), "its sizes are no multiples of 16"
 
 
 @pytest.mark.parametrize("compiled", [False, True])
@@ -369,10 +443,30 @@ def test_a_pipeline_in_fp8_is_near_the_plain_one(compiled: bool, fp8_on_a_cpu: N
     pipe = gpu_sized_pipeline().to(torch.bfloat16)
     arguments: dict[str, Any] = {"prompt_embeds": PROMPT.bfloat16(), "num_frames": 25}
     plain = record(pipe, **arguments)
-    assert _quantize_blocks(pipe.generator_transformer) == 10 and _quantize_blocks(pipe.transformer) == 20
+    assert (
+        quantize_linears(pipe.generator_transformer.blocks) == 10 and quantize_linears(pipe.transformer.blocks) == 20
+    )
     pipe.optimize(compile=compiled, compile_backend="eager")
     accuracy = compare(plain, record(pipe, **arguments))
     assert 0 < accuracy.latent_error < 0.1 and accuracy.frame_psnr > 25
+
+
+def test_fp8_is_taken_where_it_wins_a_race(fp8_on_a_cpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU, where the product is written out, it loses; were bfloat16 slower, FP8 would be taken."""
+    torch.compiler.reset()
+    pipe = gpu_sized_pipeline().to(torch.bfloat16)
+    result = race_fp8(pipe.transformer, 64, compile_backend=None, repeats=2)
+    assert set(result.seconds) == {"bfloat16", "fp8"} and result.winner == "bfloat16"
+    monkeypatch.setattr(optimization, "check_fp8", lambda network: None)
+    settings = {"compile": False, "fp8": "fastest"}
+    report = pipe.optimize(**settings)
+    assert not report.applied("fp8") and "a block's layers take bfloat16" in str(report)
+    assert all(type(linear.weight) is torch.nn.Parameter for linear in fp8_linears(pipe.transformer.blocks))
+    monkeypatch.setattr(optimization, "race_fp8", lambda *_: Race({"bfloat16": 2.0, "fp8": 1.0}))
+    report = pipe.optimize(**settings)
+    assert report.applied("fp8") == ["generator_transformer", "transformer"] and "47 dB" in str(report)
+    with pytest.raises(ValueError, match="`fp8` must be True, False or 'fastest', got 'maybe'"):
+        pipe.optimize(fp8="maybe")
 
 
 @torch.no_grad()
@@ -384,7 +478,7 @@ def test_zeros_stay_finite_in_fp8(fp8_on_a_cpu: None) -> None:
     tokens = torch.randn(1, 4, other.in_features, generator=torch.Generator().manual_seed(0)).bfloat16()
     tokens[:, 2] = 0
     plain = other(tokens)
-    assert _quantize_blocks(network) == 19
+    assert quantize_linears(network.blocks) == 19
     assert type(layer.weight) is torch.nn.Parameter and type(other.weight) is not torch.nn.Parameter
     assert torch.allclose(other(tokens), plain, atol=0.1)
 

@@ -19,6 +19,7 @@ from benchmarks.memory import measure
 from ultraflash_diffusers import DynamicCacheManagement, UltraFlashStreamingPipeline
 from ultraflash_diffusers.pipelines.execution.background import background
 from ultraflash_diffusers.pipelines.execution.plan import ExecutionPlan
+from ultraflash_diffusers.pipelines.execution.workers import _IDLE
 from ultraflash_diffusers.pipelines.pipeline_state import PipelineStreamState
 from ultraflash_diffusers.pipelines.sources import Source, SourceChunk
 from ultraflash_diffusers.video_io import VideoReader
@@ -53,7 +54,9 @@ def start(source=None, pipe=PIPE, **arguments):
 
 
 def workers():
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("ultraflash")]
+    """Threads that work for a stream. Idle ones, which were given back, wait for the next stream."""
+    idle = {thread for given_back in _IDLE.values() for worker in given_back for thread in worker._thread._threads}
+    return [each.name for each in threading.enumerate() if each.name.startswith("ultraflash") and each not in idle]
 
 
 def joined(chunks):
@@ -438,6 +441,17 @@ def test_leaving_early_frees_everything(leave):
     gc.collect()
     assert closed and all(reference() is None for reference in [source, *memories, *caches])
     assert not workers()
+
+
+def test_streams_one_after_the_other_share_a_worker(overlap):
+    """What cuDNN and the allocator keep by thread and by CUDA stream serves the next one, too."""
+    if not overlap:
+        pytest.skip("there is no worker")
+    threads = []
+    for _ in range(3):
+        with start(clip(), callback_on_step_end=lambda *_: threads.append(threading.get_ident()) or {}) as stream:
+            next(stream)
+    assert len(threads) >= 3 and len(set(threads)) == 1 and threads[0] != threading.get_ident()
 
 
 def test_an_endless_stream_takes_constant_memory():

@@ -11,7 +11,7 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .pipeline_options import add_pipeline_options, chosen_device, chosen_dtype, load_pipeline, positive
+from .pipeline_options import add_pipeline_options, bring, chosen_device, chosen_dtype, load_pipeline, positive
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,7 +29,10 @@ _INCLUDES = {
     "frames": "uint8 frames to uint8 RGB frames, both in the CPU's memory: encoder, upsampler, SR transformer, "
     "decoder, color correction, rounding, copy. Not loading, compiling, files",
 }
-_PRESETS = ("480p", "1k", "2k", "4k")  # named here too, so that --help imports nothing heavy
+# named here too, so that --help imports nothing heavy
+_PRESETS = ("480p", "1k", "2k", "4k")
+_H200_TFLOPS = 790
+_GENERATORS = ("self-forcing", "longlive", "frame-wise", "two-step", "one-step")
 
 
 def add_benchmark(commands: SubParsers) -> argparse.ArgumentParser:
@@ -39,21 +42,34 @@ def add_benchmark(commands: SubParsers) -> argparse.ArgumentParser:
         help="how fast the cascade runs here",
         description="Runs a stream from memory to memory and prints medians over its chunks after a warm-up: a "
         "checkpoint (the packaged one by default), or the published full-size networks with random weights. With "
-        "--device meta nothing runs: it prints the memory that a GPU would need.",
+        "--device meta nothing runs: it prints the memory that a GPU would need, the operations and what they allow.",
     )
     command.add_argument(
         "--preset", choices=_PRESETS, help="full-size networks with random weights, text to frames, at this size"
+    )
+    command.add_argument(
+        "--generator",
+        choices=_GENERATORS,
+        help="whose chunks and steps a preset's generator has: Self-Forcing's (default), LongLive's, or those of "
+        "Causal-Forcing, frame by frame in four, two or one steps",
     )
     command.add_argument("--height", type=positive, help="pixels of the result; the model's own by default")
     command.add_argument("--width", type=positive, help="likewise")
     command.add_argument("--chunks", type=positive, default=8, help="chunks to measure (default: %(default)s)")
     command.add_argument("--warmup", type=positive, default=6, help="chunks before them (default: %(default)s)")
-    command.add_argument("--generator-steps", type=positive, default=4, help="of the preset's generator (default: 4)")
+    command.add_argument("--generator-steps", type=positive, help="of the preset's generator; its own by default")
     command.add_argument("--kv-cache-blocks", type=positive, help="of the SR transformer; the model's by default")
     command.add_argument(
         "--in-turns", action="store_true", help="decode a group before the next one is made: slower, less memory"
     )
     command.add_argument("--layers", type=positive, default=30, help="of a preset's transformers (default: 30)")
+    command.add_argument(
+        "--matmul-tflops",
+        type=positive,
+        default=_H200_TFLOPS,
+        help="with --device meta: what matrix products reach on the GPU that is meant (default: %(default)s, bfloat16 "
+        "on an H200)",
+    )
     command.add_argument("--optimize", action="store_true", help="call pipe.optimize() first")
     command.add_argument("--fp8", action="store_true", help="with --optimize: FP8 linear layers inside the blocks")
     command.add_argument(
@@ -77,13 +93,15 @@ def add_benchmark(commands: SubParsers) -> argparse.ArgumentParser:
 
 def _run(options: argparse.Namespace) -> None:
     from ..profiling import plot
+    from ..profiling.floor import reached
     from ..profiling.presets import PRESETS
     from ..profiling.stages import measure, split_sparse_transformer
 
     if (options.fp8 or options.cuda_graphs or options.accuracy_latents) and not options.optimize:
         raise ValueError("--fp8, --cuda-graphs and --accuracy-latents need --optimize")
-    if options.generator_device and not options.preset:
-        raise ValueError(f"--generator-device {options.generator_device} needs --preset: no generator else")
+    for name in ("generator", "generator_device", "generator_steps"):
+        if (value := getattr(options, name)) and not options.preset:
+            raise ValueError(f"--{name.replace('_', '-')} {value} needs --preset: no generator runs else")
     if options.preset and options.checkpoint:
         raise ValueError("--preset and --checkpoint were both given: a preset has networks of its own")
     preset = PRESETS[options.preset] if options.preset else None
@@ -94,23 +112,24 @@ def _run(options: argparse.Namespace) -> None:
         raise ValueError(f"--height {height} and --width {width} must be multiples of the scale, {scale}")
     result: dict[str, Any] = _conditions(options, pipe, height, width)
     if pipe.device.type == "meta":
-        _print_plan(options, result | _planned(pipe, height, width))
+        _print_plan(options, result | _planned(pipe, height, width) | _counted(options, pipe, height, width))
         return
     if options.optimize:
-        result |= _optimized(options, pipe, (height, width))
+        automatic = {"attention_backend": "auto", "sparse_backend": "auto"}
+        chosen = {name: getattr(options, name) or backend for name, backend in automatic.items()}
+        result |= _optimized(options, pipe, (height, width), **chosen)
     elif options.attention_backend or options.sparse_backend:
-        result |= _optimized(options, pipe, (height, width), cache_text=False, channels_last=False, compile=False)
+        chosen = {name: getattr(options, name) for name in ("attention_backend", "sparse_backend")}
+        plain = {"cache_text": False, "channels_last": False, "compile": False}
+        result |= _optimized(options, pipe, (height, width), **chosen, **plain)
     measured = measure(
-        lambda: _stream(pipe, preset, height, width, options.generator_steps),
+        lambda: _stream(options, pipe, height, width),
         pipe.device,
         options.chunks,
         options.warmup,
     )
     result |= measured.as_dict()
-    passes = 0
-    if preset is not None:
-        passes = (options.generator_steps + 1) * pipe.config.group_frames // pipe.generator_transformer.chunk_frames
-    result |= _floor(pipe, height, width, passes, measured.fps)
+    result |= reached(pipe, height, width, measured.fps, **_steps(options))
     result["sparse_attention_ms_per_frame"] = split_sparse_transformer(pipe, height, width)
     if options.plot is not None:
         title = f"{height}x{width} on {result['device']}, {result['fps']:.2f} FPS: ms a frame"
@@ -121,14 +140,39 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _planned(pipe: UltraFlashStreamingPipeline, height: int, width: int) -> dict[str, Any]:
-    from ..profiling.memory import peak_bytes, plan_memory
+    from ..pipelines.memory_plan import peak_bytes
+    from ..pipelines.memory_settings import CARDS, parse_memory, plan_settings, plan_streams
 
-    plan = plan_memory(pipe, height, width)
+    plan, settings = plan_streams(pipe, height, width), list(plan_settings(pipe, height, width))
     planned = {kind: {name: size / 1e9 for name, size in sizes.items()} for kind, sizes in plan.items()}
     return {
         "planned_gb": planned,
         "planned_peak_gb": {"in turns": peak_bytes(plan) / 1e9, "overlapped": peak_bytes(plan, True) / 1e9},
+        "cards": {
+            card: next((str(each) for each in settings if each.device_bytes <= parse_memory(card)), "too small")
+            for card in CARDS
+        },
     }
+
+
+def _counted(
+    options: argparse.Namespace, pipe: UltraFlashStreamingPipeline, height: int, width: int
+) -> dict[str, Any]:
+    from ..profiling.floor import count_frame
+    from ..profiling.operations import generator_passes
+
+    operations = count_frame(pipe, height, width, **_steps(options))
+    return {
+        "generator_passes_per_group": generator_passes(pipe, **_steps(options)) if options.preset else 0,
+        "tflop_per_frame": {name: count / 1e12 for name, count in operations.items()},
+        "matmul_tflops": options.matmul_tflops,
+        "ceiling_fps": options.matmul_tflops * 1e12 / sum(operations.values()),
+    }
+
+
+def _steps(options: argparse.Namespace) -> dict[str, Any]:
+    """What counts of the generator: a checkpoint's is not run, since its stream begins with frames."""
+    return {"steps": options.generator_steps if options.preset else 0}
 
 
 def _print_plan(options: argparse.Namespace, result: dict[str, Any]) -> None:
@@ -147,6 +191,14 @@ def _print_plan(options: argparse.Namespace, result: dict[str, Any]) -> None:
         print(f"{kind:>10}  {parts}")
     in_turns, overlapped = result["planned_peak_gb"].values()
     print(f"{'peak':>10}  {in_turns:.3f} with one stage after the other, {overlapped:.3f} overlapped")
+    for card, setting in result["cards"].items():
+        print(f"{card:>10}  {setting}")
+    parts = ", ".join(f"{name} {count:.3f}" for name, count in result["tflop_per_frame"].items())
+    print(
+        f"counted: {result['generator_passes_per_group']:g} passes of the generator a group of "
+        f"{result['group_frames']} latent frames; TFLOP a frame: {parts}; at most {result['ceiling_fps']:.1f} FPS "
+        f"where matrix products reach {result['matmul_tflops']} TFLOP/s"
+    )
 
 
 def _pipeline(options: argparse.Namespace, preset: Preset | None) -> UltraFlashStreamingPipeline:
@@ -155,31 +207,34 @@ def _pipeline(options: argparse.Namespace, preset: Preset | None) -> UltraFlashS
     if preset is None:
         pipe = load_pipeline(options)
     else:
-        from ..profiling.presets import build_pipeline
+        from ..profiling.presets import GENERATORS, build_pipeline
 
-        dtype = getattr(torch, chosen_dtype(options))
-        pipe = build_pipeline(preset, chosen_device(options), dtype, options.layers)
+        dtype, generator = getattr(torch, chosen_dtype(options)), GENERATORS[options.generator or _GENERATORS[0]]
+        device = chosen_device(options)
+        pipe = build_pipeline(preset, "cpu" if options.memory else device, dtype, options.layers, generator)
+        size = (options.height or preset.height, options.width or preset.width)
+        bring(pipe, options, device, size)
         if options.generator_device:
             pipe.generator_transformer.to(options.generator_device)
     if options.kv_cache_blocks:
         pipe.register_to_config(kv_cache_blocks=options.kv_cache_blocks)
-    pipe.overlap_decoding = not options.in_turns
+    if options.in_turns:
+        pipe.overlap_decoding = False
     return pipe
 
 
-def _stream(
-    pipe: UltraFlashStreamingPipeline, preset: Preset | None, height: int, width: int, generator_steps: int
-) -> Any:
+def _stream(options: argparse.Namespace, pipe: UltraFlashStreamingPipeline, height: int, width: int) -> Any:
     import torch
 
     from ..pipelines.cache_management import DynamicCacheManagement
 
-    if preset is None:
+    if not options.preset:
         scale = pipe.latent_upsampler.config.scale
         return pipe.stream(source=_drifting_noise(height // scale, width // scale), output_type="uint8")
     config, generator = pipe.transformer.config, torch.Generator().manual_seed(0)
     prompt = torch.randn(1, config.text_length, config.text_dim, generator=generator).to(pipe.device, pipe.dtype)
-    policy = DynamicCacheManagement(generator_steps, generator_steps, sr_warmup_groups=None)
+    steps = options.generator_steps
+    policy = None if steps is None else DynamicCacheManagement(steps, steps, sr_warmup_groups=None)
     return pipe.stream(
         prompt_embeds=prompt,
         height=height,
@@ -205,14 +260,12 @@ def _optimized(
     options: argparse.Namespace, pipe: UltraFlashStreamingPipeline, size: tuple[int, int], **switches: Any
 ) -> dict[str, Any]:
     """Optimizes the pipeline; returns what was done and, with real latents, what it costs in accuracy."""
-    from ..pipelines.execution.optimization import compare, record
+    from ..pipelines.execution.accuracy import compare, record
 
     latents = None if options.accuracy_latents is None else _latents(options.accuracy_latents)
     plain = None if latents is None else record(pipe, source=latents)
     report = pipe.optimize(
         fp8=options.fp8,
-        attention_backend=options.attention_backend,
-        sparse_backend=options.sparse_backend,
         size=size,
         cuda_graphs=options.cuda_graphs,
         **switches,
@@ -247,7 +300,9 @@ def _conditions(
         "height": height,
         "width": width,
         "scale": pipe.latent_upsampler.config.scale,
-        "generator_steps": options.generator_steps if options.preset else 0,
+        "generator": (options.generator or _GENERATORS[0]) if options.preset else None,
+        "generator_steps": options.generator_steps,
+        "group_frames": pipe.config.group_frames,
         "kv_cache_blocks": pipe.config.kv_cache_blocks,
         "overlapped": pipe.can_overlap_decoding,
         "device": _device_name(pipe.device),
@@ -264,25 +319,6 @@ def _device_name(device: torch.device) -> str:
     import torch
 
     return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-
-
-def _floor(
-    pipe: UltraFlashStreamingPipeline, height: int, width: int, generator_passes: int, fps: float
-) -> dict[str, Any]:
-    """What the counted operations would take at this machine's best rate, and how much of that is reached."""
-    from ..profiling.operations import group_operations
-    from ..profiling.stages import matmul_rate
-
-    counts = group_operations(pipe, height, width, generator_passes)
-    frames = pipe.config.group_frames * pipe.autoencoder.temporal_compression_ratio
-    per_frame, rate = sum(counts.values()) / frames, matmul_rate(pipe.device, pipe.transformer.dtype)
-    return {
-        "tflop_per_frame": {name: count / frames / 1e12 for name, count in counts.items()},
-        "tflops": per_frame * fps / 1e12,
-        "matmul_tflops": rate / 1e12,
-        "floor_fps": rate / per_frame,
-        "share_of_floor": per_frame * fps / rate,
-    }
 
 
 def _table(result: dict[str, Any]) -> str:

@@ -104,6 +104,7 @@ def _made_with(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "checkpoint": options.checkpoint,
         "dtype": chosen_dtype(options),
+        "memory": options.memory,
         "prompt": options.prompt,
         "num_frames": options.num_frames,
         "window_frames": options.window_frames,
@@ -116,7 +117,7 @@ def _made_with(options: argparse.Namespace) -> dict[str, Any]:
 def _stream(options: argparse.Namespace, state: PipelineStreamState | None) -> VideoStream:
     import torch
 
-    return load_pipeline(options).stream(
+    return load_pipeline(options, (options.height, options.width)).stream(
         options.prompt,
         height=options.height,
         width=options.width,

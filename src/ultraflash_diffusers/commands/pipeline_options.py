@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,14 @@ def share(text: str) -> float:
     return value
 
 
+def seed(text: str) -> int:
+    """Reads a seed of PyTorch's generators."""
+    value = natural(text)
+    if value >= 2**64:
+        raise argparse.ArgumentTypeError(f"{text!r} has more than 64 bits: a seed is 0 to {2**64 - 1}")
+    return value
+
+
 def seconds(text: str) -> float:
     """Reads a time of 0 or more."""
     try:
@@ -61,11 +70,16 @@ def add_pipeline_options(command: argparse.ArgumentParser) -> None:
         choices=("float32", "float16", "bfloat16"),
         help="precision; bfloat16 on a GPU and float32 on a CPU by default",
     )
+    command.add_argument(
+        "--memory",
+        metavar="SIZE",
+        help="what a smaller card has, for instance 8GB: run in the way that is planned to fit, and say which it is",
+    )
 
 
 def add_stream_options(command: argparse.ArgumentParser) -> None:
     """Declares what decides the frames that a stream makes."""
-    command.add_argument("--seed", type=natural, default=0, help="of the noise (default: %(default)s)")
+    command.add_argument("--seed", type=seed, default=0, help="of the noise (default: %(default)s)")
     command.add_argument(
         "--steps", type=positive, default=1, help="SR steps; more than 1 only for multi-step models (default: 1)"
     )
@@ -157,6 +171,12 @@ def chosen_device(options: argparse.Namespace) -> torch.device:
         raise ValueError(f"--device {name!r} is no device: expected cpu, cuda, cuda:1 or the like") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"--device {name!r} was not found: PyTorch sees {torch.cuda.device_count()} CUDA devices")
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
+        here = torch.accelerator.current_accelerator()
+        others = "nothing but a CPU" if here is None else f"a CPU and {here.type}"
+        raise ValueError(f"--device {name!r} was not found: PyTorch sees {others}") from error
     return device
 
 
@@ -165,23 +185,49 @@ def chosen_dtype(options: argparse.Namespace) -> str:
     return options.dtype or ("float32" if chosen_device(options).type == "cpu" else "bfloat16")
 
 
-def load_pipeline(options: argparse.Namespace) -> UltraFlashStreamingPipeline:
+def load_pipeline(options: argparse.Namespace, size: tuple[int, int] | None = None) -> UltraFlashStreamingPipeline:
     """Loads the checkpoint on its device, in its precision.
 
+    Args:
+        options (`argparse.Namespace`): of [`add_pipeline_options`].
+        size (`tuple[int, int]`, *optional*): height and width of the frames, for which there must be memory; the
+            checkpoint's own by default.
+
     Raises:
-        OSError, ValueError: there is no such checkpoint or device.
+        OSError, ValueError: there is no such checkpoint or device, or too little memory there.
     """
     import torch
     from diffusers.utils import logging
     from transformers.utils import logging as transformers_logging
 
     from .. import UltraFlashStreamingPipeline
+    from ..pipelines.memory_settings import parse_memory
+    from .preflight import check_room, free_bytes
 
     device, dtype = chosen_device(options), getattr(torch, chosen_dtype(options))
     name = checkpoint_name(options)
-    pipeline_index(name)
+    index = pipeline_index(name)
+    size = size or (index["default_height"], index["default_width"])
+    if options.memory:
+        parse_memory(options.memory)
+    elif (free := free_bytes(device)) is not None:
+        check_room(name, index, dtype, size, str(device), free)
     for library in (logging, transformers_logging):
         library.disable_progress_bar()  # of loading; the frames have one of their own
-    pipe = UltraFlashStreamingPipeline.from_pretrained(name, dtype=dtype).to(device)
+    pipe = UltraFlashStreamingPipeline.from_pretrained(name, dtype=dtype)
+    bring(pipe, options, device, size)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def bring(
+    pipe: UltraFlashStreamingPipeline, options: argparse.Namespace, device: torch.device, size: tuple[int, int]
+) -> None:
+    """Brings a pipeline to its device, in the way that fits `--memory`."""
+    if not options.memory:
+        pipe.to(device)
+        return
+    from ..pipelines.memory_settings import fit_memory
+
+    planned = fit_memory(pipe, options.memory, *size, device)
+    print(f"--memory {options.memory}: {planned}; accuracy: {planned.accuracy}", file=sys.stderr)

@@ -161,6 +161,7 @@ def _made_with(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "checkpoint": options.checkpoint,
         "dtype": chosen_dtype(options),
+        "memory": options.memory,
         "prompt": options.prompt,
         "color_correction": options.color_correction,
         "strength": options.strength,
@@ -176,7 +177,9 @@ def _stream(options: argparse.Namespace, reader: VideoReader, state: PipelineStr
     import torch
 
     output_type: Literal["np", "uint8"] = "np" if reader.high_bit_depth else "uint8"
-    return load_pipeline(options).stream(
+    scale = upsampler_scale(checkpoint_name(options))
+    size = (scale * reader.info.height, scale * reader.info.width)
+    return load_pipeline(options, size).stream(
         options.prompt,
         reader,
         num_inference_steps=options.steps,

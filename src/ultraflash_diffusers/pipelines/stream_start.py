@@ -18,6 +18,7 @@ from .encoding import video_encoder
 from .execution.calls import SRCalls
 from .execution.compilation import GuardedCalls
 from .execution.devices import execution_device
+from .execution.workers import Worker, borrow_worker
 from .group_maker import GroupMaker, PromptTurn, StreamSettings
 from .noise import SeededFrameNoise
 from .pipeline_output import postprocess
@@ -117,7 +118,8 @@ def start_stream(
     decode = DecodeStage(pipe.autoencoder, GuardedCalls(), settings.correction_levels, settings.detail, rounds)
     state = _on_devices(state, upsample, refine, decode)
     overlaps = settings.output_type != "latent" and pipe.can_overlap_decoding
-    making_stream, decoding_stream = _cuda_streams(refine.device, decode.device) if overlaps else (None, None)
+    worker = borrow_worker(refine.device) if overlaps else None
+    making_stream, decoding_stream = _cuda_streams(worker, decode.device)
     ratio = pipe.autoencoder.temporal_compression_ratio
     regrouper = Regrouper(source, settings.sr.group_frames, ratio, pipe.config.first_group_frames)
     number = state.prompt_number
@@ -135,7 +137,7 @@ def start_stream(
         devices={execution_device(network) for network in networks},
         interrupted=lambda: pipe.interrupt,
     )
-    return VideoStream(source, maker, decode, turns, settings, state, host, overlaps, decoding_stream)
+    return VideoStream(source, maker, decode, turns, settings, state, host, worker, decoding_stream)
 
 
 def _on_devices(
@@ -153,14 +155,13 @@ def _on_devices(
 
 
 def _cuda_streams(
-    making: torch.device, decoding: torch.device
+    worker: Worker | None, decoding: torch.device
 ) -> tuple[torch.cuda.Stream | None, torch.cuda.Stream | None]:
     """The CUDA streams that groups are made and decoded on: two, where both are done by one GPU."""
-    if making.type != "cuda":
+    if worker is None or worker.device.type != "cuda":
         return None, None
-    current = torch.cuda.current_stream(making)
-    if decoding != making:
+    current = torch.cuda.current_stream(worker.device)
+    if worker.decoding_stream is None or decoding != worker.device:
         return current, None
-    beside = torch.cuda.Stream(decoding)
-    beside.wait_stream(current)
-    return current, beside
+    worker.decoding_stream.wait_stream(current)
+    return current, worker.decoding_stream

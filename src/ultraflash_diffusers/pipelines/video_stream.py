@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, Self
@@ -15,6 +15,7 @@ from tqdm import tqdm
 from .execution.devices import on_cuda_stream
 from .execution.threads import for_another_thread
 from .execution.timing import StageTimings, stage_timer
+from .execution.workers import Worker, return_worker
 from .group_maker import GroupMaker, PromptTurn, RefinedGroup, StreamSettings
 from .pipeline_output import Frames, StreamChunk
 from .pipeline_state import CurrentState, PipelineStreamState, PromptChange
@@ -73,7 +74,7 @@ class VideoStream(Iterator[StreamChunk]):
         settings ([`StreamSettings`]): see there.
         state ([`PipelineStreamState`]): to start from, on the stages' devices.
         host ([`StreamHost`]): see there.
-        overlaps (`bool`, *optional*, defaults to `False`): whether groups are made in a worker thread.
+        worker ([`Worker`], *optional*): in whose thread groups are made, and which is given back at the end.
         decoding_stream (`torch.cuda.Stream`, *optional*): to decode on; by default the current one.
     """
 
@@ -88,7 +89,7 @@ class VideoStream(Iterator[StreamChunk]):
         settings: StreamSettings,
         state: PipelineStreamState,
         host: StreamHost,
-        overlaps: bool = False,
+        worker: Worker | None = None,
         decoding_stream: torch.cuda.Stream | None = None,
     ) -> None:
         self._source = source
@@ -98,7 +99,7 @@ class VideoStream(Iterator[StreamChunk]):
         self._settings = settings
         self._current = CurrentState(state)
         self._host = host
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="ultraflash-denoiser") if overlaps else None
+        self._worker = worker
         self._ahead: Future[RefinedGroup | None] | None = None
         self._decoding_stream = decoding_stream
         self._iterated = False
@@ -220,7 +221,7 @@ class VideoStream(Iterator[StreamChunk]):
             return
         self._closed = True
         if self._worker is not None:
-            self._worker.shutdown(wait=True, cancel_futures=True)
+            return_worker(self._worker)
         try:
             self._source.close()
         finally:
@@ -315,7 +316,7 @@ class VideoStream(Iterator[StreamChunk]):
             self._receive(refined)
         return refined
 
-    def _begin(self, worker: ThreadPoolExecutor) -> Future[RefinedGroup | None]:
+    def _begin(self, worker: Worker) -> Future[RefinedGroup | None]:
         return worker.submit(for_another_thread(self._maker), self._current, self._turns)
 
     def _receive(self, refined: RefinedGroup) -> None:

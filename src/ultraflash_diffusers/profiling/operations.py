@@ -62,15 +62,29 @@ def _reached(length: int, reach: int) -> int:
     return sum(max(0, min(first - reach // 2 + reach, length) - max(first - reach // 2, 0)) for first in range(length))
 
 
+def generator_passes(pipe: UltraFlashStreamingPipeline, steps: int | None = None) -> float:
+    """Passes of the generator for one group in the middle of a stream, context passes included; 0 without one.
+
+    Args:
+        pipe ([`UltraFlashStreamingPipeline`]): whose generator's schedule counts.
+        steps (`int`, *optional*): of a chunk; the generator's own by default, 0 where it does not run.
+    """
+    generator: CausalWanTransformer | None = pipe.generator_transformer
+    if generator is None or steps == 0:
+        return 0
+    steps = steps or len(generator.config.denoising_steps)
+    return (steps + 1) * pipe.config.group_frames / generator.chunk_frames
+
+
 def group_operations(
-    pipe: UltraFlashStreamingPipeline, height: int, width: int, generator_passes: int
+    pipe: UltraFlashStreamingPipeline, height: int, width: int, generator_passes: float
 ) -> dict[str, int]:
     """Operations of one group of frames in the middle of a stream, by stage.
 
     Args:
         pipe ([`UltraFlashStreamingPipeline`]): whose networks are used; nothing is computed with them.
         height, width (`int`): of the frames.
-        generator_passes (`int`): of the generator for one group, context passes included; 0 without one.
+        generator_passes (`float`): of the generator for one group, see [`generator_passes`].
     """
     ratio, scale = pipe.autoencoder.spatial_compression_ratio, pipe.latent_upsampler.config.scale
     frames = pipe.config.group_frames
@@ -82,7 +96,7 @@ def group_operations(
         grid = _tokens(generator, (generator.chunk_frames, *low[1:]))
         pairs = math.prod(grid) * (generator.config.window_frames or grid[0]) * grid[1] * grid[2]
         one = transformer_pass(generator.config, math.prod(grid), pairs, pipe.execution_plan.cache_text)
-        counts["generator"] = generator_passes * one
+        counts["generator"] = round(generator_passes * one)
     counts["upsampler"] = _convolutions(pipe, "latent_upsampler", (1, pipe.latent_upsampler.config.in_channels, *low))
     counts["transformer"] = sr_operations(
         pipe.transformer, high, pipe.config.kv_cache_blocks, pipe.execution_plan.cache_text

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -32,10 +32,11 @@ class Measurement:
         fps (`float`): frames a second, from the median time of a chunk.
         fps_slowest_chunk, fps_fastest_chunk (`float`): likewise.
         first_frames_seconds (`float`): from the call to the first chunk in memory, in a second stream, when all that
-            is compiled or allocated once was there.
+            is compiled or allocated once was there. What is made ahead of the second chunk is not waited for.
         stage_ms_per_frame (`dict[str, float]`): medians by stage. On a GPU stages overlap: their sum may exceed the
             whole.
-        peak_memory_gib (`float`): what tensors took on a GPU at most; on a CPU, what the process did.
+        peak_memory_gib (`float`): what tensors took on a GPU at most after the warm-up, whose tuning makes copies; on
+            a CPU, what the process ever did.
     """
 
     chunks: int
@@ -53,46 +54,61 @@ class Measurement:
 
 
 def measure(
-    start: Callable[[], VideoStream], device: torch.device, chunks: int, warm_up: int = WARM_UP_CHUNKS
+    start: Callable[[], VideoStream],
+    device: torch.device,
+    chunks: int,
+    warm_up: int = WARM_UP_CHUNKS,
+    on_chunk: Callable[[int, float], None] | None = None,
 ) -> Measurement:
-    """Times the chunks of a stream in the steady state.
+    """Times the chunks of a stream in the steady state, as whoever reads it sees them.
+
+    Nothing is waited for but a chunk's frames: a synchronisation would also wait for the next group, which is being
+    made meanwhile.
 
     Args:
-        start (`Callable`): starts the stream, which must go on for long enough; called twice.
+        start (`Callable`): starts the stream, which must go on for long enough; called twice. Its chunks must be in
+            memory when they arrive: `output_type="uint8"`, `"np"` or `"pil"`.
         device (`torch.device`): of the pipeline.
         chunks (`int`): to measure.
         warm_up (`int`, *optional*): chunks before them.
+        on_chunk (`Callable`, *optional*): called with each chunk's number and its seconds a frame as soon as they are
+            known, those of the warm-up included: where a run may be cut short, they can be written down.
     """
-    seconds, stages, numbers = [], [], []
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+    seconds, timings = [], []
     with start() as stream:
         for index in range(warm_up + chunks):
+            if index == warm_up and device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(device)
             begin = time.perf_counter()
             chunk = next(stream)
-            synchronize(device)
+            taken = (time.perf_counter() - begin) / chunk.num_frames
+            if on_chunk is not None:
+                on_chunk(index, taken)
             if index >= warm_up:
-                seconds.append((time.perf_counter() - begin) / chunk.num_frames)
-                stages.append({name: value / chunk.num_frames for name, value in chunk.timings.items()})
-                numbers.append(chunk.num_frames)
+                seconds.append(taken)
+                timings.append(chunk.timings)  # to be read later: that waits for the GPU
+        peak, frames = peak_memory_gib(device), chunk.num_frames
+        stages = [{name: 1000 * value / frames for name, value in each.items()} for each in timings]
     begin = time.perf_counter()
     with start() as stream:
         next(stream)
-        synchronize(device)
         first = time.perf_counter() - begin
-    names = {name: None for stage in stages for name in stage}
     return Measurement(
         chunks=chunks,
-        frames_per_chunk=numbers[0],
+        frames_per_chunk=frames,
         fps=1 / statistics.median(seconds),
         fps_slowest_chunk=1 / max(seconds),
         fps_fastest_chunk=1 / min(seconds),
         first_frames_seconds=first,
-        stage_ms_per_frame={
-            name: 1000 * statistics.median(stage.get(name, 0.0) for stage in stages) for name in names
-        },
-        peak_memory_gib=peak_memory_gib(device),
+        stage_ms_per_frame=medians(stages),
+        peak_memory_gib=peak,
     )
+
+
+def medians(stages: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The median of each stage over some chunks; a chunk in which it did not run counts as 0."""
+    names = {name: None for stage in stages for name in stage}
+    return {name: statistics.median(stage.get(name, 0.0) for stage in stages) for name in names}
 
 
 def synchronize(device: torch.device) -> None:
