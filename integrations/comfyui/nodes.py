@@ -17,8 +17,8 @@ from comfy_api.latest import ComfyExtension, Input, InputImpl, io
 
 from ultraflash_diffusers import UltraFlashStreamingPipeline, default_checkpoint
 from ultraflash_diffusers.pipelines.color_correction import ColorCorrection
+from ultraflash_diffusers.pipelines.memory_plan import peak_bytes, plan_memory
 from ultraflash_diffusers.pipelines.video_stream import VideoStream
-from ultraflash_diffusers.profiling.memory import peak_bytes, plan_memory
 from ultraflash_diffusers.video_io import VideoReader, VideoWriter
 
 PACKAGED = "packaged"
