@@ -297,12 +297,11 @@
     dice: () => Math.floor(Math.random() * 2 ** 32),
     // the settings of the page's address, so that a link reproduces them
     settings(...defaults) {
-      const query = new URLSearchParams(location.search), names = ["prompt", "size", "frames", "endless", "seed"];
-      return names.map((name, index) => {
-        const text = query.get(name), usual = defaults[index];
-        if (text === null) return usual;
-        if (typeof usual === "number") return Number.isFinite(Number(text)) ? Number(text) : usual;
-        return typeof usual === "boolean" ? text === "true" : text;
+      const query = new URLSearchParams(location.search), number = (text) => parseInt(text, 10);
+      const kinds = { prompt: String, size: String, frames: number, endless: (text) => text === "true", seed: number };
+      return Object.entries(kinds).map(([name, read], index) => {
+        const value = query.has(name) ? read(query.get(name)) : defaults[index];
+        return Number.isNaN(value) ? defaults[index] : value;
       });
     },
     async link(prompt, size, frames, endless, seed) {
