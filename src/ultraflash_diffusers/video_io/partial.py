@@ -73,7 +73,8 @@ class PartialFiles:
     def save_record(self, record: Mapping[str, Any]) -> None:
         """Replaces the record of the last checkpoint in one step."""
         replacement = self._sidecar("json.new")
-        replacement.write_text(json.dumps({"version": _VERSION, **record}, indent=2))
+        content = {"version": _VERSION, **record}
+        replacement.write_text(json.dumps(content | {"seal": _seal(content)}, indent=2))
         synchronise(replacement)
         replacement.replace(self._record)
 
@@ -89,7 +90,7 @@ class PartialFiles:
             record = json.loads(self._record.read_text())
         except ValueError:
             record = None
-        if not isinstance(record, dict) or record.get("version") != _VERSION:
+        if not isinstance(record, dict) or record.get("version") != _VERSION or record.pop("seal", 0) != _seal(record):
             raise ValueError(
                 f"{str(self._record)!r}, which says where to resume, is damaged or of another version: {ADVICE}"
             )
@@ -150,6 +151,11 @@ def checked_output(path: Path, source: VideoInfo | None) -> Path:
     if source and path.exists() and path.samefile(source.path):
         raise ValueError(f"`path` {str(path)!r} is the source itself")
     return path
+
+
+def _seal(record: Mapping[str, Any]) -> int:
+    """A checksum of a record, by which one with a changed number is told."""
+    return crc32(json.dumps(record, sort_keys=True).encode())
 
 
 def file_mark(path: Path) -> list[int]:

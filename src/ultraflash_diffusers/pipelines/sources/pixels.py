@@ -32,6 +32,17 @@ class PixelSourceState(StreamState):
     encoder: StreamState
 
 
+@dataclass
+class VideoFileState(PixelSourceState):
+    """State of a `VideoFileSource`, here because saved states are loaded before that is imported.
+
+    Args:
+        last_pts (`int`, *optional*): timestamp of the last of the `frames`, in the clip's ticks: a quick way there.
+    """
+
+    last_pts: int | None = None
+
+
 @dataclass(frozen=True)
 class TimedPixels:
     """Frames of a source that knows when they show.

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Generator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +13,7 @@ import numpy as np
 from ...models.video_encoder import VideoEncoder
 from ...video_io import VideoReader
 from .frames import frames_to_pixels
-from .pixels import PixelSource, PixelSourceState, TimedPixels
-
-
-@dataclass
-class VideoFileState(PixelSourceState):
-    """State of a [`VideoFileSource`].
-
-    Args:
-        last_pts (`int`, *optional*): timestamp of the last of the `frames`, in the clip's ticks: a quick way there.
-    """
-
-    last_pts: int | None = None
+from .pixels import PixelSource, PixelSourceState, TimedPixels, VideoFileState
 
 
 class VideoFileSource(PixelSource):
