@@ -32,8 +32,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ultraflash_diffusers.models.attention.backends import BACKENDS, triton_kernel
 from ultraflash_diffusers.models.attention.block_kv_cache import BlockKVCache
-from ultraflash_diffusers.models.attention.block_layout import BlockSparseSettings
-from ultraflash_diffusers.models.attention.block_selection import select_blocks
+from ultraflash_diffusers.models.attention.block_layout import BlockLayout, BlockSparseSettings
+from ultraflash_diffusers.models.attention.block_selection import BlockSelection, select_blocks
 from ultraflash_diffusers.models.attention.block_sparse_attention import block_sparse_attention
 
 
@@ -133,19 +133,14 @@ class Layer:
         return kernels
 
     def triton(self, settings: BlockSparseSettings) -> dict[str, Callable[[], torch.Tensor]]:
-        """The Triton kernel by itself, by launch setting, on random pairs of the selection's number."""
-        kept = self.selection(settings)()
-        volume, blocks = settings.volume, kept.shape[2:]
-        query, key, value = (
-            self.random(self.batch, self.heads, number * volume, self.channels)
-            for number in (blocks[0], blocks[1], blocks[1])
-        )
+        """The Triton kernel with its lists and the cache's update, by launch setting, on selected pairs."""
+        inputs = (*self.group, self.selection(settings)(), BlockLayout(self.grid, settings), self.cache)
         return {
-            str(launch): functools.partial(triton_kernel.attend, query, key, value, kept, volume, launch)
-            for launch in triton_kernel.launch_choices(self.device, volume, self.channels, self.dtype)
+            str(launch): functools.partial(triton_kernel.attend, *inputs, launch)
+            for launch in triton_kernel.launch_choices(self.device, settings.volume, self.channels, self.dtype)
         }
 
-    def selection(self, settings: BlockSparseSettings) -> Callable[[], torch.Tensor]:
+    def selection(self, settings: BlockSparseSettings) -> Callable[[], BlockSelection]:
         """Pooling of the group's blocks and the choice of pairs, as in the middle of the stream."""
         shape = (self.batch, self.heads, self.temporal, self.rows, self.columns, settings.volume, self.channels)
         query, key = self.random(*shape), self.random(*shape)
@@ -153,11 +148,12 @@ class Layer:
         held = torch.tensor(self.window, device=self.device)
         positions = torch.arange(self.window + self.temporal, device=self.device)
 
-        def select() -> torch.Tensor:
+        def select() -> BlockSelection:
             pooled_query, pooled_key = (blocks.mean(dim=-2, dtype=torch.float32) for blocks in (query, key))
             pooled_keys = torch.cat([cached, pooled_key], dim=2)
             top_k = settings.top_k(self.grid)
-            return select_blocks(pooled_query, pooled_keys, held, top_k, settings, positions, len(positions))
+            slots = self.cache.slots_of(-self.window, len(positions))
+            return select_blocks(pooled_query, pooled_keys, held, top_k, settings, slots, self.cache.slots)
 
         return select
 
@@ -179,7 +175,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     for density in options.density:
         settings = layer.settings(density)
         selection = layer.selection(settings)
-        kept = float(selection().float().mean())
+        kept = float(selection().pairs().float().mean())
         selection_ms = measure(selection)
         for backend in options.backends:
             total = measure(functools.partial(layer.attend, settings, backend))

@@ -67,7 +67,9 @@ def test_kept_pairs_are_what_the_selection_keeps(local_range: int) -> None:
     queries = torch.randn(1, 1, temporal, rows, columns, 16, generator=generator)
     keys = torch.randn(1, 1, window + temporal, rows, columns, 16, generator=generator)
     slots = torch.arange(window + temporal)
-    kept = select_blocks(queries, keys, torch.tensor(window), settings.top_k(grid), settings, slots, len(slots))
+    kept = select_blocks(
+        queries, keys, torch.tensor(window), settings.top_k(grid), settings, slots, len(slots)
+    ).pairs()
     expected = sparse_pairs(settings, grid, window) / settings.volume**2
     # a query block that would keep nothing keeps one key block
     assert expected <= kept.sum() <= expected + temporal * rows * columns / 2

@@ -15,11 +15,12 @@ import torch
 import torch.nn.functional as F
 from helpers.paths import ROOT
 
-from ultraflash_diffusers.models.attention import block_sparse_attention as sparse
-from ultraflash_diffusers.models.attention.backends import triton_kernel
+from ultraflash_diffusers.models.attention.backends import in_blocks, triton_kernel
+from ultraflash_diffusers.models.attention.backends.in_blocks import attend_in_blocks
 from ultraflash_diffusers.models.attention.backends.masked import attend_masked
 from ultraflash_diffusers.models.attention.block_kv_cache import BlockKVCache
-from ultraflash_diffusers.models.attention.block_layout import BlockSparseSettings
+from ultraflash_diffusers.models.attention.block_layout import BlockLayout, BlockSparseSettings
+from ultraflash_diffusers.models.attention.block_selection import BlockSelection
 from ultraflash_diffusers.models.attention.block_sparse_attention import block_sparse_attention
 
 HEADS, CHANNELS = 2, 8
@@ -256,8 +257,8 @@ def test_a_cache_for_a_single_use_is_refused_the_second_time():
 def test_heads_taken_in_parts_give_the_same(heads, single_use, monkeypatch):
     grid, generator = (6, 6, 7), torch.Generator().manual_seed(0)
     outputs = []
-    for limit in (sparse._WHOLE_ELEMENTS, 0):
-        monkeypatch.setattr(sparse, "_WHOLE_ELEMENTS", limit)
+    for limit in (in_blocks._WHOLE_ELEMENTS, 0):
+        monkeypatch.setattr(in_blocks, "_WHOLE_ELEMENTS", limit)
         generator.manual_seed(0)
         state = BlockKVCache.allocate(2, heads, CHANNELS, grid, SMALL, 2, single_use=single_use)
         for _ in range(3):
@@ -473,22 +474,78 @@ def test_flex_follows_the_dense_reference():
 TRITON = pytest.mark.skipif(not triton_kernel.AVAILABLE, reason="Triton is not installed")
 
 
+def random_attention(
+    grid: tuple[int, int, int], settings: BlockSparseSettings, heads: int, channels: int, single_use: bool | None
+) -> tuple[list[torch.Tensor], BlockSelection, BlockLayout, BlockKVCache | None]:
+    """A group of two samples and a full cache, of the given kind, in the middle of a stream; any pairs are kept."""
+    generator, layout = torch.Generator().manual_seed(0), BlockLayout(grid, settings)
+    cache, slots = None, layout.temporal
+    if single_use is not None:
+        cache = BlockKVCache.allocate(2, heads, channels, grid, settings, 3, single_use=single_use)
+        for buffer in (cache.keys, cache.values):
+            buffer.normal_(generator=generator)
+        cache.position.fill_(7)
+        slots = cache.joint_slots(layout.temporal)
+    group = [torch.randn(2, math.prod(grid), heads, channels, generator=generator) for _ in range(3)]
+    key_block = torch.stack(
+        [torch.randperm(slots * layout.spatial, generator=generator) for _ in range(layout.spatial)]
+    )
+    kept = torch.rand(2, heads, layout.temporal, *key_block.shape, generator=generator) < 0.3
+    kept[:, 0, 0, 0] = False  # one list is short, none is empty
+    kept[..., -1] |= ~kept.any(dim=-1)
+    return group, BlockSelection(kept, key_block, slots * layout.spatial), layout, cache
+
+
+def on_device(state: BlockKVCache | None, device: torch.device, dtype: torch.dtype) -> BlockKVCache | None:
+    return None if state is None else state.clone().to(device, dtype)
+
+
 @TRITON
-@pytest.mark.parametrize(("volume", "dtype"), [(16, torch.float32), (16, torch.float16), (128, torch.float16)])
-def test_the_triton_kernel_follows_the_dense_reference(volume, dtype):
+@pytest.mark.parametrize("single_use", [None, False, True])
+@pytest.mark.parametrize(
+    ("block", "grid", "dtype"),
+    [
+        ((2, 2, 4), (4, 4, 8), torch.float32),
+        ((2, 2, 4), (3, 5, 7), torch.float16),  # padded on all three axes
+        ((2, 8, 8), (2, 9, 12), torch.float16),
+    ],
+)
+def test_the_triton_kernel_follows_the_dense_reference(block, grid, dtype, single_use):
     """All ways to cut it, in Triton's interpreter (which cannot multiply bfloat16) where there is no GPU."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    generator = torch.Generator().manual_seed(0)
-    query, key, value = (torch.randn(2, 1, n * volume, 16, generator=generator).to(dtype) for n in (3, 6, 6))
-    kept = torch.rand(2, 1, 3, 6, generator=generator) < 0.4
-    kept[..., 1, :] = torch.tensor([False, False, True, False, False, False])
-    kept[..., 5] |= ~kept.any(dim=-1)
-    expected = attend_masked(query.float(), key.float(), value.float(), kept, volume)
-    on_device = [tensor.to(device) for tensor in (query, key, value, kept)]
-    for settings in triton_kernel.launch_choices(device, volume, 16, dtype):
-        output = triton_kernel.attend(*on_device, volume, settings).cpu()
+    settings = BlockSparseSettings(block)
+    group, selection, layout, cache = random_attention(grid, settings, 1, 16, single_use)
+    group = [tensor.to(dtype) for tensor in group]
+    before = on_device(cache, "cpu", dtype)
+    reference = on_device(before, "cpu", torch.float32)
+    expected = attend_in_blocks(attend_masked, *(tensor.float() for tensor in group), selection, layout, reference)
+    chosen = BlockSelection(selection.kept.to(device), selection.key_block.to(device), selection.key_blocks)
+    for launch in triton_kernel.launch_choices(device, settings.volume, 16, dtype):
+        after = on_device(before, device, dtype)
+        output = triton_kernel.attend(*(tensor.to(device) for tensor in group), chosen, layout, after, launch).cpu()
         assert output.dtype == dtype
-        assert relative_error(output.float(), expected) < (1e-6 if dtype == torch.float32 else 2e-3), settings
+        assert relative_error(output.float(), expected) < (1e-6 if dtype == torch.float32 else 2e-3), launch
+        if after is not None:
+            assert torch.equal(after.keys.cpu().float(), reference.keys)
+            assert torch.equal(after.values.cpu().float(), reference.values)
+
+
+@torch.no_grad()
+def test_lists_name_each_kept_block_and_the_longest_come_first():
+    _, selection, layout, cache = random_attention((4, 5, 7), WIDER, 3, 16, True)
+    order, counts, lists = triton_kernel.make_lists(selection, layout, cache)
+    pairs = selection.pairs().flatten(0, 2)
+    assert sorted(order.tolist()) == list(range(len(pairs)))
+    assert torch.equal(counts, pairs.sum(dim=-1, dtype=torch.int32))
+    assert (counts[order.long()].diff() <= 0).all() and counts.max() > counts.min() == 1
+    where = cache.sources(layout.temporal)
+    for row, count, own in zip(lists.tolist(), counts.tolist(), pairs, strict=True):
+        expected = set()
+        for block in own.nonzero().flatten().tolist():
+            source, spatial = int(where[block // layout.spatial]), block % layout.spatial
+            own_block = (-1 - source) * layout.spatial + spatial
+            expected.add(source * layout.spatial + spatial if source >= 0 else -1 - own_block)
+        assert set(row[:count]) == expected and len(expected) == count
 
 
 @TRITON
@@ -508,8 +565,9 @@ def test_the_triton_kernel_compiles_for_gpus_that_are_not_here(tmp_path):
         half = kernel["dtype"] == "bfloat16"
         assert bool(kernel["instructions"]["HGMMA"]) == (half and kernel["gpu"] == "H200"), kernel
         assert bool(kernel["instructions"]["HMMA"]) == (half and kernel["gpu"] != "H200"), kernel
-        assert bool(kernel["instructions"]["UTMALDG"]) == kernel["settings"]["tma"], kernel
-    assert sum(kernel["settings"]["tma"] for kernel in kernels) == 3
+        assert kernel["instructions"]["LDGSTS"] > 0, kernel
+    for balance in json.loads(report.read_text())["balance"]:
+        assert balance["longest_first"] >= 0.95 and balance["longest_first"] > balance["in_raster_order"], balance
 
 
 @TRITON
@@ -540,18 +598,19 @@ def test_the_triton_kernel_compiles_as_one_operator():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("single_use", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_triton_follows_the_dense_reference_on_a_gpu(dtype):
-    """At the released block and head size, every way to cut the kernel, TMA included."""
-    generator = torch.Generator("cuda").manual_seed(0)
-    query, key, value = (torch.randn(1, 3, n * 128, 128, generator=generator, device="cuda") for n in (39, 78, 78))
-    kept = torch.rand(1, 3, 39, 78, generator=generator, device="cuda") < 0.05
-    kept[..., 0] |= ~kept.any(dim=-1)
-    group = [tensor.to(dtype) for tensor in (query, key, value)]
-    expected = attend_masked(*(tensor.float() for tensor in group), kept, 128)
-    for settings in triton_kernel.launch_choices(query.device, 128, 128, dtype):
-        output = triton_kernel.attend(*group, kept, 128, settings)
-        assert relative_error(output.float(), expected) < (1e-4 if dtype == torch.float32 else 2e-2), settings
+def test_triton_follows_the_dense_reference_on_a_gpu(dtype, single_use):
+    """At the released block and head size, every way to cut the kernel."""
+    group, selection, layout, cache = random_attention((5, 20, 36), BlockSparseSettings(), 3, 128, single_use)
+    group = [tensor.to("cuda", dtype) for tensor in group]
+    before = on_device(cache, "cuda", dtype)
+    chosen = BlockSelection(selection.kept.cuda(), selection.key_block.cuda(), selection.key_blocks)
+    reference = on_device(before, "cuda", torch.float32)
+    expected = attend_in_blocks(attend_masked, *(tensor.float() for tensor in group), chosen, layout, reference)
+    for launch in triton_kernel.launch_choices(torch.device("cuda"), 128, 128, dtype):
+        output = triton_kernel.attend(*group, chosen, layout, on_device(before, "cuda", dtype), launch)
+        assert relative_error(output.float(), expected) < (1e-4 if dtype == torch.float32 else 2e-2), launch
 
 
 @pytest.mark.gpu

@@ -26,7 +26,7 @@ from helpers.wan_networks import (
 from peft import LoraConfig
 
 from ultraflash_diffusers.models import token_parts
-from ultraflash_diffusers.models.attention import block_sparse_attention
+from ultraflash_diffusers.models.attention.backends import in_blocks
 from ultraflash_diffusers.models.ultraflash_sr_transformer import SRStreamState, UltraFlashSRTransformer
 
 SR_CASES = sorted(path.stem for path in (REFERENCE / "cases").glob("sr_*"))
@@ -558,7 +558,7 @@ def test_parts_compile_as_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     network = make_sr(num_attention_heads=4, attention_head_dim=12)
     expected, _ = run_stream(network, groups, prompt())
     monkeypatch.setattr(token_parts, "_PART_TOKENS", 37)
-    monkeypatch.setattr(block_sparse_attention, "_WHOLE_ELEMENTS", 0)
+    monkeypatch.setattr(in_blocks, "_WHOLE_ELEMENTS", 0)
     network.compile_repeated_blocks(fullgraph=True, dynamic=False, backend="aot_eager")
     state = network.new_stream(3, batch_size=1, frames=4, height=8, width=12, single_use=True)
     samples, state = run_stream(network, groups[:1], prompt(), state)

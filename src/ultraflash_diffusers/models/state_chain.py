@@ -29,17 +29,15 @@ def superseded(state: str, gone_on: str) -> ValueError:
 
 
 class SingleUse:
-    """What states have in common that, where `single_use`, are called from once: the call overwrites what they hold.
+    """What states have in common that may be called from once, since the call overwrites what they hold.
 
     Nothing is checked or marked while code is compiled or captured, which runs without its host.
 
     Args:
-        single_use (`bool`): whether the state is such a one.
         used (`list[bool]`): whether it has been called from; one element, which copies by `dataclasses.replace` share
             like the buffers.
     """
 
-    single_use: bool
     used: list[bool]
     use: ClassVar[str] = "been used"  # as errors call it
 
@@ -47,9 +45,9 @@ class SingleUse:
         """Checks that the state may be called from.
 
         Raises:
-            ValueError: it is for a single use and has been.
+            ValueError: it has been.
         """
-        if self.single_use and self.used[0] and not shapes_are_static():
+        if self.used[0] and not shapes_are_static():
             raise ValueError(
                 f"`state` is for a single use and has {self.use}: go on from the newest state, branch with "
                 "`state.clone()` before that, or begin with `new_stream(single_use=False)`"

@@ -386,7 +386,8 @@ class UltraFlashSRTransformer(WanBackbone):
         """Checks that the state belongs to this network and these latents, and makes room where there is none yet."""
         if not isinstance(state, SRStreamState):
             raise ValueError(f"`state` must be an SRStreamState from `new_stream`, got {type(state).__name__}")
-        state.check_unused()
+        if state.single_use:
+            state.check_unused()
         dtype = self._stream_dtype(hidden_states.device, hidden_states.dtype)
         if state.cache is None:
             return self._allocated(state, hidden_states.shape[0], grid, hidden_states.device, dtype)

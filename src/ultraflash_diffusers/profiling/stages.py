@@ -178,7 +178,7 @@ def split_sparse_transformer(
 
     def select() -> torch.Tensor:
         pooled = [blocks.mean(dim=-2, dtype=torch.float32) for _ in range(2)][0].unflatten(3, (rows, columns))
-        return select_blocks(pooled, keys, cache.count, settings.top_k(grid), settings, slots, len(slots))
+        return select_blocks(pooled, keys, cache.count, settings.top_k(grid), settings, slots, len(slots)).pairs()
 
     def attend() -> torch.Tensor:
         backend = network.sparse_backend

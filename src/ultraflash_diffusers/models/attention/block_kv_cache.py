@@ -189,21 +189,46 @@ class BlockKVCache(StreamState):
         Returns:
             `tuple`: keys and values `[B, H, slots, S, V, D]` of the past and the group.
         """
-        temporal = keys.shape[2]
         if self.single_use:
-            slots = self._joint_slots(temporal)
+            slots = self._joint_slots(keys.shape[2])
             joint = _laid_out(self.keys, keys, slots), _laid_out(self.values, values, slots)
-            for buffer, new in ((self.keys, keys), (self.values, values)):
-                last = new[:, :, -self.slots :].detach().to(buffer.dtype)
-                buffer.copy_(torch.cat([buffer[:, :, temporal:], last], dim=2))
+            self.write(keys, values)
             return joint
-        slots = self.slots_of(0, temporal)
-        for buffer, new in ((self.keys, keys), (self.values, values)):
-            buffer.index_copy_(2, slots, new.detach().to(buffer.dtype))
+        self.write(keys, values)
         if not torch.is_grad_enabled():
             return self.keys, self.values
         # autograd must not see buffers that the next group writes into; what was cached has no gradient
+        slots = self.slots_of(0, keys.shape[2])
         return self.keys.index_copy(2, slots, keys), self.values.index_copy(2, slots, values)
+
+    def write(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Writes a group's blocks, both `[B, H, T, ...]`, over those that are no longer needed.
+
+        What follows T may have any shape of S * V * D elements, such as that of [`BlockLayout.view`].
+        """
+        for buffer, new in ((self.keys, keys), (self.values, values)):
+            buffer, new = buffer.view(*buffer.shape[:3], *new.shape[3:]), new.detach().to(buffer.dtype)
+            if not self.single_use:
+                buffer.index_copy_(2, self.slots_of(0, new.shape[2]), new)
+                continue
+            staying = max(self.slots - new.shape[2], 0)
+            if staying:
+                buffer[:, :, :staying] = buffer[:, :, new.shape[2] :].clone()
+            buffer[:, :, staying:] = new[:, :, -self.slots :]
+
+    def sources(self, temporal: int) -> torch.Tensor:
+        """Where the blocks in each slot of what `take` returns are before a group of `temporal` of them is written.
+
+        Returns:
+            `torch.Tensor` of shape `[slots]`: the slot of the buffers, or -1 - i for the group's temporal block i.
+        """
+        own = -1 - torch.arange(temporal, device=self.position.device)
+        past = torch.arange(self.slots, device=self.position.device)
+        if self.single_use:
+            return torch.empty_like(torch.cat([past, own])).index_copy_(
+                0, self._joint_slots(temporal), torch.cat([past, own])
+            )
+        return past.index_copy_(0, self.slots_of(0, temporal), own)
 
     def _joint_slots(self, temporal: int) -> torch.Tensor:
         """Where a single-use cache's blocks and then a group's lie, to be attended to.

@@ -103,7 +103,11 @@ class BlockLayout:
         return self.blocks[1] * self.blocks[2]
 
     def partition(self, tokens: torch.Tensor) -> torch.Tensor:
-        """`[B, t * h * w, H, D]` in raster order -> `[B, H, T, S, V, D]`, padded with zeros."""
+        """`[B, t * h * w, H, D]` in raster order -> `[B, H, T, S, V, D]`, padded with zeros; a copy."""
+        return self.view(tokens).flatten(5, 7).flatten(3, 4)
+
+    def view(self, tokens: torch.Tensor) -> torch.Tensor:
+        """`[B, t * h * w, H, D]` -> `[B, H, T, rows, columns, t, h, w, D]`, a view where nothing has to be padded."""
         t, h, w = self.settings.block_size
         temporal, rows, columns = self.blocks
         padded = (temporal * t, rows * h, columns * w)
@@ -113,7 +117,11 @@ class BlockLayout:
             tokens = F.pad(tokens, (0, 0, 0, 0, 0, missing[2], 0, missing[1], 0, missing[0]))
         blocks = tokens.unflatten(3, (columns, w)).unflatten(2, (rows, h)).unflatten(1, (temporal, t))
         # [B, T, t, rows, h, columns, w, H, D]
-        return blocks.permute(0, 7, 1, 3, 5, 2, 4, 6, 8).flatten(5, 7).flatten(3, 4)
+        return blocks.permute(0, 7, 1, 3, 5, 2, 4, 6, 8)
+
+    def pool(self, tokens: torch.Tensor) -> torch.Tensor:
+        """The means of blocks, `[B, t * h * w, H, D]` -> `[B, H, T, S, D]`, without gradients: nothing is copied."""
+        return self.view(tokens.detach()).mean(dim=(5, 6, 7), dtype=pooled_dtype(tokens.dtype)).flatten(3, 4)
 
     def unpartition(self, blocks: torch.Tensor) -> torch.Tensor:
         """`[B, H, Q * V, D]` -> `[B, t * h * w, H, D]` in raster order, padding cut off."""

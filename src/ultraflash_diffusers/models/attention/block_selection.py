@@ -17,6 +17,31 @@ import torch.nn.functional as F
 from .block_layout import BlockSparseSettings
 
 
+@dataclasses.dataclass  # not frozen: compiled code that makes one cannot use it then (PyTorch 2.11)
+class BlockSelection:
+    """The pairs of blocks that attend: for each query block, which of the M key blocks that it may see.
+
+    Args:
+        kept (`torch.Tensor` of shape `[B, H, T, S, M]`, bool): whether the pair attends; at least one a query block.
+        key_block (`torch.Tensor` of shape `[S, M]`, int64): the key blocks that the S query blocks of a frame may see,
+            as numbers below K.
+        key_blocks (`int`): K, key blocks in what is attended to.
+    """
+
+    kept: torch.Tensor
+    key_block: torch.Tensor
+    key_blocks: int
+
+    def pairs(self) -> torch.Tensor:
+        """The mask `[B, H, Q, K]`: True where a query block attends to a key block."""
+        pairs = torch.zeros(*self.kept.shape[:4], self.key_blocks, dtype=torch.bool, device=self.kept.device)
+        return pairs.scatter_(-1, self.key_block.expand_as(self.kept), self.kept).flatten(2, 3)
+
+    def heads(self, part: slice) -> BlockSelection:
+        """The pairs of some of the heads."""
+        return dataclasses.replace(self, kept=self.kept[:, part])
+
+
 @torch.no_grad()
 def select_blocks(
     pooled_queries: torch.Tensor,
@@ -26,7 +51,7 @@ def select_blocks(
     settings: BlockSparseSettings,
     slots: torch.Tensor,
     num_slots: int,
-) -> torch.Tensor:
+) -> BlockSelection:
     """Chooses the pairs of blocks that attend, each head and sample for itself.
 
     Only pairs inside the window and not after the query's chunk are scored. Of all scored pairs of one temporal query
@@ -43,7 +68,7 @@ def select_blocks(
         num_slots (`int`): temporal blocks in the buffers.
 
     Returns:
-        `torch.Tensor` of shape `[B, H, Q, K]`: True where a query block attends to a key block of the buffers.
+        [`BlockSelection`]: of the key blocks of the buffers.
     """
     rows, columns, channels = pooled_queries.shape[3:]
     temporal, positions, spatial = pooled_queries.shape[2], pooled_keys.shape[2], rows * columns
@@ -62,8 +87,7 @@ def select_blocks(
     own = (position == first + index)[:, None, :, None] & window.own[:, None]
     kept = kept | (own.flatten(2) & (held == 0))
     key_block = (slots[:, None] * spatial + window.block[:, None]).flatten(1)  # [S, P * window]
-    pairs = torch.zeros(*kept.shape[:4], num_slots * spatial, dtype=torch.bool, device=device)
-    return pairs.scatter_(-1, key_block.expand_as(kept), kept).flatten(2, 3)
+    return BlockSelection(kept, key_block, num_slots * spatial)
 
 
 def _without_autocast(device: str) -> AbstractContextManager[None]:

@@ -15,14 +15,11 @@ import math
 import torch
 from diffusers.models.attention_dispatch import AttentionBackendName
 
-from .backends import Backend, choose_backend
+from .backends import choose_backend
+from .backends.in_blocks import head_parts
 from .block_kv_cache import BlockKVCache
 from .block_layout import BlockLayout, BlockSparseSettings, pool
-from .block_selection import select_blocks
-
-# keys of more elements are taken some heads at a time, in so many parts: what is cut into blocks is a copy
-_WHOLE_ELEMENTS = 2**25
-_HEAD_PARTS = 4
+from .block_selection import BlockSelection, select_blocks
 
 
 @dataclasses.dataclass  # not frozen, like `CachedAttention`
@@ -84,36 +81,25 @@ def block_sparse_attention(
     layout = BlockLayout(grid, settings)
     _check_inputs(query, key, value, layout, cache, kv_cache_blocks)
     attend = choose_backend(backend, query, key, value, settings)
-    temporal, heads = layout.temporal, query.shape[2]
     if cache is None:
         window, held = 0, torch.zeros((), dtype=torch.int64, device=query.device)
     else:
-        if not cache.single_use and cache.slots < cache.kv_cache_blocks + temporal:
-            cache = cache.grow(cache.kv_cache_blocks + temporal)
+        if not cache.single_use and cache.slots < cache.kv_cache_blocks + layout.temporal:
+            cache = cache.grow(cache.kv_cache_blocks + layout.temporal)
         window = kv_cache_blocks if isinstance(kv_cache_blocks, int) else cache.kv_cache_blocks
         limit = kv_cache_blocks.clamp(max=window) if isinstance(kv_cache_blocks, torch.Tensor) else window
         held = cache.count.clamp(max=limit)
-    step = heads if torch.is_grad_enabled() else _heads_at_a_time(query, layout, window)
-    parts = [slice(first, first + step) for first in range(0, heads, step)]
-    # one selection for all heads, since means are small: on a GPU its many steps take no longer than for some heads
-    pooled_queries, pooled_keys = (
-        torch.cat([pool(layout.partition(tensor[:, :, part])) for part in parts], dim=1) for tensor in (query, key)
-    )
-    kept = _select(pooled_queries, pooled_keys, layout, cache, held, window)
-    outputs = []
-    for part in parts:
-        group = (query[:, :, part], key[:, :, part], value[:, :, part])
-        part_cache = None if cache is None else cache.heads(part)
-        outputs.append(_attend_heads(*group, kept[:, part], layout, part_cache, attend))
-    output = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
-    return output, None if cache is None else cache.advance(held, temporal, limit)
+    kept = _select(_pool(query, layout, cache), _pool(key, layout, cache), layout, cache, held, window)
+    output = attend(query, key, value, kept, layout, cache)
+    return output, None if cache is None else cache.advance(held, layout.temporal, limit)
 
 
-def _heads_at_a_time(query: torch.Tensor, layout: BlockLayout, window: int) -> int:
-    """How many heads to cut into blocks together; each attends for itself, so the result does not depend on it."""
-    batch, _, heads, channels = query.shape
-    tokens = (window + layout.temporal) * layout.spatial * layout.settings.volume
-    return heads if batch * heads * tokens * channels <= _WHOLE_ELEMENTS else -(-heads // _HEAD_PARTS)
+def _pool(tokens: torch.Tensor, layout: BlockLayout, cache: BlockKVCache | None) -> torch.Tensor:
+    """[`BlockLayout.pool`]; on a CPU over copies of the blocks, which sums each from end to end."""
+    if tokens.device.type != "cpu":
+        return layout.pool(tokens)
+    parts = [pool(layout.partition(tokens[:, :, part])) for part in head_parts(tokens, layout, cache)]
+    return torch.cat(parts, dim=1)
 
 
 def _select(
@@ -123,7 +109,7 @@ def _select(
     cache: BlockKVCache | None,
     held: torch.Tensor,
     window: int,
-) -> torch.Tensor:
+) -> BlockSelection:
     """[`select_blocks`] for a group's means, both `[B, H, T, S, D]`, after `held` of `window` cached blocks."""
     temporal, rows, columns = layout.blocks
     num_slots, slots = temporal, torch.arange(temporal, device=held.device)
@@ -139,25 +125,6 @@ def _select(
         slots,
         num_slots,
     )
-
-
-def _attend_heads(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    kept: torch.Tensor,
-    layout: BlockLayout,
-    cache: BlockKVCache | None,
-    attend: Backend,
-) -> torch.Tensor:
-    """[`block_sparse_attention`] of some heads to their kept blocks: `[B, t * h * w, heads, D]`."""
-    queries, keys, values = (layout.partition(tensor) for tensor in (query, key, value))
-    if cache is not None:
-        keys, values = cache.take(keys, values)
-    queries, keys, values = (blocks.flatten(2, 4) for blocks in (queries, keys, values))
-    output = attend(queries, keys, values, kept, layout.settings.volume)
-    del queries, keys, values  # before the result is copied once more
-    return layout.unpartition(output)
 
 
 def _check_inputs(

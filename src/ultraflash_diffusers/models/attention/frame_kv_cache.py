@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import ClassVar
 
 import torch
 from diffusers.configuration_utils import FrozenDict
@@ -244,8 +243,7 @@ class PastKVCache(SingleUse, FrameKVCache):
     """
 
     used: list[bool] = dataclasses.field(default_factory=lambda: [False])
-    single_use: ClassVar[bool] = True  # type: ignore[misc]  # here of the class, elsewhere of a state
-    use: ClassVar[str] = "committed"
+    use = "committed"
 
     def window(
         self, position: torch.Tensor, number: int, oldest: torch.Tensor | int, commit: bool, static_shapes: bool

@@ -8,15 +8,21 @@ from collections.abc import Callable
 
 import torch
 
-from ..block_layout import BlockSparseSettings
+from ..block_kv_cache import BlockKVCache
+from ..block_layout import BlockLayout, BlockSparseSettings
+from ..block_selection import BlockSelection
 from . import triton_kernel
 from .flex import attend_flex, compiled_flex
 from .gathered import attend_gathered, attend_gathered_opaquely
+from .in_blocks import AttendBlocks, attend_in_blocks
 from .masked import attend_masked
 
 BACKENDS = ("auto", "flex", "gather", "sdpa", "triton")
-# query [B, H, Q * V, D], key and value [B, H, K * V, D], kept pairs [B, H, Q, K], V -> [B, H, Q * V, D]
-Backend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]
+# query, key and value `[B, t * h * w, H, D]` of a group in raster order, the pairs that attend, the group's blocks and
+# the stream's memory, if there is one, which takes the group in -> the result, like `query`
+Backend = Callable[
+    [torch.Tensor, torch.Tensor, torch.Tensor, BlockSelection, BlockLayout, BlockKVCache | None], torch.Tensor
+]
 
 
 def check_backend(backend: str) -> None:
@@ -44,8 +50,10 @@ def choose_backend(
     if backend == "triton":
         return _triton(query, settings, with_gradients)
     if backend == "flex":
-        return _flex(query, settings.volume, with_gradients)
-    return _gathered(with_gradients) if backend == "gather" else attend_masked
+        attend = _flex(query, settings.volume, with_gradients)
+    else:
+        attend = _gathered(with_gradients) if backend == "gather" else attend_masked
+    return functools.partial(attend_in_blocks, attend)
 
 
 def _resolve(query: torch.Tensor, settings: BlockSparseSettings, with_gradients: bool) -> str:
@@ -66,11 +74,10 @@ def _triton(query: torch.Tensor, settings: BlockSparseSettings, with_gradients: 
         )
     if with_gradients:
         raise ValueError("`backend` 'triton' has no gradients: use 'flex' or 'sdpa'")
-    opaque = torch.compiler.is_compiling() or query.device.type == "meta"
-    return triton_kernel.attend_opaquely if opaque else triton_kernel.attend
+    return triton_kernel.attend
 
 
-def _flex(query: torch.Tensor, volume: int, with_gradients: bool) -> Backend:
+def _flex(query: torch.Tensor, volume: int, with_gradients: bool) -> AttendBlocks:
     on_cpu = query.device.type == "cpu"
     if on_cpu and with_gradients:
         raise ValueError("`backend` 'flex' has no gradients on a CPU: use 'gather' or 'sdpa'")
@@ -80,7 +87,7 @@ def _flex(query: torch.Tensor, volume: int, with_gradients: bool) -> Backend:
     return functools.partial(attend, with_gradients=with_gradients)
 
 
-def _gathered(with_gradients: bool) -> Backend:
+def _gathered(with_gradients: bool) -> AttendBlocks:
     if not torch.compiler.is_compiling():
         return attend_gathered
     if with_gradients:

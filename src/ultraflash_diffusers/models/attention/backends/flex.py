@@ -9,8 +9,6 @@ from collections.abc import Callable
 import torch
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from .block_lists import block_lists
-
 
 def attend_flex(
     query: torch.Tensor,
@@ -21,7 +19,7 @@ def attend_flex(
     with_gradients: bool,
 ) -> torch.Tensor:
     """FlexAttention over the kept pairs; only to be run inside `torch.compile`."""
-    counts, indices = block_lists(kept)
+    counts, indices = _block_lists(kept)
 
     def keeps(batch: torch.Tensor, head: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
         # kernels skip it inside full blocks; where block metadata is ignored (eager mode) it still masks
@@ -44,3 +42,20 @@ def attend_flex(
 def compiled_flex() -> Callable[..., torch.Tensor]:
     # the first shape is compiled as it is, the others together, with dynamic shapes
     return torch.compile(attend_flex, fullgraph=True)
+
+
+def _block_lists(kept: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Turns the mask of kept pairs into lists, without a sort and without asking the device how long they are.
+
+    Args:
+        kept (`torch.Tensor` of shape `[B, H, Q, K]`, bool): which key blocks each query block attends to.
+
+    Returns:
+        `tuple`: their number, `[B, H, Q]`, and their indices in front of `[B, H, Q, K]`, zeros behind; int32 both.
+    """
+    key_blocks = kept.shape[3]
+    counts = kept.sum(dim=-1, dtype=torch.int32)
+    place = torch.where(kept, kept.cumsum(dim=-1) - 1, key_blocks)  # what is not kept goes behind the end
+    numbers = torch.arange(key_blocks, device=kept.device, dtype=torch.int32).expand_as(kept)
+    indices = torch.zeros(*kept.shape[:3], key_blocks + 1, device=kept.device, dtype=torch.int32)
+    return counts, indices.scatter_(-1, place, numbers)[..., :key_blocks].contiguous()
