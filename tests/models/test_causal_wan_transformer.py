@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -411,14 +411,37 @@ def test_compiles_once_for_all_chunks(kind: str, regional: bool, single_use: boo
         network.compile(fullgraph=True, backend="aot_eager")
     state = network.new_stream(batch_size=1, height=8, width=12, single_use=single_use)
     samples: list[torch.Tensor] = []
-    # blocks that are compiled alone have one graph while the window fills and one, without a mask, from then on
-    warm_up = 3 if regional and kind == "rolling" else 1
+    # blocks that are compiled alone have a graph for each number of filled slots, or one for several, and no mask
+    warm_up = 3 if regional else 1
     for index, hidden_states in enumerate(chunks):
         with no_recompile() if index >= warm_up else contextlib.nullcontext():
             network(chunk(51), clean(), prompt(), state=state)  # a denoising step
             (sample,), state = run_stream(network, [hidden_states], prompt(), state)
             samples.append(sample)
     assert_same(samples, expected)
+
+
+@pytest.mark.parametrize("single_use", [False, True])
+@torch.no_grad()
+def test_compiled_blocks_take_no_mask(single_use: bool) -> None:
+    """A graph for each number of filled slots and each kind of call; attention in it has queries, keys and values."""
+    torch.compiler.reset()
+    graphs: list[torch.fx.GraphModule] = []
+
+    def record(graph: torch.fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        graphs.append(graph)
+        return graph.forward
+
+    network = make("rolling")  # window 5, of which a chunk takes 2
+    network.compile_repeated_blocks(fullgraph=True, dynamic=False, backend=record)
+    state = network.new_stream(batch_size=1, height=8, width=12, single_use=single_use)
+    for seed in range(5):
+        network(chunk(51), clean(), prompt(), state=state)
+        _, state = run_stream(network, [chunk(seed)], prompt(), state)
+    attention = [node for graph in graphs for node in graph.graph.nodes if "scaled_dot_product" in str(node.target)]
+    assert len(graphs) == 2 * 3 and len(attention) == 2 * len(graphs)
+    for node in attention:
+        assert node.kwargs.get("attn_mask") is None and len(node.args) <= 3, node.format_node()
 
 
 # bad input

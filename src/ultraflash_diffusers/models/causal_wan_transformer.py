@@ -387,9 +387,11 @@ def _check_state(state: CausalWanStreamState, frames: int) -> None:
     if not isinstance(state, CausalWanStreamState):
         raise ValueError(f"`state` must be a CausalWanStreamState from `new_stream`, got {type(state).__name__}")
     if state.rolling:
-        # an empty cache, of a stream that begins or was rewound, takes what will be its sink in the same call
-        empty = state.cache is not None and state.cache.committed == 0
-        room = state.cache_frames - (0 if empty else state.sink_frames)
+        room = state.cache_frames - state.sink_frames
+        # an empty cache, of a stream that begins or was rewound, takes what will be its sink in the same call; whether
+        # it is one is asked only where it matters, since compiled code would depend on it
+        if frames > room and state.cache is not None and state.cache.committed == 0:
+            room = state.cache_frames
         if frames > room:
             raise ValueError(f"`hidden_states` has {frames} frames, more than the {room} of the rolling window")
         return

@@ -30,7 +30,7 @@ class CachedAttention:
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, backend: AttentionBackendName
     ) -> tuple[torch.Tensor, None]:
         keys, values = self._with_own(self.keys, key), self._with_own(self.values, value)
-        if self.mask is not None:  # only while a compiled stream's window fills; most kernels take no mask
+        if self.mask is not None:  # only where the host does not know what is filled; most kernels take no mask
             backend = AttentionBackendName.NATIVE
         return dispatch_attention_fn(query, keys, values, attn_mask=self.mask, backend=backend), None
 

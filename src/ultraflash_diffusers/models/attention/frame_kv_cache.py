@@ -138,15 +138,17 @@ class FrameKVCache(StreamState):
         """Plans a call.
 
         Attention runs over the filled slots alone, and without a mask where all of them count. The host knows which
-        those are; only where compiled code has hidden it, or `oldest` is a tensor, is it read from the device. While
-        compiling, all slots are read under a mask, and no shape depends on how far the stream has come.
+        those are, also for blocks that are compiled by themselves: they get one graph for each number of filled slots,
+        since most kernels take no mask. Only where compiled code has hidden it, or `oldest` is a tensor, is it read
+        from the device. While compiling, all slots are read under a mask, and no shape depends on how far the stream
+        has come.
 
         Args:
             position (`torch.Tensor`, 0-d int64): the first frame of the call.
             number (`int`): how many frames the call has.
             oldest (`int` or `torch.Tensor`): the oldest frame that they see; as a number, 0 for all.
             commit (`bool`): whether they stay in the cache.
-            static_shapes (`bool`): whether to read all slots, under a mask until all are filled.
+            static_shapes (`bool`): whether to read all slots, under a mask, where the host does not know better.
 
         Raises:
             ValueError: a later state has overwritten frames that this one needs, or has gone on where this call would
@@ -164,9 +166,8 @@ class FrameKVCache(StreamState):
                 self._check_current(position, number, visible & (frames < position), commit)
             filled = self.filled_slots(number)
             if filled is not None and isinstance(oldest, int):
-                if filled == self.slots or not static_shapes:
-                    return FrameWindow(slots, frames, filled, None, number)
-            elif not static_shapes:
+                return FrameWindow(slots, frames, filled, None, number)
+            if not static_shapes:
                 seen = visible.tolist()
                 length = max(slot + 1 for slot in range(self.slots) if seen[slot])
                 if all(seen[:length]):
@@ -265,7 +266,7 @@ class PastKVCache(SingleUse, FrameKVCache):
         kept = slot + surplus * (slot >= self.sink_frames)  # which one of the held and the call's frames, in order
         source = torch.where(kept < held, kept, (self.slots + kept - held).clamp(max=len(both) - 1))
         frames = torch.where(kept < held + number, both[source], -1)
-        if filled is not None and (filled == self.slots or not static_shapes):
+        if filled is not None:
             return FrameWindow(source, frames, filled, None, number)
         mask = (both >= 0).repeat_interleave(self.height * self.width)[None, None, None]
         return FrameWindow(source, frames, self.slots, mask, number)

@@ -70,10 +70,10 @@ class GeneratorCalls(_TransformerCalls):
         """
         timestep = torch.full((latents.shape[0],), 1000 * sigma, device=latents.device)
         latents = latents.to(self.network.dtype)
-        # compiled code needs another graph for fewer frames, and once all slots of the cache are filled
+        # compiled code needs another graph for fewer frames, and for each number of filled slots of the cache
         frames, cache = latents.shape[2], state.cache
-        full = cache is not None and cache.filled_slots(frames // self.network.config.patch_size[0]) == cache.slots
-        with self._calls((frames, commit, full)):
+        filled = None if cache is None else cache.filled_slots(frames // self.network.config.patch_size[0])
+        with self._calls((frames, commit, filled)):
             flow, state = self.network(latents, timestep, text, state=state, commit=commit, return_dict=False)
         return flow.float(), state
 

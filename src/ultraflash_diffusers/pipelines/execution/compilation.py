@@ -17,15 +17,16 @@ from torch._dynamo import config
 from torch._dynamo.eval_frame import OptimizedModule
 from torch._dynamo.utils import counters
 
-# that may be compiled of one function: enough for some two hundred sizes of video
+# that may be compiled of one function: enough for some eighty sizes of video
 _GRAPHS = 1024
 
 
 def allow_graphs() -> None:
     """Lets this thread compile a network for many sizes.
 
-    The blocks of both transformers have five graphs in all for each size; eight of a function are allowed by default,
-    beyond which calls fail. Newer PyTorch keeps that limit per thread.
+    The blocks of both transformers have some twelve graphs in all for each size: of the generator's, two for each
+    number of filled slots. Eight of a function are allowed by default, beyond which calls fail. Newer PyTorch keeps
+    that limit per thread.
     """
     if config.recompile_limit < _GRAPHS:
         config.recompile_limit = _GRAPHS

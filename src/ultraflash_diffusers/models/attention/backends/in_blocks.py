@@ -31,7 +31,7 @@ def attend_in_blocks(
     """A [`Backend`] by a function of blocks."""
     outputs = []
     for part in head_parts(query, layout, cache):
-        group = (tensor[:, :, part] for tensor in (query, key, value))
+        group = (query[:, :, part], key[:, :, part], value[:, :, part])
         own = None if cache is None else cache.heads(part)
         outputs.append(_attend(attend, *group, selection.heads(part), layout, own))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
