@@ -592,6 +592,24 @@ def test_the_script_trains_resumes_and_distils(material: Path) -> None:
     assert one.shape == other.shape and not one.equal(other)
 
 
+def test_samples_of_one_chunk_are_learnt_and_held_out_clips_may_have_any_length(material: Path) -> None:
+    for name, frames in (("one_chunk", 11), ("held_out", 14)):
+        (material / name).mkdir()
+        write_video(material / name / "a.mp4", texture(9, frames, 48, 64))
+    clips = {"train_data_dir": material / "one_chunk", "validation_data_dir": material / "held_out"}
+    options = clips | {
+        "config": material / "generator.json",
+        "cache_dir": material / "cache_of_one",
+        "logging_steps": 1,
+    }
+    # the held-out video is 14 frames: a clip of 11, of which 9 are generated, and a rest of 3
+    output = run_script(material, "one", **options, sample_chunks=1, synthetic_scenes=False, clip_frames=11)
+    lines = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    assert all(np.isfinite(line["loss"]) for line in lines if "loss" in line) and len(lines) > 4
+    assert "its 3 frames are less than validation's 9" in (output / "left_out.jsonl").read_text()
+    assert (output / "validation" / "step-6" / "clip-0.mp4").is_file()
+
+
 def test_the_script_trains_on_captioned_clips_beside_scenes(material: Path) -> None:
     clips = material / "clips"
     clips.mkdir()

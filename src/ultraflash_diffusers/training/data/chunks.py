@@ -144,7 +144,7 @@ class ChunkDataset(Dataset):
         chunk_frames (`int`): samples start at whole chunks.
         batch_size (`int`): samples of a batch.
         start_share (`float`, *optional*, defaults to 0.5): share of samples that start where their clip does, beside
-            those that do so by chance.
+            those that do so by chance. Samples of one chunk all do: there is no past in them to follow.
         seed (`int`, *optional*, defaults to 0): of all choices.
 
     Raises:
@@ -181,6 +181,8 @@ class ChunkDataset(Dataset):
         clip = clips[int(rng.integers(len(clips)))]
         places = (clip.frames - self.frames) // self.chunk_frames + 1
         first = 0 if rng.random() < self.start_share else int(rng.integers(places))
+        if self.frames == self.chunk_frames:
+            first = 0  # a single chunk has no past to follow: it can only be its clip's first
         text = clip.texts[rng.integers(len(clip.texts))]
         start = first * self.chunk_frames
         return torch.from_numpy(clip.read(start, start + self.frames)), first == 0, text

@@ -80,6 +80,7 @@ def load_data(
         arguments.seed,
         batches_per_step(arguments, accelerator),
     )
+    held_out_clips = _long_enough(held_out_clips, arguments.validation_frames, left_out)
     batches = [
         validation_crop(clip, arguments.validation_frames, spatial, scale is not None) for clip in held_out_clips
     ]
@@ -210,6 +211,17 @@ def load_degradation(name_or_file: str, scale: int) -> Transform:
         return from_config(json.loads(file.read_text()))
     except ValueError as error:
         raise ValueError(f"`degradation` {name_or_file!r}: {error}") from error
+
+
+def _long_enough(clips: list[CachedClip], frames: int, left_out: list[LeftOut]) -> list[CachedClip]:
+    """Leaves out what is too short to be validated, such as the ends of longer videos; not if all clips are."""
+    long, short = ([clip for clip in clips if (clip.frames >= frames) == wanted] for wanted in (True, False))
+    if not long:
+        return clips
+    left_out += [
+        LeftOut(str(clip.high), f"its {clip.frames} frames are less than validation's {frames}") for clip in short
+    ]
+    return long
 
 
 def _report_left_out(output_dir: Path, left_out: list[LeftOut]) -> None:

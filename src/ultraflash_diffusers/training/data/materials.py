@@ -17,6 +17,7 @@ from ...models.hr_autoencoder import HRAutoencoder
 from ..files import weights_fingerprint
 from ..starting_points.token_subspace import TokenSubspace, cut_patches
 from .chunks import CachedLatents, CaptionedClip, ChunkBatch, MixedLatents, Pool, claim_folder, encode_clips, pixels_of
+from .crops import Crop
 from .inputs import cache_folder, load_data
 from .preparation import CachedClip
 from .scenes import all_scenes, captioned_clips, drawing_fingerprint, recolorings
@@ -76,16 +77,30 @@ def load_scenes(arguments: argparse.Namespace) -> Material:
 def load_clips(arguments: argparse.Namespace, accelerator: Accelerator) -> Material:
     """The clips of a folder or dataset."""
     crop = arguments.crops[0]
-    dataset, batches = load_data(arguments, accelerator, spatial=1, temporal=1, with_flow=False)
+    # what is generated for comparison is of the training clips' size: whole chunks of whole patches
+    same_length = argparse.Namespace(**vars(arguments) | {"validation_frames": crop.frames})
+    dataset, batches = load_data(same_length, accelerator, spatial=1, temporal=1, with_flow=False)
 
     def read() -> Iterator[CaptionedClip]:
         for clip in dataset.clips:
-            top, left = (clip.height - crop.height) // 2, (clip.width - crop.width) // 2
-            frames = np.load(clip.high, mmap_mode="r")[: crop.frames]
-            yield np.array(frames[:, top : top + crop.height, left : left + crop.width]), [clip.text]
+            yield _centre(np.load(clip.high, mmap_mode="r"), crop), [clip.text]
 
-    held_out = [(batch.high[0].permute(1, 2, 3, 0).numpy(), batch.texts) for batch in batches]
+    shown = ((batch.high[0].permute(1, 2, 3, 0).numpy(), batch.texts) for batch in batches)
+    held_out = [(_centre(frames, crop), texts) for frames, texts in shown]
     return Material(clips_fingerprint(dataset.clips), read, len(dataset.clips), held_out, TOKENS_OF_CLIP, every=1)
+
+
+def _centre(frames: np.ndarray, crop: Crop) -> np.ndarray:
+    """The first frames, and of these the middle.
+
+    Raises:
+        ValueError: the clip is smaller than the crop.
+    """
+    height, width = frames.shape[1:3]
+    if height < crop.height or width < crop.width:
+        raise ValueError(f"a clip is {height}x{width}, smaller than --crops {crop}: generators train at one size")
+    top, left = (height - crop.height) // 2, (width - crop.width) // 2
+    return np.array(frames[: crop.frames, top : top + crop.height, left : left + crop.width])
 
 
 def clips_fingerprint(clips: Sequence[CachedClip]) -> str:
