@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -412,6 +413,55 @@ def test_flow_matching_trains_on_cached_latents(videos: Path, tmp_path: Path) ->
     assert list((tmp_path / "cache" / "latents").rglob("*.npy")) and list(
         (tmp_path / "cache" / "texts").rglob("*.npy")
     )
+
+
+def test_metadata_of_other_editors_is_read(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (32, 32)).save(tmp_path / name)
+    rows = [{"file_name": "a.png", "text": "one\u2028two\u0085three"}, {"file_name": "b.png", "text": None}]
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\r\n" for row in rows)
+    (tmp_path / "metadata.jsonl").write_bytes(text.encode("utf-8-sig"))
+    assert [source.text for source in find_sources(tmp_path)] == ["one\u2028two\u0085three", ""]
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": null}\n')
+    with pytest.raises(ValueError, match="line 1 of .*file_name"):
+        find_sources(tmp_path)
+
+
+def test_clips_of_one_name_size_and_time_in_two_folders_are_two(tmp_path: Path) -> None:
+    sources = []
+    for folder, level in (("s1", 40), ("s2", 200)):
+        (tmp_path / folder).mkdir()
+        path = tmp_path / folder / f"{'0001' * 55}.bmp"  # a long name, too
+        Image.new("RGB", (32, 32), (level,) * 3).save(path)
+        os.utime(path, (1, 1))
+        sources.append(MediaFile(path))
+    clips = prepare_clips(sources, tmp_path / "cache", Preparation(clip_frames=2))
+    assert sorted(round(np.load(clip.high).mean()) for clip in clips) == [40, 200]
+
+
+def test_pictures_of_16_bits_floats_and_transparency_are_what_they_show(tmp_path: Path) -> None:
+    rows = np.linspace(0, 1, 48)[:, None].repeat(64, 1)
+    Image.fromarray((rows * 65535).astype(np.uint16)).save(tmp_path / "deep.png")
+    Image.fromarray(rows.astype(np.float32)).save(tmp_path / "float.tif")
+    grey = np.full((48, 64, 4), 100, np.uint8)
+    grey[..., 3] = (rows < 0.5) * 255
+    Image.fromarray(grey).save(tmp_path / "alpha.png")
+    clips = prepare_clips(find_sources(tmp_path), tmp_path / "cache", Preparation(clip_frames=1))
+    first = {clip.high.parent.name.split("-")[0]: np.load(clip.high)[0].astype(float) for clip in clips}
+    for name in ("deep", "float"):
+        assert 100 < first[name].mean() < 155 and first[name].std() > 20
+    assert (first["alpha"][0] == 100).all() and (first["alpha"][-1] == 255).all()
+
+
+def test_a_run_inside_its_data_does_not_learn_its_own_output(videos: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(videos, data, ignore=shutil.ignore_patterns("metadata.jsonl"))
+    (data / "run" / "validation" / "step-0").mkdir(parents=True)
+    shutil.copy(next(videos.glob("*.mp4")), data / "run" / "validation" / "step-0" / "clip-0.mp4")
+    arguments = parsed(data, data / "run", train_batch_size=1, clip_frames=9, crops="9x32x32")
+    dataset, _ = load_data(arguments, Accelerator(cpu=True), 8, 4, False)
+    assert not any("clip-0" in name for name in names(dataset.clips))
+    assert "own output" in (data / "run" / "left_out.jsonl").read_text()
 
 
 def test_text_embeddings_are_made_once_by_each_encoder(tmp_path: Path) -> None:

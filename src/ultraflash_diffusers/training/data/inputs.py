@@ -248,9 +248,23 @@ def _caption_key(arguments: argparse.Namespace) -> str:
     return arguments.caption_column or "text"
 
 
+def _without_own_output(
+    sources: list[MediaFile], arguments: argparse.Namespace, left_out: list[LeftOut]
+) -> list[MediaFile]:
+    """Leaves out what runs have made, where their folder is inside the data's."""
+    made = [arguments.output_dir / "validation", cache_folder(arguments)]
+    if arguments.train_data_dir.resolve() in arguments.output_dir.resolve().parents:
+        made.append(arguments.output_dir)
+    folders = {folder.resolve() for folder in made}
+    own = [source for source in sources if folders & {*source.path.resolve().parents}]
+    left_out += [LeftOut(str(source.path), "it is this run's own output") for source in own]
+    return [source for source in sources if source not in own]
+
+
 def _training_sources(arguments: argparse.Namespace, cache: Path, left_out: list[LeftOut]) -> list[MediaFile]:
     if arguments.dataset_name is None:
-        return find_sources(arguments.train_data_dir, _caption_key(arguments), left_out)
+        sources = find_sources(arguments.train_data_dir, _caption_key(arguments), left_out)
+        return _without_own_output(sources, arguments, left_out)
     # `datasets` is slow to import, and needed by no one else
     from .video_dataset import dataset_sources
 

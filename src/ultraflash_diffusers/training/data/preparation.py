@@ -201,13 +201,17 @@ def _report(entries: list[LeftOut], summary: str, left_out: list[LeftOut] | None
 
 def _from_metadata(folder: Path, caption_column: str) -> list[MediaFile]:
     sources = []
-    for number, line in enumerate((folder / METADATA).read_text().splitlines(), start=1):
+    # with a byte order mark or without; lines end with a line feed alone, as JSON may hold all other separators
+    lines = (folder / METADATA).read_text("utf-8-sig").split("\n")
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         where = f"line {number} of {str(folder / METADATA)!r}"
         try:
             entry = json.loads(line)
             name, low = entry["file_name"], entry.get(LOW_RESOLUTION)
+            if not isinstance(name, str) or not isinstance(low, str | None):
+                raise TypeError("names are texts")
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise ValueError(f"{where} must be a JSON object with a `file_name`, got {line!r}") from error
         for named in (name,) if low is None else (name, low):
@@ -223,9 +227,9 @@ def _from_metadata(folder: Path, caption_column: str) -> list[MediaFile]:
 
 def _fingerprint(source: MediaFile, how: Preparation) -> str:
     files = [source.path] if source.low is None else [source.path, source.low]
-    stats = [(file.name, file.stat()) for file in files]
+    stats = [(file.resolve(), file.stat()) for file in files]
     identity = " ".join(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats) + f" {how}"
-    return f"{source.path.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+    return f"{source.path.stem[:60]}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
 
 
 def _from_index(folder: Path, entry: dict, text: str) -> CachedClip:
@@ -326,13 +330,33 @@ def _unreadable() -> Iterator[None]:
 def _read(source: MediaFile, how: Preparation) -> Iterator[np.ndarray]:
     if source.path.suffix.lower() in PICTURES:
         with Image.open(source.path) as picture:
-            pixels = np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
+            pixels = np.asarray(_in_8_bits(ImageOps.exif_transpose(picture)))
         rng = np.random.default_rng((how.seed, pixels.shape[0], pixels.shape[1], int(pixels.sum())))
         yield animate_picture(pixels, how.clip_frames, how.resolution, rng)
         return
     frames = (_fitted(frame.pixels, how.resolution) for frame in VideoReader(source.path))
     while clip_frames := list(islice(frames, how.clip_frames)):
         yield np.stack(clip_frames)
+
+
+def _in_8_bits(picture: Image.Image) -> Image.Image:
+    """A picture in RGB: 16 bits and floats in [0, 1] are scaled, what is transparent shows white.
+
+    Raises:
+        ValueError: floats outside [0, 1], whose range is anyone's guess.
+    """
+    if picture.mode.startswith("I"):
+        levels = np.asarray(picture).astype(np.int64)
+        picture = Image.fromarray(((levels * 255 + 32767) // 65535).clip(0, 255).astype(np.uint8))
+    elif picture.mode == "F":
+        values = np.asarray(picture)
+        if not (values.min() >= 0 and values.max() <= 1):
+            raise ValueError(f"its values are {values.min()} to {values.max()}, expected floats in [0, 1]")
+        picture = Image.fromarray((values * 255).round().astype(np.uint8))
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return picture.convert("RGB")
 
 
 def _fitted(pixels: np.ndarray, resolution: int | None) -> np.ndarray:
