@@ -16,7 +16,7 @@ from docs import house
 ROOMS: dict[str, set[str]] = {
     "cli": {"commands"},
     "commands": {"conversion", "demo", "hub_files", "models", "pipelines", "profiling", "serving", "video_io"},
-    "demo": {"models", "pipelines", "video_io"},
+    "demo": {"models", "pipelines", "serving", "video_io"},
     "serving": {"models", "pipelines", "video_io"},
     "profiling": {"models", "pipelines"},
     "training": {"degradation", "models", "pipelines", "rewards", "video_io", "weight_files"},
@@ -43,10 +43,7 @@ TRAINING: dict[str, set[str]] = {
     "settings": set(),
 }
 LONGEST = 450
-# to be split
-STILL_LONGER = {
-    "demo.page",
-}
+STILL_LONGER: set[str] = set()
 
 
 def imports() -> dict[str, set[str]]:
