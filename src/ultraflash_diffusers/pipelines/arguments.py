@@ -149,3 +149,6 @@ def _check_replacement(name: str, new: Any, old: torch.Tensor | None) -> None:
     if old is None or new.shape != old.shape:
         expected = "none without guidance" if old is None else f"shape {tuple(old.shape)}"
         raise ValueError(f"`callback_on_step_end` returned `{name}` of shape {tuple(new.shape)}, expected {expected}")
+    # on a GPU that would be waited for; there it is found out behind the network
+    if new.device.type == "cpu" and not new.isfinite().all():
+        raise ValueError(f"`callback_on_step_end` returned `{name}` with values that are not finite")

@@ -12,8 +12,9 @@ import torch
 from .cache_management import DynamicCacheManagement
 from .detail import DetailSettings
 from .execution.calls import SRCalls
-from .execution.devices import DeferredFlag, on_cuda_stream
+from .execution.devices import on_cuda_stream
 from .execution.timing import StageTimings, stage_timer
+from .finite import FiniteCheck
 from .noise import SeededFrameNoise
 from .pipeline_output import OutputType
 from .pipeline_state import CurrentState
@@ -59,14 +60,14 @@ class RefinedGroup:
         segment ([`LatentSegment`]): them.
         timings ([`StageTimings`]): seconds by stage.
         statistics (`dict[str, Any]`): counts.
-        checks (`list[tuple[int, DeferredFlag]]`): see [`Regrouper.take_checks`].
+        checks (`list[FiniteCheck]`): whether they are finite, and what they were made of.
         ready (`torch.cuda.Event`, *optional*): on a GPU, what whoever reads the latents has to wait for.
     """
 
     segment: LatentSegment
     timings: StageTimings
     statistics: dict[str, Any]
-    checks: list[tuple[int, DeferredFlag]]
+    checks: list[FiniteCheck]
     ready: torch.cuda.Event | None = None
 
 
@@ -126,11 +127,11 @@ class GroupMaker:
             self._read(current, timings, statistics)
             if not current.now.waiting:
                 return None
-            refined = self._make(current, turns, timings, statistics)
+            refined, checks = self._make(current, turns, timings, statistics)
             ready = None
             if self._device.type == "cuda":
                 ready = torch.cuda.current_stream(self._device).record_event()
-        return RefinedGroup(refined, timings, statistics, self._regrouper.take_checks(), ready)
+        return RefinedGroup(refined, timings, statistics, self._regrouper.take_checks() + checks, ready)
 
     def _read(self, current: CurrentState, timings: StageTimings, statistics: dict[str, Any]) -> None:
         """Reading cannot be undone: the state goes on even if what follows fails."""
@@ -140,7 +141,7 @@ class GroupMaker:
 
     def _make(
         self, current: CurrentState, turns: Sequence[PromptTurn], timings: StageTimings, statistics: dict[str, Any]
-    ) -> LatentSegment:
+    ) -> tuple[LatentSegment, list[FiniteCheck]]:
         segment, waiting = self._regrouper.take(current.now.waiting)
         turn = self._turn_at(current.now.latents_done, turns)
         prompts = turn.prompts
@@ -156,6 +157,11 @@ class GroupMaker:
         with stage_timer(timings, "transformer", self._refine.device):
             latents, sr = self._refine(group, current.now.sr)
             latents = latents.to(self._device)
+        where = f"the group that begins at latent frame {group.start}"
+        checks = [
+            FiniteCheck.of("`latent_upsampler` made latents", where, condition),
+            FiniteCheck.of("`transformer` made latents", where, latents),
+        ]
         statistics["sr_kv_cache_blocks"] = [group.kv_cache_blocks]
         current.replace(
             size=size,
@@ -167,7 +173,7 @@ class GroupMaker:
             prompt_embeds=prompts.embeds,
             prompt_number=turn.number,
         )
-        return replace(segment, latents=latents)
+        return replace(segment, latents=latents), checks
 
     def _turn_at(self, latents_done: int, turns: Sequence[PromptTurn]) -> PromptTurn:
         """The newest prompt that counts for the group that begins there."""

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from ..models.stream_state import StreamState
-from .execution.devices import DeferredFlag
 from .execution.timing import StageTimings
+from .finite import FiniteCheck
 from .sources.base import Source, SourceChunk
 
 
@@ -111,7 +111,7 @@ class Regrouper:
         self._ended = False
         self._error: Exception | None = None
         self._chunks_read = 0
-        self._unchecked: list[tuple[int, DeferredFlag]] = []
+        self._unchecked: list[FiniteCheck] = []
 
     def fill(
         self, waiting: list[LatentSegment], starts: bool, timings: StageTimings, statistics: dict[str, Any]
@@ -169,8 +169,8 @@ class Regrouper:
         self._chunks_read += 1
         return chunk
 
-    def take_checks(self) -> list[tuple[int, DeferredFlag]]:
-        """Returns the number of each chunk that was read since the last call and whether its latents are finite.
+    def take_checks(self) -> list[FiniteCheck]:
+        """Returns whether the latents of each chunk that was read since the last call are finite.
 
         Those that lie on a CPU have been checked already.
         """
@@ -178,25 +178,14 @@ class Regrouper:
         return checks
 
     def _check(self, chunk: SourceChunk) -> None:
-        finite = (self._chunks_read, DeferredFlag(chunk.latents.isfinite().all()))
+        check = FiniteCheck.of("`source` gave latents", f"its chunk {self._chunks_read}", chunk.latents)
         if chunk.latents.device.type == "cpu":
-            check_finite([finite])
+            check.ensure()
         else:
-            self._unchecked.append(finite)
+            self._unchecked.append(check)
 
 
 def _appended(waiting: list[LatentSegment], segment: LatentSegment) -> list[LatentSegment]:
     if waiting and not segment.starts_clip:
         return [*waiting[:-1], waiting[-1].join(segment)]
     return [*waiting, segment]
-
-
-def check_finite(checks: list[tuple[int, DeferredFlag]]) -> None:
-    """Checks what [`Regrouper.take_checks`] returned.
-
-    Raises:
-        ValueError: a chunk whose latents are not finite.
-    """
-    for number, finite in checks:
-        if not finite:
-            raise ValueError(f"`source` gave latents that are not finite in its chunk {number}")

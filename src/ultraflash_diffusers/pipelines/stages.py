@@ -239,7 +239,12 @@ class DecodeStage:
         self.device = execution_device(autoencoder)
 
     def __call__(
-        self, segment: LatentSegment, state: FrameState, size: tuple[int, int], timings: StageTimings
+        self,
+        segment: LatentSegment,
+        state: FrameState,
+        size: tuple[int, int],
+        timings: StageTimings,
+        finite: list[torch.Tensor] | None = None,
     ) -> tuple[torch.Tensor, FrameState]:
         """Decodes the segment that follows `state`.
 
@@ -248,6 +253,7 @@ class DecodeStage:
             state ([`FrameState`]): of the frames before; not asked for where a clip starts.
             size (`tuple[int, int]`): height and width that the frames are cropped to.
             timings ([`StageTimings`]): what this takes is added to them.
+            finite (`list[torch.Tensor]`, *optional*): 0-d bools, whether what the network made is finite, are added.
 
         Returns:
             `tuple`: the frames that belong to the video, `[batch, 3, frames, *size]` in [-1, 1] or, rounded,
@@ -260,6 +266,8 @@ class DecodeStage:
             state = FrameState() if latent.starts_clip else state
             with stage_timer(timings, "decoder", self.device):
                 frames, decoder = self._decode(latent, state.decoder)
+                if finite is not None:
+                    finite.append(frames.isfinite().all())
             frames, detail = self._beside_source(frames[:, :, : latent.kept[0]], latent, state.detail, timings)
             state = FrameState(decoder, detail)
             frames = frames[..., : size[0], : size[1]]

@@ -16,10 +16,11 @@ from .execution.devices import on_cuda_stream
 from .execution.threads import for_another_thread
 from .execution.timing import StageTimings, stage_timer
 from .execution.workers import Worker, return_worker
+from .finite import FiniteCheck, first_failure
 from .group_maker import GroupMaker, PromptTurn, RefinedGroup, StreamSettings
 from .pipeline_output import Frames, StreamChunk
 from .pipeline_state import CurrentState, PipelineStreamState, PromptChange
-from .segments import LatentSegment, check_finite
+from .segments import LatentSegment
 from .sources import Source
 from .stages import DecodeStage, FrameState
 
@@ -104,6 +105,7 @@ class VideoStream(Iterator[StreamChunk]):
         self._decoding_stream = decoding_stream
         self._iterated = False
         self._error: Exception | None = None
+        self._unchecked: list[FiniteCheck] = []
         host.progress_bar.update(state.frames_done)
         self._closed = False
 
@@ -247,18 +249,27 @@ class VideoStream(Iterator[StreamChunk]):
     def _next_chunk(self) -> StreamChunk | None:
         segments: list[LatentSegment] = []
         pieces: list[torch.Tensor] = []
+        checks: list[tuple[int, FiniteCheck]] = []
         timings, statistics = StageTimings(), dict[str, Any]()
         start, missing = self._current.now.frames_done, self._settings.chunk_latents
         while missing != 0 and self._fetch(timings, statistics, keep_errors=bool(pieces)):
             missing = missing or len(self._current.now.undecoded[0])
             segment, piece = self._output(missing, timings)
+            checks += [(len(pieces), check) for check in self._unchecked]
+            self._unchecked = []
             segments.append(segment)
             pieces.append(piece)
             missing -= len(segment)
         if not pieces:
             return None
+        # all is under way: here, and not between stages, may be waited for what a GPU finds out
+        if failure := first_failure(checks):
+            number, self._error = failure
+            segments, pieces = segments[:number], pieces[:number]
+            if not pieces:
+                raise self._error
         video = torch.cat(pieces, dim=1 if self._settings.output_type == "uint8" else 2)
-        frame_range = (start, self._current.now.frames_done)
+        frame_range = (start, start + sum(segment.num_frames for segment in segments))
         with stage_timer(timings, "output", video.device):
             frames = self._host.postprocess(video)
         return StreamChunk(frames, frame_range, timings, statistics, _times(segments), self._state_after)
@@ -274,7 +285,10 @@ class VideoStream(Iterator[StreamChunk]):
         undecoded = undecoded[1:] if rest is None else [rest, *undecoded[1:]]
         piece = segment.latents
         if self._settings.output_type != "latent":
-            piece, frames = self._decode(segment, frames, self.size, timings)
+            finite: list[torch.Tensor] = []
+            piece, frames = self._decode(segment, frames, self.size, timings, finite)
+            where = f"or after frame {self._current.now.frames_done}"
+            self._unchecked.append(FiniteCheck.of("`autoencoder` made frames", where, *finite))
         done = self._current.now.frames_done + segment.num_frames
         self._current.replace(undecoded=undecoded, decoder=frames.decoder, detail=frames.detail, frames_done=done)
         return segment, piece
@@ -284,7 +298,7 @@ class VideoStream(Iterator[StreamChunk]):
 
         While frames from before an error are still to be yielded, it is kept for the next call (`keep_errors`).
         """
-        if self._current.now.undecoded:
+        if self._error is None and self._current.now.undecoded:
             return True
         try:
             if self._error is not None:
@@ -328,7 +342,7 @@ class VideoStream(Iterator[StreamChunk]):
             for tensor in (segment.latents, segment.pixels):
                 if tensor is not None and tensor.device.type == "cuda":
                     tensor.record_stream(reader)
-        check_finite(refined.checks)
+        self._unchecked += refined.checks
 
     def _hand_over(self, chunk: StreamChunk) -> None:
         """Lets the CUDA stream of whoever asked for the chunk wait for it, and keep its memory as long as needed."""
