@@ -8,7 +8,7 @@ import json
 import signal
 from typing import TYPE_CHECKING
 
-from .pipeline_options import add_pipeline_options, load_pipeline
+from .pipeline_options import add_pipeline_options, load_pipeline, port
 
 if TYPE_CHECKING:
     SubParsers = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -30,7 +30,7 @@ def add_demo(commands: SubParsers) -> argparse.ArgumentParser:
         help="another folder or Hub name that the page lets visitors choose; may be given several times",
     )
     command.add_argument("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 lets other machines in")
-    command.add_argument("--port", type=int, help="port to listen at; the first free one from 7860 by default")
+    command.add_argument("--port", type=port, help="port to listen at; the first free one from 7860 by default")
     command.add_argument("--share", action="store_true", help="make a public link, by way of Gradio's servers")
     command.set_defaults(run=_run)
     return command

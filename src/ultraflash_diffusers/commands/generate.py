@@ -11,6 +11,7 @@ from .pipeline_options import (
     add_output_options,
     add_pipeline_options,
     add_stream_options,
+    add_strict,
     checkpoint_name,
     chosen_dtype,
     load_pipeline,
@@ -57,6 +58,7 @@ def add_generate(commands: SubParsers) -> argparse.ArgumentParser:
         metavar="N",
         help="of these, how many always are the video's first ones; the generator's own by default",
     )
+    add_strict(command)
     add_stream_options(command)
     add_pipeline_options(command)
     add_output_options(command)
@@ -117,7 +119,9 @@ def _made_with(options: argparse.Namespace) -> dict[str, Any]:
 def _stream(options: argparse.Namespace, state: PipelineStreamState | None) -> VideoStream:
     import torch
 
-    return load_pipeline(options, (options.height, options.width)).stream(
+    pipe = load_pipeline(options, (options.height, options.width))
+    pipe.strict_prompts = options.strict
+    return pipe.stream(
         options.prompt,
         height=options.height,
         width=options.width,

@@ -29,6 +29,25 @@ def natural(text: str) -> int:
     return int(text)
 
 
+def seed(text: str) -> int:
+    """Reads a whole number that a generator of random numbers takes."""
+    if not text.isdecimal() or len(text) > 20 or int(text) >= 2**64:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 to {2**64 - 1}")
+    return int(text)
+
+
+def port(text: str) -> int:
+    """Reads the number of a port."""
+    if not text.isdecimal() or len(text) > 5 or not 1 <= int(text) < 2**16:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port from 1 to {2**16 - 1}")
+    return int(text)
+
+
+def port_or_any(text: str) -> int:
+    """Reads the number of a port; 0 is any that is free."""
+    return 0 if text == "0" else port(text)
+
+
 def share(text: str) -> float:
     """Reads a number from 0 to 1."""
     try:
@@ -82,6 +101,15 @@ def add_stream_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--seed", type=seed, default=0, help="of the noise (default: %(default)s)")
     command.add_argument(
         "--steps", type=positive, default=1, help="SR steps; more than 1 only for multi-step models (default: 1)"
+    )
+
+
+def add_strict(command: argparse.ArgumentParser) -> None:
+    """Declares what becomes of prompts that are not understood in full."""
+    command.add_argument(
+        "--strict",
+        action="store_true",
+        help="refuse a prompt of which words are unknown to the checkpoint, or cut off, instead of warning",
     )
 
 
@@ -172,7 +200,7 @@ def chosen_device(options: argparse.Namespace) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"--device {name!r} was not found: PyTorch sees {torch.cuda.device_count()} CUDA devices")
     try:
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         here = torch.accelerator.current_accelerator()
         others = "nothing but a CPU" if here is None else f"a CPU and {here.type}"

@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from .pipeline_options import add_pipeline_options, checkpoint_name, load_pipeline, natural, positive, seconds
+from .pipeline_options import (
+    add_pipeline_options,
+    checkpoint_name,
+    load_pipeline,
+    natural,
+    port_or_any,
+    positive,
+    seconds,
+)
 
 if TYPE_CHECKING:
     from ..serving import Server
@@ -28,7 +36,7 @@ def add_serve(commands: SubParsers) -> argparse.ArgumentParser:
     )
     add_pipeline_options(command)
     command.add_argument("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 lets other machines in")
-    command.add_argument("--port", type=natural, default=8000, help="port to listen at; 0 for any (default: 8000)")
+    command.add_argument("--port", type=port_or_any, default=8000, help="port to listen at; 0 for any (default: 8000)")
     command.add_argument("--name", help="of the model, as clients see it; by default the checkpoint's")
     command.add_argument(
         "--source-pipeline",

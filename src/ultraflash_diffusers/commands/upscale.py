@@ -12,6 +12,7 @@ from .pipeline_options import (
     add_output_options,
     add_pipeline_options,
     add_stream_options,
+    add_strict,
     checkpoint_name,
     chosen_dtype,
     load_pipeline,
@@ -55,6 +56,7 @@ def add_upscale(commands: SubParsers) -> argparse.ArgumentParser:
         help="how much of the detail that the networks add is shown: 0 is the resampled input (default: %(default)s)",
     )
     command.add_argument("--num-frames", type=positive, metavar="N", help="take the first N frames, or all there are")
+    add_strict(command)
     add_stream_options(command)
     add_pipeline_options(command)
     add_output_options(command)
@@ -179,7 +181,9 @@ def _stream(options: argparse.Namespace, reader: VideoReader, state: PipelineStr
     output_type: Literal["np", "uint8"] = "np" if reader.high_bit_depth else "uint8"
     scale = upsampler_scale(checkpoint_name(options))
     size = (scale * reader.info.height, scale * reader.info.width)
-    return load_pipeline(options, size).stream(
+    pipe = load_pipeline(options, size)
+    pipe.strict_prompts = options.strict
+    return pipe.stream(
         options.prompt,
         reader,
         num_inference_steps=options.steps,
