@@ -1,5 +1,5 @@
 # Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
-"""Options that commands share: what no device, port or seed can be is refused in one line, before any work."""
+"""Options that commands share: what no device or port can be is refused in one line, before any work."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ultraflash_diffusers.cli import main
-from ultraflash_diffusers.commands.pipeline_options import chosen_device, seed
+from ultraflash_diffusers.commands.pipeline_options import chosen_device
 
 
 @pytest.mark.parametrize(
@@ -20,8 +20,6 @@ from ultraflash_diffusers.commands.pipeline_options import chosen_device, seed
             ["upscale", "a.mp4", "b.mp4", "--seed", "99999999999999999999"],
             "--seed: '99999999999999999999' is no whole",
         ),
-        (["upscale", "a.mp4", "b.mp4", "--seed", "9" * 5000], "--seed: '9999"),
-        (["generate", "a", "--seed", "-1"], "--seed: '-1' is no whole number from 0 to 18446744073709551615"),
         (["demo", "--port", "0"], "--port: '0' is no port from 1 to 65535"),
         (["demo", "--port", "65536"], "--port: '65536' is no port"),
         (["serve", "--port", "70000"], "--port: '70000' is no port"),
@@ -31,10 +29,6 @@ def test_numbers_out_of_range(words: list[str], message: str, capsys: pytest.Cap
     with pytest.raises(SystemExit):
         main(words)
     assert message in capsys.readouterr().err
-
-
-def test_every_seed_that_is_read_is_taken() -> None:
-    assert torch.Generator().manual_seed(seed(str(2**64 - 1))) is not None
 
 
 @pytest.mark.parametrize("name", ["mps", "meta", "xpu", "cpu:7:1", "gpu"])

@@ -29,13 +29,6 @@ def natural(text: str) -> int:
     return int(text)
 
 
-def seed(text: str) -> int:
-    """Reads a whole number that a generator of random numbers takes."""
-    if not text.isdecimal() or len(text) > 20 or int(text) >= 2**64:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 to {2**64 - 1}")
-    return int(text)
-
-
 def port(text: str) -> int:
     """Reads the number of a port."""
     if not text.isdecimal() or len(text) > 5 or not 1 <= int(text) < 2**16:

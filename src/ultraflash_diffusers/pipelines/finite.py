@@ -26,10 +26,9 @@ class FiniteCheck:
     finite: DeferredFlag
 
     @classmethod
-    def of(cls, made: str, where: str, *tensors: torch.Tensor) -> FiniteCheck:
-        """Begins to check tensors that lie on one device."""
-        flags = [tensor.isfinite().all() for tensor in tensors]
-        return cls(made, where, DeferredFlag(torch.stack(flags).all()))
+    def of(cls, made: str, where: str, tensor: torch.Tensor) -> FiniteCheck:
+        """Begins to check a tensor."""
+        return cls(made, where, DeferredFlag(tensor.isfinite().all()))
 
     def ensure(self) -> None:
         """Waits for the result.

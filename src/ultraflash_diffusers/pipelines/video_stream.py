@@ -12,7 +12,7 @@ from typing import Any, Self
 import torch
 from tqdm import tqdm
 
-from .execution.devices import on_cuda_stream
+from .execution.devices import DeferredFlag, on_cuda_stream
 from .execution.threads import for_another_thread
 from .execution.timing import StageTimings, stage_timer
 from .execution.workers import Worker, return_worker
@@ -288,7 +288,8 @@ class VideoStream(Iterator[StreamChunk]):
             finite: list[torch.Tensor] = []
             piece, frames = self._decode(segment, frames, self.size, timings, finite)
             where = f"or after frame {self._current.now.frames_done}"
-            self._unchecked.append(FiniteCheck.of("`autoencoder` made frames", where, *finite))
+            flag = DeferredFlag(torch.stack(finite).all())
+            self._unchecked.append(FiniteCheck("`autoencoder` made frames", where, flag))
         done = self._current.now.frames_done + segment.num_frames
         self._current.replace(undecoded=undecoded, decoder=frames.decoder, detail=frames.detail, frames_done=done)
         return segment, piece
