@@ -17,7 +17,7 @@ from helpers.tiny import TEXT_DIM, make_tiny_pipeline
 from ultraflash_diffusers import DynamicCacheManagement, PipelineStreamState
 from ultraflash_diffusers.pipelines.argument_kinds import shown
 
-PIPE = make_tiny_pipeline()
+PIPE: Any = make_tiny_pipeline()  # of no type, since arguments of wrong ones are tried
 
 
 class Nameless:
@@ -129,7 +129,7 @@ def test_wrong_kinds_are_refused_with_what_would_fit() -> None:
 
 
 def test_numbers_of_other_libraries_do_not_travel_on(tmp_path: Path) -> None:
-    numbers = {
+    numbers: dict[str, Any] = {
         "num_frames": np.int64(9),
         "height": torch.tensor(32),
         "width": np.uint16(48),

@@ -33,7 +33,7 @@ def test_a_network_is_named_after_all_frames_before(name: str, output_type: Any)
 
 def test_whole_frames_of_a_chunk_come_before_its_error() -> None:
     """A chunk of two groups, of which the second is spoiled, is as long as the first; then the error comes."""
-    pipe = make_tiny_pipeline()
+    pipe: Any = make_tiny_pipeline()
     whole = pipe("a red ball", num_frames=29, output_type="pt", generator=torch.Generator().manual_seed(0)).frames
     groups = []
 
