@@ -29,7 +29,7 @@ def test_devices_that_are_not_there_are_named(name: str, message: str) -> None:
 
 
 def test_devices_without_values_are_there() -> None:
-    assert chosen_device(argparse.Namespace(device="meta")).type == "meta"
+    assert chosen_device(argparse.Namespace(device="meta", plans=True)).type == "meta"
     assert chosen_device(argparse.Namespace(device="cpu")).type == "cpu"
 
 

@@ -779,7 +779,9 @@ def test_a_failed_conversion_leaves_the_folder_before_it(tmp_path):
         CausalLatentUpsampler.from_pretrained(tmp_path / "out"), from_original(layout("upsampler_v1_x2"))
     )
     names = {entry.name for entry in (tmp_path / "out").iterdir()}
-    assert names == {"config.json", "diffusion_pytorch_model.safetensors", "notes.txt"}
+    # the module with the class is what `AutoModel` loads by `trust_remote_code`
+    network = {"config.json", "diffusion_pytorch_model.safetensors", "causal_latent_upsampler.py"}
+    assert names == network | {"notes.txt"}
 
 
 def test_weights_that_are_not_finite(tmp_path):

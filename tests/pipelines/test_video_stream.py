@@ -11,7 +11,6 @@ from fractions import Fraction
 
 import pytest
 import torch
-from helpers.clips import make_clip
 from helpers.paths import ROOT
 from helpers.tiny import make_tiny_pipeline
 
@@ -22,7 +21,6 @@ from ultraflash_diffusers.pipelines.execution.plan import ExecutionPlan
 from ultraflash_diffusers.pipelines.execution.workers import _IDLE
 from ultraflash_diffusers.pipelines.pipeline_state import PipelineStreamState
 from ultraflash_diffusers.pipelines.sources import Source, SourceChunk
-from ultraflash_diffusers.video_io import VideoReader
 
 PIPE = make_tiny_pipeline()
 FRAMES = 45
@@ -231,6 +229,10 @@ def test_states_are_refused_where_they_do_not_belong():
 
 def test_chunks_carry_the_times_of_a_file_also_where_a_stream_goes_on(tmp_path):
     ticks = [0, 40, 90, 100, 180, 200, 260, 300, 301, 360, 400, 450]
+    from helpers.clips import make_clip  # needs PyAV, which a bare machine lacks
+
+    from ultraflash_diffusers.video_io import VideoReader
+
     path = make_clip(tmp_path / "clip.mp4", len(ticks), pts=ticks, time_base=Fraction(1, 1000))
     tick = VideoReader(path).info.time_base
     expected = [(frame.pts * tick, frame.duration * tick) for frame in VideoReader(path)]

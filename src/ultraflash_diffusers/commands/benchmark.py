@@ -87,7 +87,7 @@ def add_benchmark(commands: SubParsers) -> argparse.ArgumentParser:
     command.add_argument("--plot", type=Path, metavar="FILE", help="also draw the stages as an SVG")
     command.add_argument("--output", type=Path, metavar="FILE", help="also write the result as JSON there")
     add_pipeline_options(command)
-    command.set_defaults(run=_run)
+    command.set_defaults(run=_run, plans=True)
     return command
 
 

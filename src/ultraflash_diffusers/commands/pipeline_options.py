@@ -178,7 +178,7 @@ def upsampler_scale(checkpoint: str) -> int:
 
 
 def chosen_device(options: argparse.Namespace) -> torch.device:
-    """The device that was asked for, else a GPU, else the CPU.
+    """The device that was asked for, else a GPU, else the CPU. Commands whose options say `plans` also take "meta".
 
     Raises:
         ValueError: there is no such device here.
@@ -192,6 +192,8 @@ def chosen_device(options: argparse.Namespace) -> torch.device:
         raise ValueError(f"--device {name!r} is no device: expected cpu, cuda, cuda:1 or the like") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"--device {name!r} was not found: PyTorch sees {torch.cuda.device_count()} CUDA devices")
+    if device.type == "meta" and getattr(options, "plans", False):
+        return device
     try:
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
