@@ -33,6 +33,7 @@ from ultraflash_diffusers.pipelines.execution.race import (
     race_sparse_attention,
 )
 from ultraflash_diffusers.pipelines.memory_plan import LiveBytes
+from ultraflash_diffusers.pipelines.stages import FrameState
 
 # what makes the host wait for a GPU: to read a number, to find out a data-dependent shape
 SYNCHRONISING = {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal"}
@@ -63,10 +64,10 @@ def make_stream(pipe: Any, **arguments: Any) -> Any:
 
 def make_group(stream: Any) -> tuple[Any, torch.Tensor]:
     """The next group of a stream and its frames, from the source to the decoder."""
-    refined = stream._maker(stream._current, stream._prompts)
-    before = stream._current.now.decoder
-    frames, decoder = stream._decode(refined.segment, before, stream.size, refined.timings)
-    stream._current.replace(decoder=decoder)
+    refined = stream._maker(stream._current, stream._turns)
+    before = FrameState(stream._current.now.decoder, stream._current.now.detail)
+    frames, after = stream._decode(refined.segment, before, stream.size, refined.timings)
+    stream._current.replace(decoder=after.decoder, detail=after.detail)
     return refined, frames
 
 
