@@ -134,9 +134,11 @@ class Layer:
 
     def triton(self, settings: BlockSparseSettings) -> dict[str, Callable[[], torch.Tensor]]:
         """The Triton kernel with its lists and the cache's update, by launch setting, on selected pairs."""
-        inputs = (*self.group, self.selection(settings)(), BlockLayout(self.grid, settings), self.cache)
+        query, key, value = self.group
+        selected, layout = self.selection(settings)(), BlockLayout(self.grid, settings)
+        attend = functools.partial(triton_kernel.attend, query, key, value, selected, layout, self.cache)
         return {
-            str(launch): functools.partial(triton_kernel.attend, *inputs, launch)
+            str(launch): functools.partial(attend, launch)
             for launch in triton_kernel.launch_choices(self.device, settings.volume, self.channels, self.dtype)
         }
 

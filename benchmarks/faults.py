@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("command", choices=("upscale", "generate"))
     parser.add_argument("words", nargs=argparse.REMAINDER, help="what follows it, without the output")
     options = parser.parse_args()
-    assert UltraFlashStreamingPipeline  # imported before the forks
+    assert UltraFlashStreamingPipeline is not None  # imported before the forks
     with tempfile.TemporaryDirectory(prefix="ultraflash-faults-") as folder:
         outcomes = campaign(options, Path(folder))
     for name, count in sorted(outcomes.items()):

@@ -30,8 +30,9 @@ def test_a_worker_serves_one_stream_after_the_other() -> None:
 
 
 def test_a_worker_comes_back_when_its_work_is_done() -> None:
-    worker, ended = borrow_worker(DEVICE), []
-    worker.submit(lambda: (time.sleep(0.1), ended.append(1)))
+    worker, begun, ended = borrow_worker(DEVICE), threading.Event(), []
+    worker.submit(lambda: (begun.set(), time.sleep(0.1), ended.append(1)))
+    assert begun.wait(10)
     return_worker(worker)
     assert ended == [1]
 
