@@ -26,7 +26,8 @@ _ENCODERS = {"h264": "libx264", "hevc": "libx265"}
 # Both encoders choose by the number of cores how many frames they work on at once, and x264 rounds as its CPU does.
 # That decides bits of the result: fixed, equal frames give equal files on every machine.
 _THREADS = "4"
-_X264 = "cpu-independent=1:lookahead-threads=1"
+# Slices that are coded at the same time see each other in another order each time: equal frames gave other bytes.
+_X264 = "cpu-independent=1:lookahead-threads=1:sliced-threads=0"
 _X265 = "log-level=none:frame-threads=2:bframes=0:open-gop=0"
 _OPTIONS = {
     "movflags": "frag_custom+empty_moov+default_base_moof+frag_discont+skip_trailer",
