@@ -67,7 +67,9 @@ def test_the_index_names_the_package_and_loads(tmp_path):
     pipeline.save_pretrained(tmp_path)
     index = json.loads((tmp_path / "model_index.json").read_text())
     ours = {"transformer", "latent_upsampler", "autoencoder", "generator_transformer"}
-    assert {name for name, entry in index.items() if isinstance(entry, list) and entry[0].startswith("ultra")} == ours
+    assert {
+        name for name, entry in index.items() if isinstance(entry, list) and str(entry[0]).startswith("ultra")
+    } == ours
     assert {index[name][0] for name in ours} == {"ultraflash_diffusers"}
 
     files = [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()]

@@ -146,7 +146,7 @@ def test_a_rollout_of_a_clip_is_inference(config: dict[str, float]) -> None:
     for group in groups:
         other.preview(group, SeededFrameNoise([7, 8], 2))
         torch.testing.assert_close(other.preview(group), other.advance(group), rtol=0, atol=0)
-    assert own.condition.shape[2] == 2  # the short last group was filled up
+    assert own.condition(groups[-1]).shape[2] == 2  # the short last group is filled up
 
 
 def test_a_rollout_of_a_text_is_inference() -> None:
