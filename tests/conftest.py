@@ -3,6 +3,8 @@
 
 import os
 import signal
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 # Ctrl-C interrupts, also where a shell has started pytest in its background, with Ctrl-C ignored
@@ -31,3 +33,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(skip)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def servers_end_their_threads() -> Iterator[None]:
+    """A module that leaves a server's thread behind fails itself, not a later one that looks at threads."""
+    yield
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("ultraflash-streams")]

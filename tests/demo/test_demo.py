@@ -65,7 +65,7 @@ def url(clip, tmp_path_factory):
         patch.setenv("GRADIO_HEARTBEAT_INTERVAL", "1")  # how soon a closed page is noticed
         page, url = serve(make_tiny_pipeline(), [clip])
         yield url
-        page.close()
+        page.end()
 
 
 @pytest.fixture
@@ -275,7 +275,7 @@ def test_tabs_that_the_checkpoint_cannot_serve_say_so(clip):
     with pytest.raises(gradio_client.exceptions.AppError, match="no text generator"):
         client.predict("a cat", "48 × 32", 5, 0, api_name="/generate")
     client.close()
-    page.close()
+    page.end()
 
 
 def test_sizes_are_those_that_the_generator_can_make():
