@@ -177,11 +177,11 @@ def run_stage(options: argparse.Namespace) -> None:
     torch.zeros(1, device=report.device)
     report.detail(started_after=time.perf_counter() - begin)
     if options.cache:
-        report.attempt("load what was compiled", lambda: compile_cache.load(options.cache))
+        report.attempt("load what was compiled", compile_cache.load, options.cache)
     module, function = stage.function.split(".")
     with torch.no_grad():
         getattr(importlib.import_module(f"benchmarks.gpu.{module}"), function)(report, **stage.arguments)
-    report.attempt("save what was compiled", lambda: compile_cache.save(options.out / "cache", options.stage))
+    report.attempt("save what was compiled", compile_cache.save, options.out / "cache", options.stage)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ def time_sparse_attention(report: Report) -> None:
         words += " --backends flex triton --triton-settings"
         if report.dry:
             words = "--height 16 --width 16 --heads 1 --head-dim 16 --density 0.5 --backends gather --repeats 1"
-        report.attempt(size, lambda size=size, words=words: _time_layer(report, size, words))  # type: ignore[misc]
+        report.attempt(size, _time_layer, report, size, words)
 
 
 def _time_layer(report: Report, size: str, words: str) -> None:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import functools
 import statistics
 import subprocess
 from collections.abc import Callable
@@ -40,12 +39,12 @@ def measure_rates(report: Report) -> None:
     report.value("product", product.rate(), "TFLOP/s")
     for tokens in _TOKENS:
         for outer, inner in _LAYERS:
-            report.attempt("product", functools.partial(_time_product, report, tokens, outer, inner))
+            report.attempt("product", _time_product, report, tokens, outer, inner)
     for queries, keys in _ATTENTION:
         _time_attention(report, queries, keys)
     for shape in _CONVOLUTIONS:
         for benchmark in (False, True):
-            report.attempt("convolution", functools.partial(_time_convolution, report, shape, benchmark))
+            report.attempt("convolution", _time_convolution, report, shape, benchmark)
     source = torch.empty(2**30 // _shrink(report) ** 2, dtype=torch.bfloat16, device=report.device)
     target = torch.empty_like(source)
     moved = 2e-9 * source.nbytes
@@ -126,9 +125,8 @@ def _time_product(report: Report, tokens: int, outer: int, inner: int) -> None:
     product = _Product(report, *shape)
     rates = {"bf16": product.rate()}
     if not report.dry:
-        calls = {"fp8": product.in_fp8, "gelu_epilogue": lambda: product.with_gelu}
-        for name, call in calls.items():
-            rates[name] = report.attempt(name, lambda call=call: product.rate(call())) or 0.0  # type: ignore[misc]
+        rates["fp8"] = report.attempt("fp8", lambda: product.rate(product.in_fp8())) or 0.0
+        rates["gelu_epilogue"] = report.attempt("gelu_epilogue", product.rate, product.with_gelu) or 0.0
     report.detail(product=[tokens, outer, inner], tflops={name: round(rate, 1) for name, rate in rates.items()})
 
 
@@ -143,13 +141,13 @@ def _time_attention(report: Report, queries: int, keys: int) -> None:
         with sdpa_kernel(backend):
             return F.scaled_dot_product_attention(query, key, value)
 
+    def measured(backend: SDPBackend | None) -> float:
+        return operations / milliseconds(lambda: attend(backend), report.device)
+
     for name, backend in _BACKENDS.items():
         if report.dry and backend is not None:
             continue
-        rate = report.attempt(
-            f"attention by {name}",
-            lambda backend=backend: operations / milliseconds(lambda: attend(backend), report.device),  # type: ignore[misc]
-        )
+        rate = report.attempt(f"attention by {name}", measured, backend)
         if rate is not None:
             report.value(f"attention_{queries}x{keys}_{name}", rate, "TFLOP/s")
 

@@ -7,8 +7,9 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
+P = ParamSpec("P")
 Result = TypeVar("Result")
 
 _PREDICTIONS = Path(__file__).parent / "predictions.json"
@@ -48,10 +49,10 @@ class Report:
         """Anything else that is worth knowing."""
         append(self.out, {"stage": self.stage} | {name: _short(each) for name, each in values.items()})
 
-    def attempt(self, name: str, function: Callable[[], Result]) -> Result | None:
+    def attempt(self, name: str, function: Callable[P, Result], *args: P.args, **kwargs: P.kwargs) -> Result | None:
         """Runs a part of the stage. Its error is a result like any other, and the next part follows."""
         try:
-            return function()
+            return function(*args, **kwargs)
         except Exception as error:  # whatever a kernel, a compiler or an allocator can raise
             self.detail(failed=name, error=f"{type(error).__name__}: {error}"[:600])
             return None

@@ -32,7 +32,7 @@ def compare_with_the_cpu(report: Report) -> None:
     expected, pipe = _tiny_frames(_tiny_pipeline()), _tiny_pipeline().to(report.device)
     for backend in ("sdpa",) if report.dry else ("triton", "sdpa", "auto"):
         pipe.transformer.set_sparse_backend(backend)
-        frames = report.attempt(backend, lambda: _tiny_frames(pipe))
+        frames = report.attempt(backend, _tiny_frames, pipe)
         if frames is None:
             continue
         report.value(f"{backend}_from_the_cpu", int((frames - expected).abs().max()), "levels")
@@ -151,17 +151,17 @@ def run_preset(
     kept = Path(tempfile.gettempdir()) / f"ultraflash_{preset.name}_{report.device}.pt"
     if eager:
         report.attempt("eager latents", lambda: torch.save(runs.first_latents(), kept))
-        report.attempt("eager", lambda: runs.measure("eager", warm_up=2))
+        report.attempt("eager", runs.measure, "eager", warm_up=2)
     label = "fp8" if fp8 else "compiled"
     _optimize(report, pipe, label, fp8=fp8 and not report.dry)
-    report.attempt("error", lambda: _compare_latents(runs, label, kept))
-    fps = report.attempt(label, lambda: runs.measure(label))
-    report.attempt("floor", lambda: _share_of_floor(runs, label, fps or 0.0))
-    report.attempt("first frame", lambda: runs.first_frame(label))
+    report.attempt("error", _compare_latents, runs, label, kept)
+    fps = report.attempt(label, runs.measure, label)
+    report.attempt("floor", _share_of_floor, runs, label, fps or 0.0)
+    report.attempt("first frame", runs.first_frame, label)
     plain = not fp8 and generator == "self-forcing"
     for name, lever in _LEVERS.items() if plain else ():
-        report.attempt(name, lambda name=name, lever=lever: lever(runs, name))  # type: ignore[misc]
-    report.attempt("kernels", lambda: runs.list_kernels(label))
+        report.attempt(name, lever, runs, name)
+    report.attempt("kernels", runs.list_kernels, label)
 
 
 def _fits(report: Report, preset: Preset) -> bool:
@@ -262,7 +262,7 @@ def run_packaged(report: Report) -> None:
         settings |= {"cuda_graphs": {"cuda_graphs": True}, "fp8": {"fp8": True}}
     for label, arguments in settings.items():
         runs.pipe = load()
-        report.attempt(label, lambda label=label, arguments=arguments: _packaged(runs, label, arguments, plain, sizes))  # type: ignore[misc]
+        report.attempt(label, _packaged, runs, label, arguments, plain, sizes)
 
 
 def _packaged(runs: Runs, label: str, arguments: dict[str, Any], plain: Any, sizes: dict[str, int]) -> None:

@@ -22,6 +22,7 @@ _STATE_CLASSES: dict[str, type[StreamState]] = {}
 _METADATA_KEY = "stream_state"
 
 
+@dataclasses.dataclass
 class StreamState:
     """Base class of the state dataclasses.
 
@@ -85,7 +86,7 @@ def _map(value: Any, function: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     if isinstance(value, torch.Tensor):
         return function(value)
     if isinstance(value, StreamState):
-        fields = {field.name: _map(getattr(value, field.name), function) for field in dataclasses.fields(value)}  # type: ignore[arg-type]
+        fields = {field.name: _map(getattr(value, field.name), function) for field in dataclasses.fields(value)}
         return type(value)(**fields)
     if isinstance(value, (list, tuple)):
         return type(value)(_map(item, function) for item in value)
@@ -101,7 +102,7 @@ def _flatten(value: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:
         tensors[name] = value.detach().clone(memory_format=torch.contiguous_format)
         return {"tensor": name}
     if isinstance(value, StreamState):
-        fields = dataclasses.fields(value)  # type: ignore[arg-type]
+        fields = dataclasses.fields(value)
         return {
             "state": type(value).__name__,
             "fields": {f.name: _flatten(getattr(value, f.name), f"{name}.{f.name}", tensors) for f in fields},

@@ -101,7 +101,12 @@ def tensor_bytes(tensors: Iterator[torch.Tensor]) -> int:
 def state_bytes(state: StreamState) -> int:
     """Bytes that a state carries from chunk to chunk."""
     tensors: list[torch.Tensor] = []
-    state.map_tensors(lambda tensor: tensors.append(tensor) or tensor)  # type: ignore[func-returns-value]
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        tensors.append(tensor)
+        return tensor
+
+    state.map_tensors(note)
     return tensor_bytes(iter(tensors))
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -116,7 +117,7 @@ def _lasting(file: Path) -> bytes:
     return json.dumps(contents | {"padding": None, "truncation": None}).encode()
 
 
-def _settings(config: object) -> dict:
+def _settings(config: Any) -> dict:
     """A configuration without the entries that say where it came from."""
-    settings = config.to_dict() if hasattr(config, "to_dict") else dict(config)  # type: ignore[call-overload]
+    settings = config.to_dict() if hasattr(config, "to_dict") else dict(config)
     return {name: value for name, value in settings.items() if not name.startswith("_")}

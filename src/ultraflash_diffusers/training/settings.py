@@ -182,9 +182,9 @@ def read_settings(arguments: argparse.Namespace, kind: type[T]) -> T:
     return _read(arguments, kind())
 
 
-def _read(arguments: argparse.Namespace, default: T) -> T:
+def _read(arguments: argparse.Namespace, default: Any) -> Any:
     values: dict[str, Any] = {}
-    for field in fields(default):  # type: ignore[arg-type]
+    for field in fields(default):
         value = getattr(default, field.name)
         if is_dataclass(value):
             values[field.name] = _read(arguments, value)
