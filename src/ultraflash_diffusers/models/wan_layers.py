@@ -230,7 +230,6 @@ class CausalWanBlock(nn.Module):
             `tuple`: the new hidden states, and what `attend` returned as its next cache.
         """
         table = self.scale_shift_table.unsqueeze(0) + modulation.float()
-        table = self.scale_shift_table.unsqueeze(0) + modulation.float()
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = table.unsqueeze(3).unbind(2)
         text = encoder_hidden_states
         if isinstance(text, torch.Tensor):
