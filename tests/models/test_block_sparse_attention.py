@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from helpers.paths import ROOT
 
+from ultraflash_diffusers.models.attention import backends
 from ultraflash_diffusers.models.attention.backends import in_blocks, triton_kernel
 from ultraflash_diffusers.models.attention.backends.in_blocks import attend_in_blocks
 from ultraflash_diffusers.models.attention.backends.masked import attend_masked
@@ -646,10 +647,30 @@ def test_sparse_attention_takes_at_most_a_third_of_dense_attention(tmp_path):
     assert result["share_of_dense"] < 1 / 3
 
 
+def test_a_kernel_that_fails_gives_way_to_the_plain_path(monkeypatch, caplog):
+    def fails(*args):
+        calls.append(args)
+        attend_in_blocks(attend_masked, *args)  # after it has written into the cache
+        raise RuntimeError("out of resources: shared memory")
+
+    monkeypatch.setattr(backends, "_FAILED", set())
+    group, calls = random_qkv(0, GRID), []
+    expected, _ = block_sparse_attention(*group, GRID, SMALL, allocate(GRID), backend="sdpa")
+    monkeypatch.setattr(backends, "_function_of", lambda *args: fails)
+    for _ in range(2):
+        output, _ = block_sparse_attention(*group, GRID, SMALL, allocate(GRID), backend="auto")
+        torch.testing.assert_close(output, expected, rtol=0, atol=0)
+    assert len(calls) == 1 and caplog.text.count("is computed by 'sdpa' from here on: out of resources") == 1
+
+
 GRID = (4, 6, 7)
 BAD_INPUTS = [
-    ({"backend": "cuda"}, "`backend` must be one of 'auto', 'flex', 'gather', 'sdpa', 'triton', got 'cuda'"),
+    (
+        {"backend": "cuda"},
+        "`backend` must be one of 'auto', 'flex', 'flex_flash', 'gather', .*'triton', got 'cuda'",
+    ),
     ({"backend": "flex"}, "`backend` 'flex' on a CPU needs blocks of 16 n tokens, got 8"),
+    ({"backend": "flex_flash"}, "`backend` 'flex_flash' needs a CUDA device, got cpu"),
     ({"backend": "triton"}, "`backend` 'triton' cannot run here .*blocks of 8 tokens, 8 channels"),
     ({"grid": (4, 6, 6)}, r"`query` must have shape \[batch, 144, heads, channels\].*got \(1, 168, 2, 8\)"),
     ({"grid": (4, 42)}, r"`grid` must be three positive token counts.*got \(4, 42\)"),

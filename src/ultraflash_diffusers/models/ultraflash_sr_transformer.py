@@ -236,9 +236,9 @@ class UltraFlashSRTransformer(WanBackbone):
         return self._sparse_backend
 
     def set_sparse_backend(self, backend: str) -> None:
-        """Chooses how the sparse attention is computed: `"auto"`, `"flex"`, `"gather"`, `"sdpa"` or `"triton"`.
+        """Chooses how the sparse attention is computed, by a `backend` of [`block_sparse_attention`].
 
-        See [`block_sparse_attention`]. It is no part of the config. The dense attention (to the text, and of the dense
+        It is no part of the config. The dense attention (to the text, and of the dense
         variant) has diffusers' `set_attention_backend`.
 
         Raises:

@@ -67,6 +67,7 @@ def block_sparse_attention(
         backend (`str`, *optional*, defaults to `"auto"`): `"sdpa"`, dense attention under a mask, the reference on any
             device; `"gather"`, plain PyTorch over the kept blocks alone, inside `torch.compile` without gradients;
             `"flex"`, FlexAttention, always compiled, on a CPU without gradients and not inside Inductor's graphs;
+            `"flex_flash"`, the same by FlashAttention 4's kernels (package `flash-attn-4`), on CUDA alone;
             `"triton"`, a kernel of our own for CUDA, without gradients. `"auto"` takes flex on CUDA (triton where its
             tiles do not fit) and gather elsewhere, but sdpa for gradients inside `torch.compile`.
 

@@ -219,7 +219,7 @@ def sparse_candidates(device: torch.device, network: UltraFlashSRTransformer) ->
     if device.type != "cuda":
         return ["sdpa", "gather"]
     supported = triton_kernel.supports(device, network.sparse_settings.volume, network.config.attention_head_dim)
-    return ["flex", *(["triton"] if supported else [])]
+    return ["flex", "flex_flash", *(["triton"] if supported else [])]
 
 
 def _random(shape: tuple[int, ...], seed: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:

@@ -5,9 +5,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+# PyTorch's choice, and FlashAttention 4's kernels for Hopper and Blackwell, which a package of their own brings
+FlexKernels = Literal["AUTO", "FLASH"]
 
 
 def attend_flex(
@@ -17,8 +21,9 @@ def attend_flex(
     kept: torch.Tensor,
     volume: int,
     with_gradients: bool,
+    kernels: FlexKernels,
 ) -> torch.Tensor:
-    """FlexAttention over the kept pairs; only to be run inside `torch.compile`."""
+    """FlexAttention over the kept pairs by these kernels of it; only to be run inside `torch.compile`."""
     counts, indices = _block_lists(kept)
 
     def keeps(batch: torch.Tensor, head: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
@@ -35,7 +40,7 @@ def attend_flex(
         seq_lengths=(query.shape[2], key.shape[2]),
         compute_q_blocks=with_gradients,
     )
-    return flex_attention(query, key, value, block_mask=mask)
+    return flex_attention(query, key, value, block_mask=mask, kernel_options={"BACKEND": kernels})
 
 
 @functools.cache
