@@ -1,7 +1,7 @@
 # Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
 """A few minutes on a rented GPU in one command: what matters most comes first, each stage with a limit of its own.
 
-    python benchmarks/gpu_run.py --out OUT --budget 470 --stages rates tiny 1k 1k_fp8 packaged sparse
+    python benchmarks/gpu_run.py --out OUT --budget 470 --stages rates tiny 1k 1k_fp8 packaged sparse decoder
     python benchmarks/gpu_run.py --out OUT --budget 250 --stages 2k 4k --cache OUT/cache    # what is left
     python benchmarks/gpu_report.py OUT/results.jsonl --folder benchmarks/results/first_gpu  # tables and plots
 
@@ -66,6 +66,7 @@ STAGES = {
     "1k_fp8": Stage(150, "streams.run_preset", "1K with FP8 linear layers", {"preset_name": "1k", "fp8": True}),
     "packaged": Stage(90, "streams.run_packaged", "the packaged checkpoint: accuracy, and whether CUDA graphs pay"),
     "sparse": Stage(60, "kernels.time_sparse_attention", "one layer's sparse attention by backend and launch setting"),
+    "decoder": Stage(45, "decoder.time_memory_blocks", "the decoder's memory block, computed in other ways"),
     "2k": Stage(150, "streams.run_preset", "2K compiled, by lever", {"preset_name": "2k"}),
     "4k": Stage(200, "streams.run_preset", "4K compiled, by lever", {"preset_name": "4k"}),
     "1k_two_step": Stage(

@@ -16,7 +16,7 @@ import torch
 from helpers.paths import ROOT
 
 from benchmarks import gpu_report, gpu_run, gpu_travel
-from benchmarks.gpu import kernels, rates, streams
+from benchmarks.gpu import decoder, kernels, rates, streams
 from benchmarks.gpu.results import Report, append, read_predictions
 
 
@@ -41,9 +41,11 @@ def test_every_stage_runs_dry(tmp_path: Path) -> None:
     streams.run_preset(dry(tmp_path, "1k"), "1k", eager=True)
     streams.run_packaged(dry(tmp_path, "packaged"))
     kernels.time_sparse_attention(dry(tmp_path, "sparse"))
+    decoder.time_memory_blocks(dry(tmp_path, "decoder"))
     assert [line for line in lines_of(tmp_path) if "failed" in line] == []
     values = values_of(tmp_path)
     assert values["rates.product"] > 0 and values["tiny.sdpa_from_the_cpu"] == 0 and values["sparse.4k_gather"] > 0
+    assert values["decoder.256_plain"] > 0 and values["decoder.64_split"] > 0
     labels = ("eager", "compiled", "three_steps", "tuned_convolutions", "in_turns", "one_block", "no_context_passes")
     for label in labels:
         assert values[f"1k.{label}.fps"] > 0 and values[f"1k.{label}.decoder"] > 0
