@@ -18,6 +18,7 @@ from ultraflash_diffusers.training.data.inputs import cache_folder, load_cascade
 from ultraflash_diffusers.training.data.prompts import Prompts, text_pipeline, texts_of
 from ultraflash_diffusers.training.loop.accelerator import make_accelerator
 from ultraflash_diffusers.training.loop.arguments import add_cascade_arguments, add_reward_arguments, training_parser
+from ultraflash_diffusers.training.loop.command_line import run_script
 from ultraflash_diffusers.training.loop.train import train
 from ultraflash_diffusers.training.losses.linear_decoding import check_linear_shortcut
 from ultraflash_diffusers.training.losses.perceptual import PERCEPTUAL_LOSSES, PerceptualLoss
@@ -108,4 +109,4 @@ def main(arguments: argparse.Namespace) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main(parse_arguments())
+    run_script(main, parse_arguments)

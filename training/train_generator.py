@@ -1,7 +1,7 @@
 # Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
 """Trains the low-resolution text-to-video generator: diffusion forcing on clips, then self-forcing on its own.
 
-    python training/train_generator.py --synthetic_scenes --config training/configs/small_generator.json \
+    python training/train_generator.py --synthetic_scenes --network_config training/configs/small_generator.json \
         --token_rank 288 --autoencoder outputs/autoencoder --noise_levels steps --use_ema \
         --output_dir outputs/generator
     python training/train_generator.py --objective self_forcing --synthetic_scenes --token_rank 288 \
@@ -34,6 +34,7 @@ from ultraflash_diffusers.training.loop.arguments import (
     share,
     training_parser,
 )
+from ultraflash_diffusers.training.loop.command_line import run_script
 from ultraflash_diffusers.training.loop.train import train
 from ultraflash_diffusers.training.losses.linear_decoding import encode_linearly
 from ultraflash_diffusers.training.processes import local_main_process_first
@@ -87,7 +88,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error("--crops and --train_batch_size: the generator trains at one size")
     if parsed.nameless_colors and not (parsed.synthetic_scenes and parsed.encode_linearly and not parsed.text_encoder):
         parser.error("--nameless_colors needs --synthetic_scenes, --encode_linearly and a text encoder of its own")
-    if parsed.objective == "self_forcing" and (parsed.config or not parsed.text_encoder):
+    if parsed.objective == "self_forcing" and (parsed.network_config or not parsed.text_encoder):
         parser.error("--objective self_forcing goes on from a network and its --text_encoder")
     return parsed
 
@@ -120,4 +121,4 @@ def main(arguments: argparse.Namespace) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main(parse_arguments())
+    run_script(main, parse_arguments)

@@ -1,7 +1,7 @@
 # Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
 """Trains the HR autoencoder: pixels to latents and back.
 
-    python training/train_hr_autoencoder.py --config autoencoder.json --linear_init --train_data_dir clips \
+    python training/train_hr_autoencoder.py --network_config autoencoder.json --linear_init --train_data_dir clips \
         --validation_data_dir held_out --output_dir outputs/autoencoder --use_ema
 """
 
@@ -18,6 +18,7 @@ from ultraflash_diffusers.training.data.crops import CropDataset
 from ultraflash_diffusers.training.data.inputs import load_data
 from ultraflash_diffusers.training.loop.accelerator import make_accelerator
 from ultraflash_diffusers.training.loop.arguments import add_start_arguments, positive, training_parser
+from ultraflash_diffusers.training.loop.command_line import run_script
 from ultraflash_diffusers.training.loop.train import train
 from ultraflash_diffusers.training.settings import add_settings, complete_settings, read_settings
 from ultraflash_diffusers.training.stages.autoencoder import AutoencoderObjective, AutoencoderTraining
@@ -49,7 +50,7 @@ def main(arguments: argparse.Namespace) -> dict[str, float]:
     set_seed(arguments.seed)
     objective = read_settings(arguments, AutoencoderObjective)
     autoencoder = start_network(HRAutoencoder, arguments, "autoencoder")
-    if arguments.config is not None:
+    if arguments.network_config is not None:
         initialize_convolutions(autoencoder)
     if not autoencoder.has_encoder:
         raise ValueError("the autoencoder has no encoder (`encoder_channels` is empty): it cannot be trained")
@@ -65,4 +66,4 @@ def main(arguments: argparse.Namespace) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main(parse_arguments())
+    run_script(main, parse_arguments)

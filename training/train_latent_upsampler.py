@@ -1,7 +1,7 @@
 # Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
 """Trains the causal latent upsampler in the latent space of a finished autoencoder (paper, "Latent upsampler").
 
-    python training/train_latent_upsampler.py --config upsampler.json --autoencoder outputs/autoencoder \
+    python training/train_latent_upsampler.py --network_config upsampler.json --autoencoder outputs/autoencoder \
         --train_data_dir clips --validation_data_dir held_out --output_dir outputs/upsampler --use_ema
 
 `--train_decoder` tunes the autoencoder's decoder along with it, which learns to make the best of upsampled latents.
@@ -17,6 +17,7 @@ from ultraflash_diffusers import CausalLatentUpsampler, HRAutoencoder
 from ultraflash_diffusers.training.data.inputs import load_data
 from ultraflash_diffusers.training.loop.accelerator import make_accelerator
 from ultraflash_diffusers.training.loop.arguments import add_start_arguments, training_parser
+from ultraflash_diffusers.training.loop.command_line import run_script
 from ultraflash_diffusers.training.loop.train import train
 from ultraflash_diffusers.training.settings import add_settings, complete_settings, read_settings
 from ultraflash_diffusers.training.stages.upsampler import UpsamplerObjective, UpsamplerTraining
@@ -40,7 +41,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def start_upsampler(arguments: argparse.Namespace, autoencoder: HRAutoencoder) -> CausalLatentUpsampler:
     """The network to train; a new one with `residual` starts at what bicubic interpolation of the pixels does."""
     upsampler = start_network(CausalLatentUpsampler, arguments, "latent_upsampler")
-    if arguments.config is not None:
+    if arguments.network_config is not None:
         initialize_convolutions(upsampler)
         if upsampler.config.residual:
             set_bicubic_upsampling(upsampler, autoencoder)
@@ -68,4 +69,4 @@ def main(arguments: argparse.Namespace) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main(parse_arguments())
+    run_script(main, parse_arguments)

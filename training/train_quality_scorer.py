@@ -15,6 +15,7 @@ from ultraflash_diffusers.rewards import QualityScorer
 from ultraflash_diffusers.training.data.inputs import load_data
 from ultraflash_diffusers.training.loop.accelerator import make_accelerator
 from ultraflash_diffusers.training.loop.arguments import add_start_arguments, training_parser
+from ultraflash_diffusers.training.loop.command_line import run_script
 from ultraflash_diffusers.training.loop.train import train
 from ultraflash_diffusers.training.settings import add_settings, complete_settings, read_settings
 from ultraflash_diffusers.training.stages.quality import QualityObjective, QualityTraining
@@ -43,4 +44,4 @@ def main(arguments: argparse.Namespace) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main(parse_arguments())
+    run_script(main, parse_arguments)

@@ -1,7 +1,7 @@
 # Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
 """Trains the super-resolution transformer on real clips: as a multi-step flow-matching model, or at once in one step.
 
-    python training/train_sr.py --objective one_step --config sr.json --autoencoder outputs/autoencoder \
+    python training/train_sr.py --objective one_step --network_config sr.json --autoencoder outputs/autoencoder \
         --latent_upsampler outputs/upsampler --train_data_dir clips --validation_data_dir held_out \
         --output_dir outputs/sr
 """
@@ -17,6 +17,7 @@ from ultraflash_diffusers.training.data.inputs import cache_folder, load_cascade
 from ultraflash_diffusers.training.data.prompts import Prompts, text_pipeline, texts_of
 from ultraflash_diffusers.training.loop.accelerator import make_accelerator
 from ultraflash_diffusers.training.loop.arguments import add_cascade_arguments, add_start_arguments, training_parser
+from ultraflash_diffusers.training.loop.command_line import run_script
 from ultraflash_diffusers.training.loop.train import train
 from ultraflash_diffusers.training.losses.linear_decoding import check_linear_shortcut
 from ultraflash_diffusers.training.settings import add_choice, complete_choice, read_settings
@@ -76,4 +77,4 @@ def main(arguments: argparse.Namespace) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main(parse_arguments())
+    run_script(main, parse_arguments)

@@ -198,7 +198,7 @@ class TestTraining:
         script = importlib.util.module_from_spec(specification)
         specification.loader.exec_module(script)
         arguments = [
-            f"--config={tmp_path / 'scorer.json'}", f"--train_data_dir={tmp_path / 'train'}",
+            f"--network_config={tmp_path / 'scorer.json'}", f"--train_data_dir={tmp_path / 'train'}",
             f"--validation_data_dir={tmp_path / 'held_out'}", f"--output_dir={tmp_path / 'out'}", "--crops=1x64x64",
             "--size=32", "--train_batch_size=2", "--max_train_steps=3", "--clip_frames=2", "--validation_frames=1",
         ]  # fmt: skip

@@ -429,10 +429,15 @@ def cascade(tmp_path_factory: pytest.TempPathFactory) -> Path:
     student.save_pretrained(folder / "student" / "transformer")
     config = folder / "config.json"
     config.write_text(json.dumps(AUTOENCODER))
-    linear = ("--config", str(config), "--linear_init", "--linear_init_batches", "20")
+    linear = ("--network_config", str(config), "--linear_init", "--linear_init_batches", "20")
     run("train_hr_autoencoder", folder, folder / "autoencoder", *linear, max_train_steps=30)
     config.write_text(json.dumps(TRANSFORMER | {"use_sparse_attention": False}))
-    settings = {"objective": "flow_matching", "condition_noise": "0 0", "condition_dropout": 0.2, "config": config}
+    settings = {
+        "objective": "flow_matching",
+        "condition_noise": "0 0",
+        "condition_dropout": 0.2,
+        "network_config": config,
+    }
     settings |= {"autoencoder": folder / "autoencoder", "latent_upsampler": folder / "upsampler"}
     settings |= {"max_train_steps": 120, "learning_rate": 5e-3, "train_batch_size": 4, "num_inference_steps": 4}
     run("train_sr", folder, folder / "teacher", **settings)

@@ -567,7 +567,12 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_script_trains_resumes_and_distils(material: Path) -> None:
-    common = {"config": material / "generator.json", "token_rank": 10, "encode_linearly": True, "use_ema": True}
+    common = {
+        "network_config": material / "generator.json",
+        "token_rank": 10,
+        "encode_linearly": True,
+        "use_ema": True,
+    }
     common |= {"lr_scheduler": "constant", "nameless_colors": 6}
     whole = run_script(material, "whole", **common)
     run_script(material, "parts", **common, max_train_steps=3)
@@ -598,7 +603,7 @@ def test_samples_of_one_chunk_are_learnt_and_held_out_clips_may_have_any_length(
         write_video(material / name / "a.mp4", texture(9, frames, 48, 64))
     clips = {"train_data_dir": material / "one_chunk", "validation_data_dir": material / "held_out"}
     options = clips | {
-        "config": material / "generator.json",
+        "network_config": material / "generator.json",
         "cache_dir": material / "cache_of_one",
         "logging_steps": 1,
     }
@@ -616,7 +621,7 @@ def test_the_script_trains_on_captioned_clips_beside_scenes(material: Path) -> N
     write_video(clips / "a.mp4", texture(9, 32, 48))
     (clips / "metadata.jsonl").write_text(json.dumps({"file_name": "a.mp4", "text": "a close-up of cloth"}) + "\n")
     both = {
-        "config": material / "generator.json",
+        "network_config": material / "generator.json",
         "token_rank": 10,
         "encode_linearly": True,
         "train_data_dir": clips,
@@ -645,16 +650,16 @@ def test_the_script_trains_on_captioned_clips_beside_scenes(material: Path) -> N
 )
 def test_the_script_refuses_clips_that_do_not_fit(material: Path, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        run_script(material, "refused", config=material / "generator.json", **arguments)
+        run_script(material, "refused", network_config=material / "generator.json", **arguments)
 
 
 def test_the_script_refuses_self_forcing_from_nothing(material: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        run_script(material, "nothing", objective="self_forcing", config=material / "generator.json")
+        run_script(material, "nothing", objective="self_forcing", network_config=material / "generator.json")
     assert "goes on from a network and its --text_encoder" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        run_script(material, "nothing", nameless_colors=3, config=material / "generator.json")
+        run_script(material, "nothing", nameless_colors=3, network_config=material / "generator.json")
     assert "--nameless_colors needs" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        run_script(material, "nothing", synthetic_scenes=False, config=material / "generator.json")
+        run_script(material, "nothing", synthetic_scenes=False, network_config=material / "generator.json")
     assert "--dataset_name and --synthetic_scenes is needed" in capsys.readouterr().err

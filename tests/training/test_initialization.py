@@ -114,9 +114,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, config in configs.items():
         (folder / f"{name}.json").write_text(json.dumps(config))
     options = {"temporal_loss": "difference", "max_train_steps": 40}
-    flags = ("--config", str(folder / "autoencoder.json"), "--linear_init", "--linear_init_batches", "20")
+    flags = ("--network_config", str(folder / "autoencoder.json"), "--linear_init", "--linear_init_batches", "20")
     run("train_hr_autoencoder", folder, folder / "autoencoder", *flags, **options)
-    flags = ("--config", str(folder / "upsampler.json"), "--train_decoder")
+    flags = ("--network_config", str(folder / "upsampler.json"), "--train_decoder")
     options |= {"autoencoder": folder / "autoencoder", "latent_weight": 0, "decoder_learning_rate": 2e-3}
     options |= {"max_train_steps": 80}
     run("train_latent_upsampler", folder, folder / "upsampler", *flags, **options)

@@ -65,7 +65,7 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def autoencoder(material: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("autoencoder")
-    flags = ("--config", str(material / "autoencoder.json"), "--linear_init", "--linear_init_batches", "20")
+    flags = ("--network_config", str(material / "autoencoder.json"), "--linear_init", "--linear_init_batches", "20")
     run("train_hr_autoencoder", material, folder, *flags, learning_rate=2e-3)
     return folder
 
@@ -73,7 +73,7 @@ def autoencoder(material: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 @pytest.fixture(scope="module")
 def upsampler(material: Path, autoencoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("upsampler")
-    flags = ("--config", str(material / "upsampler.json"))
+    flags = ("--network_config", str(material / "upsampler.json"))
     run("train_latent_upsampler", material, folder, *flags, autoencoder=autoencoder)
     return folder
 
@@ -399,7 +399,7 @@ def test_the_upsampler_and_the_decoder_are_tuned_together(
 
 def networks(material: Path, autoencoder: Path, upsampler: Path) -> tuple[str, ...]:
     config = str(material / "transformer.json")
-    return ("--config", config, "--autoencoder", str(autoencoder), "--latent_upsampler", str(upsampler))
+    return ("--network_config", config, "--autoencoder", str(autoencoder), "--latent_upsampler", str(upsampler))
 
 
 def test_one_step_training_improves_on_the_condition(material: Path, autoencoder: Path, tmp_path: Path) -> None:
@@ -515,7 +515,13 @@ def test_linear_decoding_needs_the_shortcut(material: Path, upsampler: Path, tmp
 def test_flow_matching_learns_the_flow(material: Path, autoencoder: Path, upsampler: Path, tmp_path: Path) -> None:
     config = tmp_path / "transformer.json"
     config.write_text(json.dumps(TRANSFORMER | {"prediction_type": "flow"}))
-    flags = (*networks(material, autoencoder, upsampler), "--config", str(config), "--objective", "flow_matching")
+    flags = (
+        *networks(material, autoencoder, upsampler),
+        "--network_config",
+        str(config),
+        "--objective",
+        "flow_matching",
+    )
     run("train_sr", material, tmp_path, *flags, num_inference_steps=2, train_batch_size=4, learning_rate=5e-3)
     losses_by_step = [line["loss"] for line in log(tmp_path) if "loss" in line]
     assert np.mean(losses_by_step[-10:]) < 0.85 * np.mean(losses_by_step[:10])
@@ -546,7 +552,7 @@ def quick(material: Path) -> Callable[..., Path]:
     """Runs the autoencoder's script for some steps from random weights."""
 
     def train(output_dir: Path, *flags: str, **options: Any) -> Path:
-        flags = ("--config", str(material / "autoencoder.json"), *flags)
+        flags = ("--network_config", str(material / "autoencoder.json"), *flags)
         run("train_hr_autoencoder", material, output_dir, *flags, **{"max_train_steps": 6} | options)
         return output_dir
 
@@ -712,7 +718,7 @@ def test_bad_command_lines_are_refused(tmp_path: Path, capsys: pytest.CaptureFix
     with pytest.raises(SystemExit):
         script("train_sr").parse_arguments([*networks, "--pretrained_wan", "w", "--rank", "4"])
     assert "train the whole network first" in capsys.readouterr().err
-    base = [*networks, "--config", "c"]
+    base = [*networks, "--network_config", "c"]
     for flags, message in (
         (["--crops", "9x128"], "9x128"),
         (["--max_train_steps", "0"], "above 0"),
@@ -728,7 +734,7 @@ def test_bad_command_lines_are_refused(tmp_path: Path, capsys: pytest.CaptureFix
         with pytest.raises(SystemExit):
             script("train_sr").parse_arguments([*base, *flags])
         assert message in capsys.readouterr().err
-    base = ["--train_data_dir", "x", "--output_dir", "y", "--autoencoder", "a", "--config", "c"]
+    base = ["--train_data_dir", "x", "--output_dir", "y", "--autoencoder", "a", "--network_config", "c"]
     for flags, message in (
         (["--reconstruction_every", "6"], "--train_decoder"),
         (["--train_decoder", "--reconstruction_every", "1"], "2 or more"),

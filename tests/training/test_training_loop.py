@@ -181,7 +181,7 @@ def train(material: Path, tmp_path: Path) -> Callable[..., Path]:
         file = tmp_path / "autoencoder.json"
         file.write_text(json.dumps(AUTOENCODER | (config or {})))
         options = {"max_train_steps": 4, "checkpointing_steps": 2, "lr_warmup_steps": 0} | options
-        run("train_hr_autoencoder", material, tmp_path / name, "--config", str(file), *flags, **options)
+        run("train_hr_autoencoder", material, tmp_path / name, "--network_config", str(file), *flags, **options)
         return tmp_path / name
 
     return run_it

@@ -65,18 +65,18 @@ common="$data --validation_data_dir $held_out --temporal_loss difference --use_e
 pixels="--temporal_weight 0.3 --wavelet_weight 0.1 --ssim_weight 0.5 --lr_warmup_steps 40 --ema_decay 0.99 --adam_beta2 0.99 --max_grad_norm 0.5 --reconstruction_every 20"
 
 # 1. The latent space: it begins, and as good as ends, at the principal components of space-time patches.
-python training/train_hr_autoencoder.py --config training/configs/small_autoencoder.json --linear_init $common \
+python training/train_hr_autoencoder.py --network_config training/configs/small_autoencoder.json --linear_init $common \
     --max_train_seconds 420 --learning_rate 3e-4 --lr_warmup_steps 50 --adam_beta2 0.99 --ema_decay 0.99 \
     --crops 9x128x128 --train_batch_size 3 --output_dir $out/autoencoder
 
 # 2. Upsampler and decoder together, from bicubic interpolation.
-python training/train_latent_upsampler.py --config training/configs/small_latent_upsampler.json $common \
+python training/train_latent_upsampler.py --network_config training/configs/small_latent_upsampler.json $common \
     $pixels --autoencoder $out/autoencoder --train_decoder --latent_weight 0 \
     --max_train_seconds 1080 --learning_rate 1e-4 --decoder_learning_rate 1e-3 \
     --crops 5x96x96 --train_batch_size 4 --output_dir $out/upsampler
 
 # 3. The transformer with both.
-python training/train_sr.py --config training/configs/small_sr_transformer.json $common $pixels \
+python training/train_sr.py --network_config training/configs/small_sr_transformer.json $common $pixels \
     --autoencoder $out/upsampler/autoencoder --latent_upsampler $out/upsampler --train_decoder \
     --train_latent_upsampler --max_train_seconds 380 --learning_rate 7.5e-4 --decoder_learning_rate 5e-4 \
     --latent_upsampler_learning_rate 5e-5 --contrast_weight 0.4 \
@@ -96,7 +96,7 @@ dense = {"num_attention_heads": 3, "ffn_dim": 384, "use_sparse_attention": False
 teacher.write_text(json.dumps(json.loads(student.read_text()) | dense, indent=2))
 PYTHON
 small="$networks $data --weigh_channels --condition_noise 0 0 --lr_warmup_steps 40 --adam_beta2 0.99 --use_ema --crops 9x128x128 5x128x128 --train_batch_size 1 2 --max_train_steps 100000"
-python training/train_sr.py --objective flow_matching --config $out/teacher.json $small --condition_dropout 0 --text_dropout 0 \
+python training/train_sr.py --objective flow_matching --network_config $out/teacher.json $small --condition_dropout 0 --text_dropout 0 \
     --flow_shift 0.3 --learning_rate 1e-3 --max_train_seconds 780 --output_dir $out/first_teacher
 python training/train_sr.py --objective flow_matching --pretrained_model_name_or_path $out/first_teacher $small \
     --condition_dropout 0 --text_dropout 0 --flow_shift 2.5 --learning_rate 7e-4 --max_train_seconds 480 \
@@ -122,7 +122,7 @@ python training/train_cascade_dpo.py --pretrained_model_name_or_path $out/distil
 
 # 7. The text generator in the cascade's latent space.
 python training/train_generator.py --synthetic_scenes --train_data_dir $captioned --resolution 192 \
-    --config training/configs/small_generator.json --token_rank 288 --encode_linearly --nameless_colors 48 \
+    --network_config training/configs/small_generator.json --token_rank 288 --encode_linearly --nameless_colors 48 \
     --crops 81x192x320 --autoencoder $out/distilled --noise_levels steps --first_step_share 0.65 --start_share 0.3 \
     --sample_chunks 3 --own_context 0.5 --text_dropout 0 --detail_emphasis 0.5 --learning_rate 1.5e-3 --adam_beta2 0.95 \
     --adam_weight_decay 0.02 --train_batch_size 8 --use_ema --ema_decay 0.995 --output_dir $out/generator

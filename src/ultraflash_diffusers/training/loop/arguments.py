@@ -11,14 +11,7 @@ from diffusers.optimization import SchedulerType
 
 from ..data.crops import Crop
 from ..settings import NON_NEGATIVE, POSITIVE, SHARE, Number, bounded
-
-
-class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Tells defaults, but for those that are decided later."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        decided = action.default is not None and action.default is not False
-        return super()._get_help_string(action) if decided else action.help
+from .command_line import TrainingParser
 
 
 def training_parser(
@@ -28,7 +21,7 @@ def training_parser(
     takes_prompts: bool = False,
     takes_scenes: bool = False,
     degrades: bool = False,
-) -> argparse.ArgumentParser:
+) -> TrainingParser:
     """Makes a parser of the arguments that the data and the loop read.
 
     Args:
@@ -39,7 +32,7 @@ def training_parser(
         takes_scenes (`bool`, *optional*, defaults to `False`): whether synthetic scenes may, or come beside clips.
         degrades (`bool`, *optional*, defaults to `False`): whether clips get low-resolution versions.
     """
-    parser = argparse.ArgumentParser(description=description, formatter_class=_Help, allow_abbrev=False)
+    parser = TrainingParser(description)
     _add_data_arguments(parser, crops, takes_prompts, takes_scenes, degrades)
     _add_optimisation_arguments(parser, learning_rate)
     _add_run_arguments(parser)
@@ -63,7 +56,9 @@ def add_start_arguments(
     group = parser.add_argument_group("networks")
     start = group.add_mutually_exclusive_group(required=required)
     note = "" if required else "; its defaults without it"
-    start.add_argument("--config", type=Path, help=f"JSON file of {network}'s arguments, for a new network{note}")
+    start.add_argument(
+        "--network_config", type=Path, help=f"JSON file of {network}'s arguments, for a new network{note}"
+    )
     start.add_argument("--pretrained_model_name_or_path", help="folder or repository of the network to go on from")
     if wan is not None:
         start.add_argument("--pretrained_wan", help=wan)

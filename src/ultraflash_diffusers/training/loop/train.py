@@ -40,6 +40,7 @@ from .checkpoints import (
     put_in_place,
     unfinished_checkpoint,
 )
+from .command_line import plain, write_config
 from .hub import FinishedRun, upload
 from .illustrations import draw_curves, write_comparison
 from .interruption import Interruption
@@ -48,6 +49,8 @@ from .sharding import WeightAverage, reshard, whole_parameters
 
 logger = logging.get_logger(__name__)
 
+# what runs that go on with a checkpoint are not asked about
+MAY_CHANGE = {"config", "max_train_steps", "max_train_seconds", "resume_from_checkpoint"}
 # totals of what was measured, by name, each with the number of its batches
 _Sums = dict[str, tuple[torch.Tensor, int]]
 
@@ -192,15 +195,26 @@ class _Run:
                 f"`output_dir` {str(arguments.output_dir)!r} holds checkpoints of an earlier run: go on with "
                 "--resume_from_checkpoint latest, or choose another folder"
             )
-        self.settings = {name: _plain(value) for name, value in vars(arguments).items()}
+        self.settings = {name: plain(value) for name, value in vars(arguments).items() if name != "given"}
         if self.accelerator.is_main_process:
-            replace_text(arguments.output_dir / "training_arguments.json", json.dumps(self.settings, indent=2) + "\n")
+            self._write_settings()
         self.accelerator.init_trackers(
             "ultraflash",
             {name: str(value) for name, value in self.settings.items()},
             {"wandb": {"dir": str(arguments.output_dir)}},
         )
         self._forget_later_lines()
+
+    def _write_settings(self) -> None:
+        """Writes all settings, and those that were given; says which a resumed run changes."""
+        file = self.arguments.output_dir / "training_arguments.json"
+        if self.progress.step and file.is_file():
+            before = json.loads(file.read_text())
+            changed = sorted(name for name, value in self.settings.items() if before.get(name) != value)
+            for name in (name for name in changed if name not in MAY_CHANGE):
+                logger.warning(f"--{name} is {self.settings[name]}, before the checkpoint it was {before.get(name)}")
+        replace_text(file, json.dumps(self.settings, indent=2) + "\n")
+        write_config(self.arguments.output_dir / "config.yaml", self.arguments)
 
     def _batch_numbers(self) -> range:
         """The numbers of this process' batches, from the current step on."""
@@ -414,10 +428,3 @@ def mean_measures(parts: list[dict[str, tuple[float, int]]]) -> dict[str, float]
 def _generator(seed: int, number: int, kind: int) -> torch.Generator:
     """The source of a batch's noise (kind 1) or a step's choices (kind 2), apart from that of the batch's crops."""
     return torch.Generator().manual_seed(int(np.random.default_rng((seed, number, kind)).integers(2**63 - 1)))
-
-
-def _plain(value: Any) -> Any:
-    """A setting as JSON can hold it."""
-    if isinstance(value, list):
-        return [_plain(entry) for entry in value]
-    return value if isinstance(value, (int, float, str, bool, type(None))) else str(value)

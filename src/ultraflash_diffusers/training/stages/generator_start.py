@@ -90,7 +90,7 @@ def new_training(
     text = load_text(arguments, config, pools)
     scale = channel_scale(pools)
     if subspace is not None:
-        new = arguments.config is not None
+        new = arguments.network_config is not None
         network = CausalWanTransformer(**subspace.compact_config(config)) if new else subspace.compacted(network)
         scale_ends(network, scale, new)
     if arguments.gradient_checkpointing:

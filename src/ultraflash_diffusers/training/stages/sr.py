@@ -386,7 +386,7 @@ def start_transformer(arguments: argparse.Namespace) -> UltraFlashSRTransformer:
         transformer = UltraFlashSRTransformer.from_wan(arguments.pretrained_wan)
     else:
         transformer = start_network(UltraFlashSRTransformer, arguments, "transformer")
-    if arguments.config is not None:
+    if arguments.network_config is not None:
         # at first a "detail" network gives the condition back, a "flow" network no flow
         nn.init.zeros_(transformer.proj_out.weight)
         nn.init.zeros_(transformer.proj_out.bias)

@@ -65,7 +65,7 @@ def load_network(network_class: type[Network], name_or_path: str, subfolder: str
 
 
 def start_network(network_class: type[Network], arguments: argparse.Namespace, subfolder: str) -> Network:
-    """The network that `--config` or `--pretrained_model_name_or_path` names; of the class' defaults without either.
+    """The network that `--network_config` or `--pretrained_model_name_or_path` names; by default the class' own.
 
     Args:
         network_class (`type`): a diffusers model class.
@@ -73,8 +73,8 @@ def start_network(network_class: type[Network], arguments: argparse.Namespace, s
             [`~ultraflash_diffusers.training.loop.arguments.add_start_arguments`].
         subfolder (`str`): the component's name in a pipeline.
     """
-    if arguments.config is not None:
-        return new_network(network_class, arguments.config)
+    if arguments.network_config is not None:
+        return new_network(network_class, arguments.network_config)
     if arguments.pretrained_model_name_or_path is not None:
         return load_network(network_class, arguments.pretrained_model_name_or_path, subfolder)
     return network_class()
@@ -98,7 +98,7 @@ def new_network(network_class: type[Network], config: str | Path) -> Network:
         return network_class(**arguments)
     except (json.JSONDecodeError, AttributeError, TypeError) as error:
         name = network_class.__name__
-        raise ValueError(f"`config` {str(config)!r} is no configuration of {name}: {error}") from error
+        raise ValueError(f"`network_config` {str(config)!r} is no configuration of {name}: {error}") from error
 
 
 def _as_tuple(value: object) -> object:
