@@ -1,5 +1,5 @@
 # Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
-"""Other ways to compute the decoder's memory block beside the plain one: what a lever would gain before it is there."""
+"""Other ways to compute the decoder's memory block beside the plain one: what a lever would gain."""
 
 from __future__ import annotations
 
