@@ -30,11 +30,11 @@ def test_the_client_saves_what_comes_and_changes_the_prompt(address, tmp_path):
     video = tmp_path / "live.mp4"
     command = [sys.executable, str(ROOT / "examples" / "realtime_client.py"), "a red ball", "--then", "a cube"]
     run = subprocess.run(
-        [*command, "--num-frames", "45", "--url", address, "--output", str(video)], capture_output=True, text=True
+        [*command, "--num-frames", "125", "--url", address, "--output", str(video)], capture_output=True, text=True
     )
     assert run.returncode == 0, run.stderr
     assert "from here on ['then']" in run.stdout and "'ended_by': 'end'" in run.stdout
-    assert decoded(video.read_bytes()).shape == (45, 64, 96, 3)
+    assert decoded(video.read_bytes()).shape == (125, 64, 96, 3)
     refused = subprocess.run([*command, "--num-frames", "-1", "--url", address], capture_output=True, text=True)
     assert refused.returncode == 1 and "num_frames" in refused.stderr and "Traceback" not in refused.stderr
 
