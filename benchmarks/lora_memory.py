@@ -14,19 +14,14 @@ begins.
 from __future__ import annotations
 
 import argparse
-import weakref
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
-from torch.utils.weak import WeakIdKeyDictionary
 
 from ultraflash_diffusers import UltraFlashSRTransformer
+from ultraflash_diffusers.profiling.fake_run import count_step
 from ultraflash_diffusers.training.starting_points.networks import choose_trained
 
 GIB = 2**30
@@ -66,72 +61,48 @@ def make_transformer(options: argparse.Namespace, **config: int) -> UltraFlashSR
     return transformer.train()
 
 
-def train_step(
-    transformer: UltraFlashSRTransformer, optimizer: torch.optim.Optimizer, latents: Sequence[int], device: str
-) -> None:
-    """One step of flow matching; `latents` are frames, height and width."""
+def step_inputs(
+    transformer: UltraFlashSRTransformer, latents: Sequence[int], device: str
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Noisy latents with their condition, noise level and text; `latents` are frames, height and width."""
     config = transformer.config
-    hidden_states = torch.randn(1, config.in_channels, *latents, device=device)
-    text = torch.randn(1, config.text_length, config.text_dim, device=device)
-    timestep = torch.full((1,), 500.0, device=device)
+    return (
+        torch.randn(1, config.in_channels, *latents, device=device, dtype=transformer.dtype),
+        torch.full((1,), 500.0, device=device),
+        torch.randn(1, config.text_length, config.text_dim, device=device, dtype=transformer.dtype),
+    )
+
+
+def step_loss(
+    network: nn.Module,
+    hidden_states: torch.Tensor,
+    timestep: torch.Tensor,
+    text: torch.Tensor,
+    device: str,
+) -> torch.Tensor:
+    """A loss of flow matching, in mixed precision."""
     with torch.autocast(device, torch.bfloat16):
-        flow = transformer(
-            hidden_states.to(transformer.dtype), timestep, text.to(transformer.dtype), return_dict=False
-        )[0]
-        loss = F.mse_loss(flow.float(), hidden_states[:, : config.out_channels])
-    loss.backward()
-    optimizer.step()
-    optimizer.zero_grad()
-
-
-class LiveBytes(TorchDispatchMode):
-    """Adds up the storages that operations make, until the last tensor that uses them is gone.
-
-    Attributes:
-        live (`int`): bytes now.
-        peak (`int`): bytes at most so far.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.live = self.peak = 0
-        self._known = WeakIdKeyDictionary()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        result = func(*args, **kwargs or {})
-        tree_map_only(torch.Tensor, self._add, result)
-        return result
-
-    def _add(self, tensor: torch.Tensor) -> None:
-        storage = tensor.untyped_storage()
-        if storage not in self._known:
-            self._known[storage] = True
-            weakref.finalize(storage, self._remove, storage.nbytes())
-            self.live += storage.nbytes()
-            self.peak = max(self.peak, self.live)
-
-    def _remove(self, size: int) -> None:
-        self.live -= size
+        flow = network(hidden_states, timestep, text).sample
+        return F.mse_loss(flow.float(), hidden_states[:, : flow.shape[1]].float())
 
 
 def count(options: argparse.Namespace, latents: Sequence[int], **config: int) -> dict[str, float]:
     """GiB at the peak of a step whose optimiser has its moments already, by what they are for."""
     with torch.device("meta"):
         transformer = make_transformer(options, **config)
-    with FakeTensorMode():
-        _without_contents(transformer)
-        parameters = set(transformer.parameters())
-        optimizer, made = _optimizer(transformer), LiveBytes()
-        with made:
-            train_step(transformer, optimizer, latents, "cpu")
-    trained = sum(_size(parameter) for parameter in parameters if parameter.requires_grad)
-    moments = sum(_size(tensor) for state in optimizer.state.values() for tensor in state.values())
+
+    def step(network: nn.Module, faked: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        hidden_states, timestep, text = map(faked, step_inputs(transformer, latents, "meta"))
+        return step_loss(network, hidden_states, timestep, text, "cpu")
+
+    counted = count_step(transformer, step)
+    trained = sum(_size(parameter) for parameter in transformer.parameters() if parameter.requires_grad)
     parts = {
-        "frozen weights": sum(_size(parameter) for parameter in parameters) - trained,
+        "frozen weights": sum(_size(parameter) for parameter in transformer.parameters()) - trained,
         "LoRA weights": trained,
         "LoRA gradients": trained,
-        "Adam's moments": moments,
-        "activations": made.peak - trained,  # the moments are made after the peak
+        "Adam's moments": 2 * trained,
+        "activations": counted.peak - trained,
     }
     return {name: size / GIB for name, size in parts.items()} | {"all": sum(parts.values()) / GIB}
 
@@ -144,22 +115,14 @@ def measure(options: argparse.Namespace, latents: Sequence[int], **config: int) 
         transformer = make_transformer(options, **config)
     optimizer = _optimizer(transformer)
     for _ in range(2):
-        train_step(transformer, optimizer, latents, "cuda")
+        step_loss(transformer, *step_inputs(transformer, latents, "cuda"), "cuda").backward()
+        optimizer.step()
+        optimizer.zero_grad()
     return torch.cuda.max_memory_allocated() / GIB
 
 
 def _size(tensor: torch.Tensor) -> int:
     return tensor.numel() * tensor.element_size()
-
-
-def _without_contents(module: nn.Module) -> None:
-    """Replaces all tensors by ones on the CPU that take no memory but are counted."""
-    for part in module.modules():
-        for name, parameter in part.named_parameters(recurse=False):
-            empty = torch.empty(parameter.shape, dtype=parameter.dtype, device="cpu")
-            part.register_parameter(name, nn.Parameter(empty, parameter.requires_grad))
-        for name, buffer in part.named_buffers(recurse=False):
-            part.register_buffer(name, torch.empty(buffer.shape, dtype=buffer.dtype, device="cpu"))
 
 
 def _optimizer(transformer: UltraFlashSRTransformer) -> torch.optim.Optimizer:

@@ -19,7 +19,7 @@ ROOMS: dict[str, set[str]] = {
     "demo": {"models", "pipelines", "serving", "video_io"},
     "serving": {"models", "pipelines", "video_io"},
     "profiling": {"models", "pipelines"},
-    "training": {"degradation", "models", "pipelines", "rewards", "video_io", "weight_files"},
+    "training": {"degradation", "models", "pipelines", "profiling", "rewards", "video_io", "weight_files"},
     "conversion": {"hub_files", "models", "pipelines", "weight_files"},
     "pipelines": {"hub_files", "models", "video_io", "weight_files"},
     "models": {"weight_files"},

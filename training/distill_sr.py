@@ -12,23 +12,23 @@ import argparse
 
 from accelerate.utils import set_seed
 
-from ultraflash_diffusers import CausalLatentUpsampler, HRAutoencoder
 from ultraflash_diffusers.rewards import load_reward
 from ultraflash_diffusers.training.data.inputs import cache_folder, load_cascade_data
+from ultraflash_diffusers.training.data.planned import planned_cascade_batch
 from ultraflash_diffusers.training.data.prompts import Prompts, text_pipeline, texts_of
 from ultraflash_diffusers.training.loop.accelerator import make_accelerator
 from ultraflash_diffusers.training.loop.arguments import add_cascade_arguments, add_reward_arguments, training_parser
 from ultraflash_diffusers.training.loop.command_line import run_script
+from ultraflash_diffusers.training.loop.memory_plan import dry_run
 from ultraflash_diffusers.training.loop.train import train
-from ultraflash_diffusers.training.losses.linear_decoding import check_linear_shortcut
 from ultraflash_diffusers.training.losses.perceptual import PERCEPTUAL_LOSSES, PerceptualLoss
 from ultraflash_diffusers.training.settings import add_settings, complete_settings, read_settings
 from ultraflash_diffusers.training.stages.distillation import (
     DistillationObjective,
     DistillationTraining,
-    load_transformers,
+    load_networks,
 )
-from ultraflash_diffusers.training.starting_points.networks import load_network
+from ultraflash_diffusers.training.starting_points.networks import without_weights
 
 # the packaged scorer answers to the slightest change: in latents its gradients are some thousand times those of the
 # wavelet loss, and at larger weights the student learns nothing else
@@ -89,22 +89,21 @@ def _check(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> None:
 def main(arguments: argparse.Namespace) -> dict[str, float]:
     set_seed(arguments.seed)
     objective = read_settings(arguments, DistillationObjective)
-    autoencoder = load_network(HRAutoencoder, arguments.autoencoder, "autoencoder")
-    check_linear_shortcut(arguments, arguments.autoencoder, autoencoder)
-    upsampler = load_network(CausalLatentUpsampler, arguments.latent_upsampler, "latent_upsampler")
-    student, teacher, fake_score = load_transformers(arguments)
+    with without_weights(arguments.dry_run):
+        networks = load_networks(arguments)
+    student, around, with_flow = networks.student, networks.around, objective.pixel_loss.needs_flow
     reward = None if arguments.reward is None else load_reward(arguments.reward, arguments.reward_weights)
     perceptual = None if arguments.perceptual_loss is None else PerceptualLoss(arguments.perceptual_loss)
-    if arguments.gradient_checkpointing:
-        for network in (student, fake_score, autoencoder):
-            network.enable_gradient_checkpointing()
+    if arguments.dry_run:
+        prompts = Prompts.none(student)
+        stage = DistillationTraining(*networks.transformers, *around, prompts, objective, reward, perceptual)
+        return dry_run(stage, planned_cascade_batch(arguments, *around, with_flow), arguments)
     accelerator = make_accelerator(arguments, leaves_out_parameters=True)
-    around, with_flow = (upsampler, autoencoder), objective.pixel_loss.needs_flow
     dataset, validation = load_cascade_data(arguments, accelerator, student, *around, with_flow)
     pipe = text_pipeline(arguments.text_encoder, student, *around, accelerator.device)
     prompts = Prompts.embed(texts_of(dataset, validation), pipe, cache_folder(arguments))
     del pipe  # the text encoder would take more memory than the training
-    stage = DistillationTraining(student, teacher, fake_score, *around, prompts, objective, reward, perceptual)
+    stage = DistillationTraining(*networks.transformers, *around, prompts, objective, reward, perceptual)
     return train(stage, dataset, validation, arguments, accelerator)
 
 

@@ -15,10 +15,12 @@ from pathlib import Path
 from accelerate.utils import set_seed
 
 from ultraflash_diffusers.training.data.inputs import cache_folder
+from ultraflash_diffusers.training.data.planned import planned_rollouts
 from ultraflash_diffusers.training.data.prompts import Prompts
 from ultraflash_diffusers.training.loop.accelerator import make_accelerator
 from ultraflash_diffusers.training.loop.arguments import add_rank_argument, add_reward_arguments, training_parser
 from ultraflash_diffusers.training.loop.command_line import run_script
+from ultraflash_diffusers.training.loop.memory_plan import dry_run
 from ultraflash_diffusers.training.loop.train import train
 from ultraflash_diffusers.training.settings import add_settings, complete_settings, read_settings
 from ultraflash_diffusers.training.stages.preference import (
@@ -29,6 +31,7 @@ from ultraflash_diffusers.training.stages.preference import (
     load_rollouts,
 )
 from ultraflash_diffusers.training.stages.preference_pairs import PairSettings, load_pairs
+from ultraflash_diffusers.training.starting_points.networks import without_weights
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -79,9 +82,14 @@ def _check(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> None:
 
 def main(arguments: argparse.Namespace) -> dict[str, float]:
     set_seed(arguments.seed)
-    pipe = load_pipeline(arguments)
-    pairs = load_pairs(arguments, pipe)
-    reference = load_reference(arguments, pipe)
+    objective = read_settings(arguments, PreferenceObjective)
+    with without_weights(arguments.dry_run):
+        pipe = load_pipeline(arguments)
+        pairs = load_pairs(arguments, pipe)
+        reference = load_reference(arguments, pipe)
+    if arguments.dry_run:
+        stage = PreferenceTraining(pipe, pairs, Prompts.none(pipe.transformer), objective, reference)
+        return dry_run(stage, planned_rollouts(arguments, pipe), arguments)
     accelerator = make_accelerator(arguments)
     dataset, validation, texts = load_rollouts(arguments, accelerator, pipe)
     if pipe.text_encoder is not None:
@@ -89,7 +97,6 @@ def main(arguments: argparse.Namespace) -> dict[str, float]:
     prompts = Prompts.embed(texts, pipe, cache_folder(arguments))
     # its work is done, and it may be the largest network of all
     pipe.register_modules(text_encoder=None, tokenizer=None)
-    objective = read_settings(arguments, PreferenceObjective)
     stage = PreferenceTraining(pipe, pairs, prompts, objective, reference)
     return train(stage, dataset, validation, arguments, accelerator)
 

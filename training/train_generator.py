@@ -35,13 +35,19 @@ from ultraflash_diffusers.training.loop.arguments import (
     training_parser,
 )
 from ultraflash_diffusers.training.loop.command_line import run_script
+from ultraflash_diffusers.training.loop.memory_plan import dry_run
 from ultraflash_diffusers.training.loop.train import train
 from ultraflash_diffusers.training.losses.linear_decoding import encode_linearly
 from ultraflash_diffusers.training.processes import local_main_process_first
 from ultraflash_diffusers.training.settings import add_choice, complete_choice
 from ultraflash_diffusers.training.stages.generator import TRAININGS
-from ultraflash_diffusers.training.stages.generator_start import check_sizes, load_generator, new_training
-from ultraflash_diffusers.training.starting_points.networks import load_network
+from ultraflash_diffusers.training.stages.generator_start import (
+    check_sizes,
+    load_generator,
+    new_training,
+    planned_training,
+)
+from ultraflash_diffusers.training.starting_points.networks import load_network, without_weights
 from ultraflash_diffusers.training.starting_points.token_subspace import arguments_of
 
 OBJECTIVES = {name: objective for name, (objective, _) in TRAININGS.items()}
@@ -95,9 +101,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: argparse.Namespace) -> dict[str, float]:
     set_seed(arguments.seed)
-    autoencoder = load_network(HRAutoencoder, arguments.autoencoder, "autoencoder").requires_grad_(False)
-    network = load_generator(arguments, autoencoder)
-    check_sizes(arguments, autoencoder, arguments_of(network))
+    with without_weights(arguments.dry_run):
+        autoencoder = load_network(HRAutoencoder, arguments.autoencoder, "autoencoder").requires_grad_(False)
+        network = load_generator(arguments, autoencoder)
+        check_sizes(arguments, autoencoder, arguments_of(network))
+        planned = planned_training(arguments, network, autoencoder) if arguments.dry_run else None
+    if planned is not None:
+        return dry_run(*planned, arguments)
     accelerator = make_accelerator(arguments, leaves_out_parameters=arguments.objective == "self_forcing")
     materials = load_materials(arguments, accelerator)
 

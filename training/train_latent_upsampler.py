@@ -15,9 +15,11 @@ from accelerate.utils import set_seed
 
 from ultraflash_diffusers import CausalLatentUpsampler, HRAutoencoder
 from ultraflash_diffusers.training.data.inputs import load_data
+from ultraflash_diffusers.training.data.planned import planned_batch
 from ultraflash_diffusers.training.loop.accelerator import make_accelerator
 from ultraflash_diffusers.training.loop.arguments import add_start_arguments, training_parser
 from ultraflash_diffusers.training.loop.command_line import run_script
+from ultraflash_diffusers.training.loop.memory_plan import dry_run
 from ultraflash_diffusers.training.loop.train import train
 from ultraflash_diffusers.training.settings import add_settings, complete_settings, read_settings
 from ultraflash_diffusers.training.stages.upsampler import UpsamplerObjective, UpsamplerTraining
@@ -25,7 +27,7 @@ from ultraflash_diffusers.training.starting_points.initialization import (
     initialize_convolutions,
     set_bicubic_upsampling,
 )
-from ultraflash_diffusers.training.starting_points.networks import load_network, start_network
+from ultraflash_diffusers.training.starting_points.networks import load_network, start_network, without_weights
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -43,24 +45,32 @@ def start_upsampler(arguments: argparse.Namespace, autoencoder: HRAutoencoder) -
     upsampler = start_network(CausalLatentUpsampler, arguments, "latent_upsampler")
     if arguments.network_config is not None:
         initialize_convolutions(upsampler)
-        if upsampler.config.residual:
+        if upsampler.config.residual and not arguments.dry_run:
             set_bicubic_upsampling(upsampler, autoencoder)
     return upsampler
 
 
-def main(arguments: argparse.Namespace) -> dict[str, float]:
-    set_seed(arguments.seed)
-    objective = read_settings(arguments, UpsamplerObjective)
+def load_networks(arguments: argparse.Namespace) -> tuple[CausalLatentUpsampler, HRAutoencoder]:
     autoencoder = load_network(HRAutoencoder, arguments.autoencoder, "autoencoder")
     upsampler = start_upsampler(arguments, autoencoder)
     if arguments.gradient_checkpointing:
         upsampler.enable_gradient_checkpointing()
         autoencoder.enable_gradient_checkpointing()
+    return upsampler, autoencoder
+
+
+def main(arguments: argparse.Namespace) -> dict[str, float]:
+    set_seed(arguments.seed)
+    objective = read_settings(arguments, UpsamplerObjective)
+    with without_weights(arguments.dry_run):
+        upsampler, autoencoder = load_networks(arguments)
+    scale, with_flow = upsampler.config.scale, objective.pixel_loss.needs_flow
+    if arguments.dry_run:
+        stage = UpsamplerTraining(upsampler, autoencoder, objective)
+        return dry_run(stage, planned_batch(arguments, scale, with_flow), arguments)
     leaves_out = objective.decoder.reconstruction_every is not None
     accelerator = make_accelerator(arguments, leaves_out_parameters=leaves_out)
-    scale = upsampler.config.scale
     spatial, temporal = scale * autoencoder.spatial_compression_ratio, autoencoder.temporal_compression_ratio
-    with_flow = objective.pixel_loss.needs_flow
     dataset, validation = load_data(
         arguments, accelerator, spatial, temporal, with_flow, scale, arguments.degraded_versions
     )

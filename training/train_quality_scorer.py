@@ -13,13 +13,15 @@ from accelerate.utils import set_seed
 
 from ultraflash_diffusers.rewards import QualityScorer
 from ultraflash_diffusers.training.data.inputs import load_data
+from ultraflash_diffusers.training.data.planned import planned_batch
 from ultraflash_diffusers.training.loop.accelerator import make_accelerator
 from ultraflash_diffusers.training.loop.arguments import add_start_arguments, training_parser
 from ultraflash_diffusers.training.loop.command_line import run_script
+from ultraflash_diffusers.training.loop.memory_plan import dry_run
 from ultraflash_diffusers.training.loop.train import train
 from ultraflash_diffusers.training.settings import add_settings, complete_settings, read_settings
-from ultraflash_diffusers.training.stages.quality import QualityObjective, QualityTraining
-from ultraflash_diffusers.training.starting_points.networks import start_network
+from ultraflash_diffusers.training.stages.quality import PlannedQualityTraining, QualityObjective, QualityTraining
+from ultraflash_diffusers.training.starting_points.networks import start_network, without_weights
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -34,13 +36,16 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: argparse.Namespace) -> dict[str, float]:
     set_seed(arguments.seed)
-    scorer = start_network(QualityScorer, arguments, "quality_scorer")
+    with without_weights(arguments.dry_run):
+        scorer = start_network(QualityScorer, arguments, "quality_scorer")
     if arguments.size < scorer.smallest_size:
         raise ValueError(f"--size must be at least {scorer.smallest_size} for this network, got {arguments.size}")
+    objective = read_settings(arguments, QualityObjective)
+    if arguments.dry_run:
+        return dry_run(PlannedQualityTraining(scorer, objective), planned_batch(arguments), arguments)
     accelerator = make_accelerator(arguments)
     dataset, validation = load_data(arguments, accelerator, spatial=1, temporal=1, with_flow=False)
-    stage = QualityTraining(scorer, read_settings(arguments, QualityObjective))
-    return train(stage, dataset, validation, arguments, accelerator)
+    return train(QualityTraining(scorer, objective), dataset, validation, arguments, accelerator)
 
 
 if __name__ == "__main__":

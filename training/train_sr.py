@@ -12,17 +12,19 @@ import argparse
 
 from accelerate.utils import set_seed
 
-from ultraflash_diffusers import CausalLatentUpsampler, HRAutoencoder
+from ultraflash_diffusers import CausalLatentUpsampler, HRAutoencoder, UltraFlashSRTransformer
 from ultraflash_diffusers.training.data.inputs import cache_folder, load_cascade_data, load_latents
+from ultraflash_diffusers.training.data.planned import planned_cascade_batch
 from ultraflash_diffusers.training.data.prompts import Prompts, text_pipeline, texts_of
 from ultraflash_diffusers.training.loop.accelerator import make_accelerator
 from ultraflash_diffusers.training.loop.arguments import add_cascade_arguments, add_start_arguments, training_parser
 from ultraflash_diffusers.training.loop.command_line import run_script
+from ultraflash_diffusers.training.loop.memory_plan import dry_run
 from ultraflash_diffusers.training.loop.train import train
 from ultraflash_diffusers.training.losses.linear_decoding import check_linear_shortcut
 from ultraflash_diffusers.training.settings import add_choice, complete_choice, read_settings
 from ultraflash_diffusers.training.stages.sr import TRAININGS, OneStep, start_transformer
-from ultraflash_diffusers.training.starting_points.networks import load_network
+from ultraflash_diffusers.training.starting_points.networks import load_network, without_weights
 
 OBJECTIVES = {name: objective for name, (objective, _) in TRAININGS.items()}
 
@@ -52,21 +54,32 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return parsed
 
 
+def load_networks(
+    arguments: argparse.Namespace,
+) -> tuple[UltraFlashSRTransformer, CausalLatentUpsampler, HRAutoencoder]:
+    autoencoder = load_network(HRAutoencoder, arguments.autoencoder, "autoencoder")
+    check_linear_shortcut(arguments, arguments.autoencoder, autoencoder)
+    upsampler = load_network(CausalLatentUpsampler, arguments.latent_upsampler, "latent_upsampler")
+    networks = (start_transformer(arguments), upsampler, autoencoder)
+    if arguments.gradient_checkpointing:
+        for network in networks:
+            network.enable_gradient_checkpointing()
+    return networks
+
+
 def main(arguments: argparse.Namespace) -> dict[str, float]:
     set_seed(arguments.seed)
     objective_class, training_class = TRAININGS[arguments.objective]
     objective = read_settings(arguments, objective_class)
-    autoencoder = load_network(HRAutoencoder, arguments.autoencoder, "autoencoder")
-    check_linear_shortcut(arguments, arguments.autoencoder, autoencoder)
-    upsampler = load_network(CausalLatentUpsampler, arguments.latent_upsampler, "latent_upsampler")
-    transformer = start_transformer(arguments)
-    networks = (transformer, upsampler, autoencoder)
-    if arguments.gradient_checkpointing:
-        for network in networks:
-            network.enable_gradient_checkpointing()
+    with without_weights(arguments.dry_run):
+        networks = load_networks(arguments)
+    transformer, upsampler, autoencoder = networks
     one_step = objective if isinstance(objective, OneStep) else None
-    accelerator = make_accelerator(arguments, leaves_out_parameters=one_step is not None and one_step.alternates)
     with_flow = one_step is not None and one_step.pixel_loss.needs_flow
+    if arguments.dry_run:
+        stage = training_class(*networks, Prompts.none(transformer), objective)
+        return dry_run(stage, planned_cascade_batch(arguments, upsampler, autoencoder, with_flow), arguments)
+    accelerator = make_accelerator(arguments, leaves_out_parameters=one_step is not None and one_step.alternates)
     dataset, validation = load_cascade_data(arguments, accelerator, *networks, with_flow)
     if arguments.cache_latents:
         dataset = load_latents(arguments, accelerator, autoencoder, dataset)

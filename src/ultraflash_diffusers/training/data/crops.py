@@ -21,6 +21,9 @@ from .preparation import CachedClip
 
 logger = logging.get_logger(__name__)
 
+# latents that are encoded at a time
+_PIECE = 4
+
 
 class Crop(NamedTuple):
     """Size of a training crop at high resolution."""
@@ -86,12 +89,34 @@ class Batch:
     @torch.no_grad()
     def encode_high(self, autoencoder: HRAutoencoder) -> torch.Tensor:
         """Returns the latents of `high`, float32, after [`~Batch.to`]."""
-        return autoencoder.encode(self.high).latents.float()
+        return encoded_in_pieces(autoencoder, self.high)
 
     @torch.no_grad()
     def encode_low(self, autoencoder: HRAutoencoder) -> torch.Tensor:
         """Returns the latents of `low`, float32, after [`~Batch.to`]."""
-        return autoencoder.encode(self.low).latents.float()
+        assert self.low is not None
+        return encoded_in_pieces(autoencoder, self.low)
+
+
+@torch.no_grad()
+def encoded_in_pieces(autoencoder: HRAutoencoder, pixels: torch.Tensor) -> torch.Tensor:
+    """Encodes clips some frames at a time, as a stream, which gives the latents of the whole with less memory.
+
+    Args:
+        autoencoder (`HRAutoencoder`): with an encoder.
+        pixels (`torch.Tensor`): `[batch, 3, t n + 1, height, width]` in [-1, 1], for a temporal compression of t.
+
+    Returns:
+        `torch.Tensor`: `[batch, channels, n + 1, latent height, latent width]`, float32.
+    """
+    temporal, state, latents = autoencoder.temporal_compression_ratio, None, []
+    # the first latent of a stream is of one frame
+    ends = range(1 + temporal * (_PIECE - 1), pixels.shape[2] + temporal * _PIECE, temporal * _PIECE)
+    for start, end in zip((0, *ends), ends, strict=False):
+        output = autoencoder.encode(pixels[:, :, start:end], state)
+        latents.append(output.latents.float())
+        state = output.state
+    return torch.cat(latents, dim=2)
 
 
 class CropDataset(Dataset):

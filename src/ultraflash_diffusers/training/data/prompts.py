@@ -61,6 +61,11 @@ class Prompts:
             logger.warning(f"the texts of the clips ({len(unique) - 1}) are not used: there is no text encoder")
         return cls(embeddings, config.text_length, config.text_dim)
 
+    @classmethod
+    def none(cls, transformer: UltraFlashSRTransformer) -> Prompts:
+        """Those of a transformer without a text encoder."""
+        return cls({}, transformer.config.text_length, transformer.config.text_dim)
+
     def __call__(self, texts: Sequence[str]) -> torch.Tensor:
         """Returns float32 `[texts, length, channels]`."""
         padded = torch.zeros(len(texts), self._length, self._channels)

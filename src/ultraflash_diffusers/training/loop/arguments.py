@@ -239,5 +239,17 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
         default=50.0,
         help="seconds after which a step is given up that another process does not take part in",
     )
+    group.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="says tokens, memory, operations and time of the heaviest step, of networks without weights; reads no "
+        "clips and writes nothing",
+    )
+    group.add_argument(
+        "--plan_memory", type=positive(float), default=80.0, help="with --dry_run: GiB of a device, to fit into"
+    )
+    group.add_argument(
+        "--plan_processes", type=positive(int), default=1, help="with --dry_run: processes that share it by FSDP2"
+    )
     group.add_argument("--push_to_hub", action="store_true", help="upload the result to the Hub")
     group.add_argument("--hub_model_id", help="repository to upload to; the output folder's name by default")

@@ -18,10 +18,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import (
-    DistributedType,
-    gather_object,
-)
+from accelerate.utils import DistributedType, gather_object
 from diffusers.optimization import get_scheduler
 from diffusers.utils import logging
 from torch import nn
@@ -44,6 +41,7 @@ from .command_line import plain, write_config
 from .hub import FinishedRun, upload
 from .illustrations import draw_curves, write_comparison
 from .interruption import Interruption
+from .memory_plan import say_plan
 from .run_state import RunState
 from .sharding import WeightAverage, reshard, whole_parameters
 
@@ -89,6 +87,7 @@ def train(
         SystemExit: the run was interrupted (Ctrl-C, or a request to terminate); the step in progress was finished and
             a checkpoint written, from which it can be resumed.
     """
+    say_plan(stage, dataset, arguments, accelerator)
     with naming_lost_processes():
         return _Run(stage, dataset, validation, arguments, accelerator).run()
 

@@ -53,6 +53,11 @@ class Training(nn.Module, ABC):
             generator (`torch.Generator`): on the CPU, seeded for this step, the same in all processes.
         """
 
+    @property
+    def heaviest_step(self) -> int:
+        """The number of a step that takes most memory, for trainings whose steps differ."""
+        return 0
+
     def averaged_parameters(self) -> list[nn.Parameter]:
         """Returns the trained parameters that an average of the weights covers; by default all of them."""
         return self.trained_parameters()

@@ -24,6 +24,7 @@ from ..losses.details import detail_ratio
 from ..losses.distribution_matching import DistributionMatching, Flow, guided, integrate, surrogate_loss
 from ..losses.fidelity import psnr
 from ..losses.flow_matching import weighted_mse
+from ..losses.linear_decoding import check_linear_shortcut
 from ..losses.perceptual import PerceptualLoss
 from ..losses.pixels import PixelLoss
 from ..settings import Count, NonNegative, Positive, Share
@@ -156,6 +157,11 @@ class DistillationTraining(DecodedTraining):
         student = [parameter for parameter in self.transformer.parameters() if parameter.requires_grad]
         return student + decoder_parameters(self.autoencoder) if self.objective.decoder.train_decoder else student
 
+    @property
+    def heaviest_step(self) -> int:
+        """The student's first."""
+        return self.objective.regression_steps + self.objective.fake_updates
+
     def begin_step(self, step: int, generator: torch.Generator) -> None:
         super().begin_step(step, generator)
         self._phase = self.objective.phase(step)
@@ -265,14 +271,47 @@ class DistillationTraining(DecodedTraining):
         return {**measures, "input": shown["input"], "result": result, "teacher": taught, "truth": shown["truth"]}
 
 
-def load_transformers(
-    arguments: argparse.Namespace,
-) -> tuple[UltraFlashSRTransformer, UltraFlashSRTransformer, UltraFlashSRTransformer]:
-    """The student, the teacher and the fake score.
+@dataclass(frozen=True)
+class DistillationNetworks:
+    """What a distillation needs: see [`DistillationTraining`]."""
+
+    student: UltraFlashSRTransformer
+    teacher: UltraFlashSRTransformer
+    fake_score: UltraFlashSRTransformer
+    upsampler: CausalLatentUpsampler
+    autoencoder: HRAutoencoder
+
+    @property
+    def transformers(self) -> tuple[UltraFlashSRTransformer, UltraFlashSRTransformer, UltraFlashSRTransformer]:
+        """Student, teacher and fake score."""
+        return self.student, self.teacher, self.fake_score
+
+    @property
+    def around(self) -> tuple[CausalLatentUpsampler, HRAutoencoder]:
+        """Upsampler and autoencoder."""
+        return self.upsampler, self.autoencoder
+
+
+def load_networks(arguments: argparse.Namespace) -> DistillationNetworks:
+    """Loads or makes them.
 
     Args:
         arguments (`argparse.Namespace`): of `training/distill_sr.py`.
     """
+    autoencoder = load_network(HRAutoencoder, arguments.autoencoder, "autoencoder")
+    check_linear_shortcut(arguments, arguments.autoencoder, autoencoder)
+    upsampler = load_network(CausalLatentUpsampler, arguments.latent_upsampler, "latent_upsampler")
+    student, teacher, fake_score = _load_transformers(arguments)
+    if arguments.gradient_checkpointing:
+        for network in (student, fake_score, autoencoder):
+            network.enable_gradient_checkpointing()
+    return DistillationNetworks(student, teacher, fake_score, upsampler, autoencoder)
+
+
+def _load_transformers(
+    arguments: argparse.Namespace,
+) -> tuple[UltraFlashSRTransformer, UltraFlashSRTransformer, UltraFlashSRTransformer]:
+    """The student, the teacher and the fake score."""
     teacher = load_network(UltraFlashSRTransformer, arguments.teacher, "transformer")
     # sharded networks cannot share parameters, and are small in each process
     shares = not parse_flag_from_env("ACCELERATE_USE_FSDP")

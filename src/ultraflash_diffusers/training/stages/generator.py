@@ -316,6 +316,11 @@ class SelfForcingTraining(GeneratorTraining):
         self.fake = deepcopy(network).requires_grad_(True)
         self._moves_student, self._last_step = True, len(objective.denoising_steps) - 1
 
+    @property
+    def heaviest_step(self) -> int:
+        """The generator's first."""
+        return self.objective.fake_updates
+
     def begin_step(self, step: int, generator: torch.Generator) -> None:
         self._moves_student = step % (self.objective.fake_updates + 1) == self.objective.fake_updates
         self._last_step = int(torch.randint(len(self.objective.denoising_steps), (), generator=generator))

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from inspect import signature
 
 import torch
@@ -11,7 +12,8 @@ from diffusers import WanTransformer3DModel
 
 from ...models.causal_wan_transformer import CausalWanTransformer
 from ...models.hr_autoencoder import HRAutoencoder
-from ..data.chunks import Pool, channel_scale
+from ..data.chunks import ChunkBatch, Pool, channel_scale
+from ..data.planned import planned_chunks
 from ..data.scenes import nameless_colors
 from ..losses.linear_decoding import check_linear_shortcut
 from ..settings import read_settings
@@ -19,6 +21,9 @@ from ..starting_points.networks import load_network, start_network
 from ..starting_points.text_encoding import TextEncoding, make_text_encoder, make_tokenizer, words_of
 from ..starting_points.token_subspace import TokenSubspace, arguments_of, scale_ends
 from .generator import TRAININGS, GeneratorTraining
+
+# that a plan's own text encoder knows
+_WORDS = 200
 
 
 def load_generator(arguments: argparse.Namespace, autoencoder: HRAutoencoder) -> CausalWanTransformer:
@@ -76,6 +81,40 @@ def load_text(arguments: argparse.Namespace, config: dict, pools: list[Pool]) ->
     tokenizer = make_tokenizer([*words, *nameless])
     text_encoder = make_text_encoder(len(tokenizer), config["text_dim"])
     return TextEncoding(text_encoder, tokenizer, config["text_length"], nameless)
+
+
+def planned_training(
+    arguments: argparse.Namespace, network: CausalWanTransformer, autoencoder: HRAutoencoder
+) -> tuple[GeneratorTraining, ChunkBatch]:
+    """What the arguments ask to train, without clips, and a batch of it without contents: for a plan.
+
+    Args:
+        arguments (`argparse.Namespace`): of `training/train_generator.py`.
+        network (`CausalWanTransformer`): of [`load_generator`], without weights.
+        autoencoder (`HRAutoencoder`): whose latents the network makes.
+    """
+    config, ratio = arguments_of(network), autoencoder.spatial_compression_ratio
+    patch, channels, compact = tuple(config["patch_size"]), config["in_channels"], None
+    frames = arguments.sample_chunks * network.chunk_frames
+    size = (channels, frames, arguments.crops[0].height // ratio, arguments.crops[0].width // ratio)
+    if arguments.token_rank is not None:
+        rank, numbers = arguments.token_rank, channels * math.prod(patch)
+        ends = (torch.empty(rank, numbers), torch.empty(numbers, rank))
+        compact = TokenSubspace(patch, channels, *ends, torch.ones(rank), torch.ones(rank))
+        network = CausalWanTransformer(**compact.compact_config(config))
+        frames, *sides = (side // each for side, each in zip(size[1:], patch, strict=True))
+        size = (rank, frames, *sides)
+    if arguments.gradient_checkpointing:
+        network.enable_gradient_checkpointing()
+    if arguments.text_encoder is None:
+        tokenizer = make_tokenizer([])
+        text = TextEncoding(make_text_encoder(_WORDS, config["text_dim"]), tokenizer, config["text_length"])
+    else:
+        text = TextEncoding.load(arguments.text_encoder, config["text_length"])
+    objective_class, training_class = TRAININGS[arguments.objective]
+    objective = read_settings(arguments, objective_class)
+    stage = training_class(network, text, objective, torch.ones(size[0]), compact, config)
+    return stage, planned_chunks(arguments, *size)
 
 
 def new_training(

@@ -32,7 +32,7 @@ from ..losses.flow_matching import add_noise, randn_like
 from ..losses.linear_decoding import check_linear_shortcut, pixel_weights
 from ..losses.preference import preference_loss, preference_margin, squared_error_change
 from ..settings import Count, Positive, Settings
-from ..starting_points.networks import choose_trained, load_network
+from ..starting_points.networks import choose_trained, has_no_weights, load_cascade, load_network
 from .base import Training
 from .cascade_rollout import SRStream, clip_source, rollout_groups, text_source
 from .preference_pairs import Pair, PairMaker
@@ -316,10 +316,10 @@ def load_pipeline(arguments: argparse.Namespace) -> UltraFlashStreamingPipeline:
     if arguments.transformer is not None:
         transformer = load_network(UltraFlashSRTransformer, arguments.transformer, "transformer")
         networks["transformer"] = transformer.float()
-    pipe = UltraFlashStreamingPipeline.from_pretrained(
-        arguments.pretrained_model_name_or_path, dtype=torch.float32, **networks
-    )
-    if arguments.prompts is not None and (pipe.generator_transformer is None or pipe.text_encoder is None):
+    pipe = load_cascade(arguments.pretrained_model_name_or_path, **networks)
+    # the text encoder's work is done before the steps that are planned
+    mute = pipe.text_encoder is None and not has_no_weights()
+    if arguments.prompts is not None and (pipe.generator_transformer is None or mute):
         raise ValueError(
             f"--prompts: the pipeline {arguments.pretrained_model_name_or_path!r} has no `generator_transformer` or "
             "no `text_encoder`: roll out from clips (--train_data_dir)"

@@ -225,7 +225,9 @@ def load_pairs(arguments: argparse.Namespace, pipe: UltraFlashStreamingPipeline)
     """
     settings = read_settings(arguments, PairSettings)
     if settings.preferred == "best_of":
-        return BestOfPairs(load_reward(arguments.reward, arguments.reward_weights), settings.num_candidates)
+        with torch.device("cpu"):  # judges are small, and loaded for a plan as well
+            reward = load_reward(arguments.reward, arguments.reward_weights)
+        return BestOfPairs(reward, settings.num_candidates)
     teacher = load_network(UltraFlashSRTransformer, arguments.teacher, "transformer").float()
     for name in ("out_channels", "text_dim", "text_length"):
         theirs, ours = teacher.config[name], pipe.transformer.config[name]

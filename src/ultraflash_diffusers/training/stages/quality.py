@@ -151,6 +151,14 @@ class QualityTraining(Training):
         copy.deepcopy(self.scorer).half().save_pretrained(folder)
 
 
+class PlannedQualityTraining(QualityTraining):
+    """[`QualityTraining`] on pictures without contents, which nothing can be degraded of: for a plan."""
+
+    def _versions(self, frames: torch.Tensor, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        size = self.objective.size
+        return frames.new_empty(len(frames), 3, 3, size, size), frames.new_zeros(len(frames), 3)
+
+
 def _frames(batch: Batch) -> torch.Tensor:
     """All frames of a batch, `[n, 3, height, width]` in [0, 1]."""
     return to_unit(batch.high.transpose(1, 2).flatten(0, 1))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
 from peft import get_peft_model_state_dict
 from torch import nn
 
@@ -33,6 +33,7 @@ from ..settings import Count, NonNegative, Positive, Settings, Share
 from ..starting_points.networks import (
     choose_trained,
     decoder_parameters,
+    load_network,
     start_network,
     train_only,
     upsampler_parameters,
@@ -383,7 +384,8 @@ def start_transformer(arguments: argparse.Namespace) -> UltraFlashSRTransformer:
         arguments (`argparse.Namespace`): of `training/train_sr.py`.
     """
     if arguments.pretrained_wan is not None:
-        transformer = UltraFlashSRTransformer.from_wan(arguments.pretrained_wan)
+        wan = load_network(WanTransformer3DModel, arguments.pretrained_wan, "transformer")
+        transformer = UltraFlashSRTransformer.from_wan(wan)
     else:
         transformer = start_network(UltraFlashSRTransformer, arguments, "transformer")
     if arguments.network_config is not None:

@@ -62,9 +62,7 @@ class UpsamplerTraining(Training):
         self._reconstructs = one_in(self.objective.decoder.reconstruction_every, generator)
 
     def forward(self, batch: Batch, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        with torch.no_grad():
-            low = self.autoencoder.encode(batch.low).latents.float()
-            target = self.autoencoder.encode(batch.high).latents.float()
+        low, target = batch.encode_low(self.autoencoder), batch.encode_high(self.autoencoder)
         latents = target if self._reconstructs else self.upsampler(low).sample.float()
         decoded = self.autoencoder.decode(latents).sample
         source = None if self._reconstructs else batch.low

@@ -6,18 +6,30 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.models.modeling_utils import ModelMixin
 from peft import LoraConfig
 from torch import nn
 
 from ...models.causal_latent_upsampler import CausalLatentUpsampler
+from ...models.causal_wan_transformer import CausalWanTransformer
 from ...models.hr_autoencoder import HRAutoencoder
+from ...models.ultraflash_sr_transformer import UltraFlashSRTransformer
+from ...pipelines.pipeline_ultraflash import UltraFlashStreamingPipeline
 
 Network = TypeVar("Network", bound=ModelMixin)
 
+_CASCADE: dict[str, type[ModelMixin]] = {
+    "transformer": UltraFlashSRTransformer,
+    "latent_upsampler": CausalLatentUpsampler,
+    "autoencoder": HRAutoencoder,
+    "generator_transformer": CausalWanTransformer,
+}
 # the attention's projections, to the text and within the video
 LORA_LAYERS = ["to_q", "to_k", "to_v", "to_out.0"]
 
@@ -58,10 +70,49 @@ def load_network(network_class: type[Network], name_or_path: str, subfolder: str
         network_class (`type`): a diffusers model class.
         name_or_path (`str`): folder or Hub repository.
         subfolder (`str`): the component's name in a pipeline.
+
+    Inside [`without_weights`] only its configuration is read.
     """
-    if (Path(name_or_path) / subfolder).is_dir():
-        return network_class.from_pretrained(name_or_path, subfolder=subfolder)
-    return network_class.from_pretrained(name_or_path)
+    where = {"subfolder": subfolder} if (Path(name_or_path) / subfolder).is_dir() else {}
+    if has_no_weights():
+        return network_class.from_config(network_class.load_config(name_or_path, **where))
+    return network_class.from_pretrained(name_or_path, **where)
+
+
+def load_cascade(name_or_path: str, **networks: ModelMixin) -> UltraFlashStreamingPipeline:
+    """Loads a pipeline in float32; inside [`without_weights`] the configurations of its networks, but no text encoder.
+
+    Args:
+        name_or_path (`str`): folder or Hub repository.
+        networks (`ModelMixin`): components that take the place of its own.
+    """
+    if not has_no_weights():
+        return UltraFlashStreamingPipeline.from_pretrained(name_or_path, dtype=torch.float32, **networks)
+    index = UltraFlashStreamingPipeline.load_config(name_or_path)
+    classes = {name: kind for name, kind in _CASCADE.items() if index.get(name, [None])[0] is not None}
+    components: dict[str, Any] = {
+        name: kind.from_config(kind.load_config(name_or_path, subfolder=name))
+        for name, kind in classes.items()
+        if name not in networks
+    }
+    with torch.device("cpu"):
+        scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(name_or_path, subfolder="scheduler")
+    settings = {name: value for name, value in index.items() if not (name.startswith("_") or isinstance(value, list))}
+    return UltraFlashStreamingPipeline(scheduler=scheduler, **settings, **components, **networks)
+
+
+def without_weights(wanted: bool) -> AbstractContextManager:
+    """Inside, networks are made on the meta device, of their configurations alone: all that a plan needs.
+
+    Args:
+        wanted (`bool`): does nothing otherwise.
+    """
+    return torch.device("meta") if wanted else nullcontext()
+
+
+def has_no_weights() -> bool:
+    """Whether this is inside [`without_weights`]."""
+    return torch.get_default_device().type == "meta"
 
 
 def start_network(network_class: type[Network], arguments: argparse.Namespace, subfolder: str) -> Network:

@@ -13,6 +13,8 @@ from tokenizers.processors import TemplateProcessing
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
+from .networks import has_no_weights
+
 SPECIAL_WORDS = ("<pad>", "</s>", "<unk>")
 
 
@@ -98,7 +100,11 @@ class TextEncoding(nn.Module):
     @classmethod
     def load(cls, folder: str, length: int) -> TextEncoding:
         """Loads both from a pipeline's folder or repository, frozen."""
-        text_encoder = UMT5EncoderModel.from_pretrained(folder, subfolder="text_encoder").requires_grad_(False)
+        if has_no_weights():
+            text_encoder = UMT5EncoderModel(UMT5Config.from_pretrained(folder, subfolder="text_encoder"))
+        else:
+            text_encoder = UMT5EncoderModel.from_pretrained(folder, subfolder="text_encoder")
+        text_encoder.requires_grad_(False)
         return cls(text_encoder, AutoTokenizer.from_pretrained(folder, subfolder="tokenizer"), length)
 
     def save_pretrained(self, folder: Path) -> None:

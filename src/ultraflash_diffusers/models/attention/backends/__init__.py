@@ -9,11 +9,13 @@ from collections.abc import Callable
 
 import torch
 from diffusers.utils import logging
+from torch._subclasses.fake_tensor import FakeTensor
 
 from ..block_kv_cache import BlockKVCache
 from ..block_layout import BlockLayout, BlockSparseSettings
 from ..block_selection import BlockSelection
 from . import triton_kernel
+from .counted import attend_counted
 from .flex import FlexKernels, attend_flex, compiled_flex
 from .gathered import attend_gathered, attend_gathered_opaquely
 from .in_blocks import AttendBlocks, attend_in_blocks
@@ -52,6 +54,8 @@ def choose_backend(
         ValueError: an unknown backend, or one that cannot run here or has no gradients where some are needed.
     """
     check_backend(backend)
+    if isinstance(query, FakeTensor) and not torch.compiler.is_compiling():  # what is kept depends on values
+        return attend_counted
     with_gradients = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value))
     if backend == "auto":
         name = _resolve(query, settings, with_gradients)
