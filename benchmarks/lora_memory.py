@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from ultraflash_diffusers import UltraFlashSRTransformer
 from ultraflash_diffusers.profiling.fake_run import count_step
-from ultraflash_diffusers.training.starting_points.networks import choose_trained
+from ultraflash_diffusers.training.starting_points.lora import LoraLayers, choose_trained
 
 GIB = 2**30
 TEMPORAL, SPATIAL = 4, 8  # compression of Wan's latents
@@ -52,7 +52,7 @@ def make_transformer(options: argparse.Namespace, **config: int) -> UltraFlashSR
     transformer = UltraFlashSRTransformer(use_sparse_attention=False, **config)
     if options.bf16_weights:
         transformer.to(torch.bfloat16)
-    choose_trained(transformer, options.rank)
+    choose_trained(transformer, LoraLayers(options.rank))
     for parameter in transformer.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

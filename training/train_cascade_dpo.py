@@ -18,7 +18,7 @@ from ultraflash_diffusers.training.data.inputs import cache_folder
 from ultraflash_diffusers.training.data.planned import planned_rollouts
 from ultraflash_diffusers.training.data.prompts import Prompts
 from ultraflash_diffusers.training.loop.accelerator import make_accelerator
-from ultraflash_diffusers.training.loop.arguments import add_rank_argument, add_reward_arguments, training_parser
+from ultraflash_diffusers.training.loop.arguments import add_lora_arguments, add_reward_arguments, training_parser
 from ultraflash_diffusers.training.loop.command_line import run_script
 from ultraflash_diffusers.training.loop.memory_plan import dry_run
 from ultraflash_diffusers.training.loop.train import train
@@ -54,7 +54,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="folder or repository of the Phase I transformer, where the one to tune is beyond it; itself by default",
     )
     networks.add_argument("--teacher", help="folder or repository of the stronger, multi-step transformer")
-    add_rank_argument(networks)
+    add_lora_arguments(networks)
     add_settings(parser, PreferenceObjective, title="objective")
     add_settings(parser, PairSettings, title="pairs")
     add_reward_arguments(networks, default=["packaged"])

@@ -44,6 +44,7 @@ from ultraflash_diffusers.training.stages.distillation import (
     fake_score_of,
     sparse_student,
 )
+from ultraflash_diffusers.training.starting_points.lora import LoraLayers
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -251,12 +252,13 @@ def make_stage(
     **distillation: Any,
 ) -> DistillationTraining:
     teacher = make_teacher() if teacher is None else teacher
+    lora = None if rank is None else LoraLayers(rank)
     settings = {"guidance_drops": "condition", "fake_updates": 2, "teacher_steps": 2}
     settings |= {"pixel_loss": PixelLoss(0, 0, 0), "condition_noise": (0.0, 0.0)} | distillation
     return DistillationTraining(
-        sparse_student(teacher, rank) if student is None else student,
+        sparse_student(teacher, lora) if student is None else student,
         teacher,
-        fake_score_of(teacher, rank),
+        fake_score_of(teacher, lora),
         make_tiny_upsampler(),
         make_tiny_autoencoder(),
         Prompts({}, 6, 8),

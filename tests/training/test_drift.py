@@ -16,7 +16,7 @@ from peft import get_peft_model_state_dict
 from benchmarks import drift
 from ultraflash_diffusers import UltraFlashStreamingPipeline
 from ultraflash_diffusers.rewards import QualityScorer
-from ultraflash_diffusers.training.starting_points.networks import choose_trained
+from ultraflash_diffusers.training.starting_points.lora import LoraLayers, choose_trained
 
 
 def brightness(frames: torch.Tensor) -> torch.Tensor:
@@ -78,7 +78,7 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_tiny_pipeline(group_frames=2).save_pretrained(folder / "pipeline")
     make_tiny_transformer(prediction_type="detail").save_pretrained(folder / "whole" / "transformer")
     lora = make_tiny_transformer()
-    choose_trained(lora, rank=2)
+    choose_trained(lora, LoraLayers(2))
     layers = {name: torch.randn_like(tensor) for name, tensor in get_peft_model_state_dict(lora).items()}
     UltraFlashStreamingPipeline.save_lora_weights(folder / "lora", layers)
     return folder

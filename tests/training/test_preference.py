@@ -31,7 +31,7 @@ from ultraflash_diffusers.training.losses.preference import preference_loss, pre
 from ultraflash_diffusers.training.stages.cascade_rollout import SRStream, clip_source, rollout_groups, text_source
 from ultraflash_diffusers.training.stages.preference import PreferenceObjective, PreferenceTraining
 from ultraflash_diffusers.training.stages.preference_pairs import BestOfPairs, PairMaker, TeacherPairs
-from ultraflash_diffusers.training.starting_points.networks import choose_trained
+from ultraflash_diffusers.training.starting_points.lora import LoraLayers, choose_trained
 
 SCRIPT = ROOT / "training" / "train_cascade_dpo.py"
 BETA = 0.1
@@ -183,7 +183,7 @@ def make_stage(
     **settings: Any,
 ) -> PreferenceTraining:
     pipe = make_tiny_pipeline(group_frames=2)
-    choose_trained(pipe.transformer, rank)
+    choose_trained(pipe.transformer, None if rank is None else LoraLayers(rank))
     prompts = Prompts.embed(["a red ball"], pipe)
     pairs = pairs or TeacherPairs(teacher(), num_inference_steps=2)
     return PreferenceTraining(pipe, pairs, prompts, PreferenceObjective(**settings), reference)

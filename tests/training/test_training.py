@@ -527,6 +527,9 @@ def test_flow_matching_learns_the_flow(material: Path, autoencoder: Path, upsamp
     assert np.mean(losses_by_step[-10:]) < 0.85 * np.mean(losses_by_step[:10])
 
 
+LORA = ("--lora_dropout", "0.1", "--lora_format", "original", "--lora_target_modules", "attention", "ffn")
+
+
 def test_lora_layers_alone_are_trained_and_load_into_a_pipeline(
     material: Path, autoencoder: Path, upsampler: Path, tmp_path: Path
 ) -> None:
@@ -539,8 +542,10 @@ def test_lora_layers_alone_are_trained_and_load_into_a_pipeline(
     pipe.save_pretrained(tmp_path / "pipeline")
     folder = str(tmp_path / "pipeline")
     flags = ("--pretrained_model_name_or_path", folder, "--autoencoder", folder, "--latent_upsampler", folder)
-    run("train_sr", material, tmp_path, *flags, "--text_encoder", folder, max_train_steps=3, rank=2)
+    run("train_sr", material, tmp_path, *flags, "--text_encoder", folder, *LORA, max_train_steps=3, rank=2)
     weights = load_file(tmp_path / "pytorch_lora_weights.safetensors")
+    assert any("ffn" in name for name in weights)
+    assert len(load_file(tmp_path / "original_lora_weights.safetensors")) == len(weights)
     assert all("lora" in name for name in weights) and any(t.any() for n, t in weights.items() if "lora_B" in n)
     assert not (tmp_path / "transformer").exists()
     pipe.load_lora_weights(tmp_path)

@@ -72,12 +72,26 @@ def add_cascade_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--text_encoder", help="pipeline folder or repository with `text_encoder` and `tokenizer`; no text without it"
     )
-    add_rank_argument(group)
+    add_lora_arguments(group)
 
 
-def add_rank_argument(group: argparse._ArgumentGroup) -> None:
+def add_lora_arguments(group: argparse._ArgumentGroup) -> None:
     """Adds LoRA layers."""
     group.add_argument("--rank", type=positive(int), help="trains LoRA layers of this rank instead of the network")
+    group.add_argument("--lora_alpha", type=positive(float), help="their scale is alpha / rank; the rank by default")
+    group.add_argument("--lora_dropout", type=share, help="share of their inputs that a step leaves out")
+    group.add_argument(
+        "--lora_target_modules",
+        nargs="+",
+        metavar="NAME",
+        help="layers: attention, ffn, or ends of names such as attn1.to_q; attention by default",
+    )
+    group.add_argument(
+        "--lora_format",
+        choices=("diffusers", "original"),
+        default="diffusers",
+        help="original writes a second file by the original Wan names, which ComfyUI reads",
+    )
 
 
 def add_reward_arguments(group: argparse._ArgumentGroup, default: list[str] | None = None) -> None:

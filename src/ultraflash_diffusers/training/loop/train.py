@@ -25,6 +25,7 @@ from torch import nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from ...pipelines.lora import write_original_lora
 from ..data.crops import batches
 from ..files import replace_text
 from ..processes import naming_lost_processes, wait_patiently
@@ -234,6 +235,7 @@ class _Run:
         for index in range(accumulated):
             batch = next(loader).to(self.accelerator.device)
             number = first + index * self.accelerator.num_processes
+            torch.manual_seed(_generator(self.arguments.seed, number, 3).initial_seed())  # for dropout
             with self.accelerator.accumulate(self.stage):
                 loss, measured = self.stage(batch, _generator(self.arguments.seed, number, 1))
                 self.accelerator.backward(loss)
@@ -385,11 +387,17 @@ class _Run:
         self.plain_stage.eval()
         with self._averaged(), whole_parameters(self.stage, keep=self.accelerator.is_main_process):
             if self.accelerator.is_main_process:
-                self.plain_stage.save_pretrained(self.arguments.output_dir)
+                self._save()
         if self.arguments.push_to_hub and self.accelerator.is_main_process:
             self._upload(measures)
         wait_patiently()
         self.accelerator.end_training()
+
+    def _save(self) -> None:
+        folder = self.arguments.output_dir
+        self.plain_stage.save_pretrained(folder)
+        if vars(self.arguments).get("lora_format") == "original":
+            write_original_lora(folder, folder / "original_lora_weights.safetensors")
 
     def _upload(self, measures: dict[str, float]) -> None:
         run = FinishedRun(
@@ -425,5 +433,5 @@ def mean_measures(parts: list[dict[str, tuple[float, int]]]) -> dict[str, float]
 
 
 def _generator(seed: int, number: int, kind: int) -> torch.Generator:
-    """The source of a batch's noise (kind 1) or a step's choices (kind 2), apart from that of the batch's crops."""
+    """The source of a batch's noise (kind 1), a step's choices (2) or dropout (3), apart from that of the crops."""
     return torch.Generator().manual_seed(int(np.random.default_rng((seed, number, kind)).integers(2**63 - 1)))

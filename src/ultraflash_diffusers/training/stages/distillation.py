@@ -28,7 +28,8 @@ from ..losses.linear_decoding import check_linear_shortcut
 from ..losses.perceptual import PerceptualLoss
 from ..losses.pixels import PixelLoss
 from ..settings import Count, NonNegative, Positive, Share
-from ..starting_points.networks import choose_trained, decoder_parameters, load_network
+from ..starting_points.lora import LoraLayers, choose_trained, lora_of
+from ..starting_points.networks import decoder_parameters, load_network
 from .sr import DecodedObjective, DecodedTraining, sampler
 
 # what student and teacher must have in common: the latents, the texts and what the last layer says of them
@@ -315,13 +316,14 @@ def _load_transformers(
     teacher = load_network(UltraFlashSRTransformer, arguments.teacher, "transformer")
     # sharded networks cannot share parameters, and are small in each process
     shares = not parse_flag_from_env("ACCELERATE_USE_FSDP")
+    lora = lora_of(arguments)
     if arguments.pretrained_model_name_or_path is None:
-        student = sparse_student(teacher, arguments.rank, shares)
+        student = sparse_student(teacher, lora, shares)
     else:
         student = load_network(UltraFlashSRTransformer, arguments.pretrained_model_name_or_path, "transformer")
-        choose_trained(student, arguments.rank)
+        choose_trained(student, lora)
     check_networks(student, teacher)
-    return student, teacher, fake_score_of(teacher, arguments.rank, shares)
+    return student, teacher, fake_score_of(teacher, lora, shares)
 
 
 def check_networks(student: UltraFlashSRTransformer, teacher: UltraFlashSRTransformer) -> None:
@@ -344,7 +346,7 @@ def check_networks(student: UltraFlashSRTransformer, teacher: UltraFlashSRTransf
 
 
 def sparse_student(
-    teacher: UltraFlashSRTransformer, rank: int | None = None, shares: bool = True
+    teacher: UltraFlashSRTransformer, lora: LoraLayers | None = None, shares: bool = True
 ) -> UltraFlashSRTransformer:
     """A copy of the teacher with block-sparse, causal attention: with what the student starts.
 
@@ -352,29 +354,29 @@ def sparse_student(
 
     Args:
         teacher (`UltraFlashSRTransformer`): the multi-step network; frozen by this.
-        rank (`int`, *optional*): see [`fake_score_of`].
+        lora (`LoraLayers`, *optional*): see [`fake_score_of`].
         shares (`bool`, *optional*, defaults to `True`): see [`fake_score_of`].
     """
-    student = fake_score_of(teacher, rank, shares)
+    student = fake_score_of(teacher, lora, shares)
     student.register_to_config(use_sparse_attention=True)
     return student
 
 
 def fake_score_of(
-    teacher: UltraFlashSRTransformer, rank: int | None = None, shares: bool = True
+    teacher: UltraFlashSRTransformer, lora: LoraLayers | None = None, shares: bool = True
 ) -> UltraFlashSRTransformer:
     """A copy of the teacher that is to track the student.
 
     Args:
         teacher (`UltraFlashSRTransformer`): the multi-step network; frozen by this.
-        rank (`int`, *optional*): trains LoRA layers of this rank; `None` trains a whole copy.
-        shares (`bool`, *optional*, defaults to `True`): with a rank, all other weights are the teacher's own and take
-            no more memory; FSDP needs copies of them.
+        lora (`LoraLayers`, *optional*): trains LoRA layers; `None` trains a whole copy.
+        shares (`bool`, *optional*, defaults to `True`): with LoRA layers, all other weights are the teacher's own and
+            take no more memory; FSDP needs copies of them.
     """
     teacher.requires_grad_(False)
-    shared = {} if rank is None or not shares else {id(parameter): parameter for parameter in teacher.parameters()}
+    shared = {} if lora is None or not shares else {id(parameter): parameter for parameter in teacher.parameters()}
     fake_score = copy.deepcopy(teacher, shared)
-    choose_trained(fake_score, rank)
+    choose_trained(fake_score, lora)
     return fake_score
 
 

@@ -14,12 +14,10 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from peft import get_peft_model_state_dict
 from torch import nn
 from torch.nn import functional as F
 
 from ...models.ultraflash_sr_transformer import SRStreamState, UltraFlashSRTransformer
-from ...pipelines.lora import UltraFlashLoraLoaderMixin
 from ...pipelines.noise import SeededFrameNoise
 from ...pipelines.pipeline_ultraflash import UltraFlashStreamingPipeline
 from ...pipelines.samplers import sr_timesteps
@@ -32,7 +30,8 @@ from ..losses.flow_matching import add_noise, randn_like
 from ..losses.linear_decoding import check_linear_shortcut, pixel_weights
 from ..losses.preference import preference_loss, preference_margin, squared_error_change
 from ..settings import Count, Positive, Settings
-from ..starting_points.networks import choose_trained, has_no_weights, load_cascade, load_network
+from ..starting_points.lora import choose_trained, lora_of, save_lora
+from ..starting_points.networks import has_no_weights, load_cascade, load_network
 from .base import Training
 from .cascade_rollout import SRStream, clip_source, rollout_groups, text_source
 from .preference_pairs import Pair, PairMaker
@@ -257,7 +256,7 @@ class PreferenceTraining(Training):
     def save_pretrained(self, folder: Path) -> None:
         """Writes the transformer to `transformer`, or LoRA layers to `folder`."""
         if self.reference is None:
-            UltraFlashLoraLoaderMixin.save_lora_weights(folder, get_peft_model_state_dict(self.transformer))
+            save_lora(self.transformer, folder)
         else:
             self.transformer.save_pretrained(folder / "transformer")
 
@@ -327,7 +326,7 @@ def load_pipeline(arguments: argparse.Namespace) -> UltraFlashStreamingPipeline:
     check_linear_shortcut(arguments, arguments.pretrained_model_name_or_path, pipe.autoencoder)
     for frames in (*(crop.frames for crop in arguments.crops), arguments.validation_frames):
         whole_groups(pipe, frames)
-    choose_trained(pipe.transformer, arguments.rank)
+    choose_trained(pipe.transformer, lora_of(arguments))
     if arguments.gradient_checkpointing:
         pipe.transformer.enable_gradient_checkpointing()
     return pipe

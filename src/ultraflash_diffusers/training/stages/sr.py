@@ -12,14 +12,12 @@ from typing import Literal
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
-from peft import get_peft_model_state_dict
 from torch import nn
 
 from ...models.causal_latent_upsampler import CausalLatentUpsampler
 from ...models.hr_autoencoder import HRAutoencoder
 from ...models.ultraflash_sr_transformer import SRStreamState, UltraFlashSRTransformer
 from ...pipelines.execution.calls import SRCalls
-from ...pipelines.lora import UltraFlashLoraLoaderMixin
 from ...pipelines.samplers import PreparedPrompts, sample_group, sr_timesteps
 from ..data.crops import Batch
 from ..data.prompts import Prompts
@@ -30,8 +28,8 @@ from ..losses.flow_matching import add_noise, corrupt_condition, randn_like, sam
 from ..losses.linear_decoding import decode_linearly, pixel_weights
 from ..losses.pixels import PixelLoss
 from ..settings import Count, NonNegative, Positive, Settings, Share
+from ..starting_points.lora import choose_trained, lora_of, save_lora
 from ..starting_points.networks import (
-    choose_trained,
     decoder_parameters,
     load_network,
     start_network,
@@ -232,7 +230,7 @@ class SRTraining(Training):
     def save_pretrained(self, folder: Path) -> None:
         """Writes the transformer to `transformer`, or LoRA layers to `folder`."""
         if self.transformer._hf_peft_config_loaded:
-            UltraFlashLoraLoaderMixin.save_lora_weights(folder, get_peft_model_state_dict(self.transformer))
+            save_lora(self.transformer, folder)
         else:
             self.transformer.save_pretrained(folder / "transformer")
 
@@ -392,7 +390,7 @@ def start_transformer(arguments: argparse.Namespace) -> UltraFlashSRTransformer:
         # at first a "detail" network gives the condition back, a "flow" network no flow
         nn.init.zeros_(transformer.proj_out.weight)
         nn.init.zeros_(transformer.proj_out.bias)
-    choose_trained(transformer, arguments.rank)
+    choose_trained(transformer, lora_of(arguments))
     return transformer
 
 

@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.models.modeling_utils import ModelMixin
-from peft import LoraConfig
 from torch import nn
 
 from ...models.causal_latent_upsampler import CausalLatentUpsampler
@@ -30,8 +29,6 @@ _CASCADE: dict[str, type[ModelMixin]] = {
     "autoencoder": HRAutoencoder,
     "generator_transformer": CausalWanTransformer,
 }
-# the attention's projections, to the text and within the video
-LORA_LAYERS = ["to_q", "to_k", "to_v", "to_out.0"]
 
 
 def decoder_parameters(autoencoder: HRAutoencoder) -> list[nn.Parameter]:
@@ -49,18 +46,6 @@ def train_only(parameters: Iterable[nn.Parameter], network: ModelMixin) -> None:
     network.requires_grad_(False)
     for parameter in parameters:
         parameter.requires_grad_(True)
-
-
-def choose_trained(transformer: ModelMixin, rank: int | None) -> None:
-    """Makes a transformer trained as a whole, or freezes it and adds LoRA layers that are trained.
-
-    Args:
-        transformer (`ModelMixin`): with Wan's layer names.
-        rank (`int`, *optional*): of the LoRA layers; `None` trains the whole network.
-    """
-    transformer.requires_grad_(rank is None)
-    if rank is not None:
-        transformer.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=LORA_LAYERS))
 
 
 def load_network(network_class: type[Network], name_or_path: str, subfolder: str) -> Network:
