@@ -434,6 +434,19 @@ def test_own_context_is_what_the_network_makes_of_noise() -> None:
     assert not found.requires_grad
 
 
+@pytest.mark.parametrize("hidden", [False, True])
+def test_given_chunks_are_told_their_level_unless_it_is_hidden(hidden: bool) -> None:
+    objective = DiffusionForcing(text_dropout=0.0, context_noise=0.1, hide_context_noise=hidden)
+    stage = DiffusionForcingTraining(make_network(), make_text(), objective, torch.ones(8))
+    told: list[torch.Tensor] = []
+    stage.network.register_forward_pre_hook(lambda _, inputs: told.append(inputs[1]))
+    clean, starts = torch.randn(8, 8, 4, 8, 8, generator=seeded()), torch.zeros(8, dtype=torch.bool)
+    stage(ChunkBatch(clean, None, None, ["a red ball"] * 8, starts), seeded(1))
+    given = told[0] <= 100  # of 1000; the first chunk of each is one
+    assert given[:, 0].all()
+    assert bool((told[0][given] > 0).all()) is not hidden
+
+
 def test_own_context_is_used_as_often_as_asked(tmp_path: Path) -> None:
     clips = make_clips(tmp_path)
     losses = []

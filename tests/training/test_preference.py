@@ -7,6 +7,7 @@ import importlib.util
 import json
 import math
 import shutil
+from argparse import Namespace
 from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
@@ -28,9 +29,15 @@ from ultraflash_diffusers.training.data.crops import Batch, Crop
 from ultraflash_diffusers.training.data.prompt_batches import PromptBatch, PromptDataset
 from ultraflash_diffusers.training.data.prompts import Prompts
 from ultraflash_diffusers.training.losses.preference import preference_loss, preference_margin, squared_error_change
-from ultraflash_diffusers.training.stages.cascade_rollout import SRStream, clip_source, rollout_groups, text_source
+from ultraflash_diffusers.training.stages.cascade_rollout import (
+    RolloutGroup,
+    SRStream,
+    clip_source,
+    rollout_groups,
+    text_source,
+)
 from ultraflash_diffusers.training.stages.preference import PreferenceObjective, PreferenceTraining
-from ultraflash_diffusers.training.stages.preference_pairs import BestOfPairs, PairMaker, TeacherPairs
+from ultraflash_diffusers.training.stages.preference_pairs import BestOfPairs, PairMaker, TeacherPairs, load_pairs
 from ultraflash_diffusers.training.starting_points.lora import LoraLayers, choose_trained
 
 SCRIPT = ROOT / "training" / "train_cascade_dpo.py"
@@ -60,6 +67,11 @@ def test_the_change_is_the_difference_of_squared_norms_without_its_rounding() ->
     first = torch.tensor([2.0, 0.0, 0.0, 0.0])[:, None]
     of_first = squared_error_change(flow[:, :1], reference[:, :1], target[:, :1])
     torch.testing.assert_close(squared_error_change(flow, reference, target, first), 2 * of_first)
+    # the mean is the same at every size, the sum is not
+    larger = [tensor.repeat(1, 1, 2) for tensor in (flow, reference, target)]
+    mean = squared_error_change(flow, reference, target, reduction="mean")
+    torch.testing.assert_close(squared_error_change(*larger, reduction="mean"), mean)
+    torch.testing.assert_close(squared_error_change(*larger), 2 * expected)
     # of a million numbers far from the target one moves a little: float32 sums would lose it
     reference, target = torch.zeros(1, 1_000_000), torch.full((1, 1_000_000), 30.0)
     flow = reference.clone()
@@ -129,6 +141,25 @@ def test_the_optimum_is_where_bradley_terry_has_it() -> None:
 # ---- roll-outs
 
 
+def test_the_noise_that_networks_were_trained_with_is_that_of_pipeline_rollout_and_teacher(tmp_path: Path) -> None:
+    trained, silent = (make_tiny_transformer(condition_noise=share) for share in (0.3, None))
+    assert make_tiny_pipeline(transformer=silent).config.condition_noise == 0  # older checkpoints say nothing
+    assert make_tiny_pipeline(transformer=trained).config.condition_noise == 0.3
+    pipe = make_tiny_pipeline(transformer=trained, condition_noise=0.0)  # as one is saved that had another transformer
+    group = RolloutGroup(numbers(1, 4, 4, 8, 8), 0)
+    embeds = [torch.zeros(1, 6, 8)]
+
+    def seen(network: UltraFlashSRTransformer, **settings: Any) -> torch.Tensor:
+        return SRStream(pipe, network, SeededFrameNoise([1], 1), embeds, **settings).condition(group)
+
+    torch.testing.assert_close(seen(trained), seen(silent, condition_noise=0.3), rtol=0, atol=0)
+    torch.testing.assert_close(seen(silent), group.condition, rtol=0, atol=0)
+    for network, expected in ((trained, 0.3), (silent, 0.5)):
+        network.save_pretrained(tmp_path / str(expected))
+        pairs = load_pairs(Namespace(teacher=str(tmp_path / str(expected))), pipe)
+        assert isinstance(pairs, TeacherPairs) and pairs.condition_noise == expected
+
+
 @pytest.mark.parametrize("config", [{}, {"condition_noise": 0.3}])
 def test_a_rollout_of_a_clip_is_inference(config: dict[str, float]) -> None:
     pipe = make_tiny_pipeline(generator=False, group_frames=2, **config)
@@ -186,6 +217,7 @@ def make_stage(
     choose_trained(pipe.transformer, None if rank is None else LoraLayers(rank))
     prompts = Prompts.embed(["a red ball"], pipe)
     pairs = pairs or TeacherPairs(teacher(), num_inference_steps=2)
+    settings = {"margin_reduction": "sum"} | settings
     return PreferenceTraining(pipe, pairs, prompts, PreferenceObjective(**settings), reference)
 
 

@@ -116,7 +116,7 @@ assemble "$out/distilled" "$out/sr_one_step/transformer" "$out/from_clips/latent
 
 # 6. Preferences: the best of eight of its own results.
 python training/train_cascade_dpo.py --pretrained_model_name_or_path $out/distilled \
-    --preferred best_of --num_candidates 8 --weigh_channels $data --crops 17x128x128 \
+    --preferred best_of --num_candidates 8 --margin_reduction sum --weigh_channels $data --crops 17x128x128 \
     --train_batch_size 1 --learning_rate 8e-5 --lr_warmup_steps 5 --adam_beta2 0.99 --use_ema --ema_decay 0.95 \
     --max_train_steps 120 --output_dir $out/preferred
 
@@ -124,7 +124,7 @@ python training/train_cascade_dpo.py --pretrained_model_name_or_path $out/distil
 python training/train_generator.py --synthetic_scenes --train_data_dir $captioned --resolution 192 \
     --network_config training/configs/small_generator.json --token_rank 288 --encode_linearly --nameless_colors 48 \
     --crops 81x192x320 --autoencoder $out/distilled --noise_levels steps --first_step_share 0.65 --start_share 0.3 \
-    --sample_chunks 3 --own_context 0.5 --text_dropout 0 --detail_emphasis 0.5 --learning_rate 1.5e-3 --adam_beta2 0.95 \
+    --sample_chunks 3 --own_context 0.5 --hide_context_noise --text_dropout 0 --detail_emphasis 0.5 --learning_rate 1.5e-3 --adam_beta2 0.95 \
     --adam_weight_decay 0.02 --train_batch_size 8 --use_ema --ema_decay 0.995 --output_dir $out/generator
 assemble "$out/pipeline" "$out/preferred/transformer" "$out/distilled/latent_upsampler" "$out/distilled/autoencoder" "$out/generator"
 

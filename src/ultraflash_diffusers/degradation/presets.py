@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .combining import Compose, CutMix, OneOf, Sometimes
+from .combining import Compose, CutMix, OneOf, Sometimes, Transform
 from .compression import H264, Jpeg
 from .temporal import FrameDrop, GridWarp, MotionBlur, TemporalMorph
 from .transforms import Downscale, GaussianBlur, GaussianNoise, Rescale, UnsharpMask
@@ -15,8 +15,8 @@ def degradation_preset(name: str, scale: int = 2) -> Compose:
     """Makes a degradation of one of three kinds.
 
     - `"aigc"`: the paper's, made for generated video. What generators do wrong over time ([`aigc_artifacts`]), then
-      blur, noise and compression ([`spatial_artifacts`]), everywhere or in a box in space and time, and a bicubic
-      downscale.
+      blur, noise and compression ([`spatial_artifacts`]), everywhere or in a box in space and time, and a downscale
+      to a half to a quarter, and back up to what `scale` asks for.
     - `"classic"`: the second part alone, with the same downscale: what the paper compares against.
     - `"mild"`: [`low_resolution`], for sources that are small but good.
 
@@ -78,13 +78,19 @@ def low_resolution(scale: int = 2, crf: tuple[int, int] = (20, 32), clean: float
     )
 
 
+def _downscale(scale: int) -> tuple[Transform, ...]:
+    """The paper's: down by 2 to 4 and back up, here to the size that the cascade upscales."""
+    down = Downscale(scale, "bicubic")
+    return (down, Rescale((scale / 4, 1.0))) if scale < 4 else (down,)
+
+
 def _aigc(scale: int) -> Compose:
     spatial = spatial_artifacts()
-    return Compose(aigc_artifacts(), OneOf(spatial, CutMix(Compose(), spatial)), Downscale(scale, "bicubic"))
+    return Compose(aigc_artifacts(), OneOf(spatial, CutMix(Compose(), spatial)), *_downscale(scale))
 
 
 def _classic(scale: int) -> Compose:
-    return Compose(spatial_artifacts(), Downscale(scale, "bicubic"))
+    return Compose(spatial_artifacts(), *_downscale(scale))
 
 
 PRESETS: dict[str, Callable[[int], Compose]] = {"aigc": _aigc, "classic": _classic, "mild": low_resolution}

@@ -144,6 +144,8 @@ class UltraFlashSRTransformer(WanBackbone):
         prediction_type (`str`, *optional*, defaults to `"flow"`): what the last layer predicts: `"flow"` (as
             released), or `"detail"`, a correction to the condition: the clean latents are `condition + raw` and the
             returned flow is `(noisy - clean) / sigma`, so that an output layer of zeros gives the condition back.
+        condition_noise (`float`, *optional*): share of noise in the condition that it was trained with, on average,
+            which a pipeline of it takes by default; `None` where that is not recorded.
     """
 
     @register_to_config
@@ -169,10 +171,13 @@ class UltraFlashSRTransformer(WanBackbone):
         chunk_size: int = 2,
         reference_tokens: int | None = 1560,
         prediction_type: Literal["flow", "detail"] = "flow",
+        condition_noise: float | None = None,
     ) -> None:
         super().__init__()
         if prediction_type not in ("flow", "detail"):
             raise ValueError(f"`prediction_type` must be 'flow' or 'detail', got {prediction_type!r}")
+        if condition_noise is not None and not 0 <= condition_noise <= 1:
+            raise ValueError(f"`condition_noise` must be in [0, 1], got {condition_noise}")
         if in_channels != 2 * out_channels:
             raise ValueError(
                 f"`in_channels` must be twice `out_channels` {out_channels} (noise and condition), got {in_channels}"

@@ -70,8 +70,8 @@ class UltraFlashStreamingPipeline(ExecutionMixin, PromptEncodingMixin, FamiliarP
         first_group_frames (`int`, *optional*): those of a clip's first group (published long cascade, of generator
             chunks of 1, 3, 3, ...: 4). Shorter groups then are refined as they are; without it they are filled.
         kv_cache_blocks (`int`, *optional*, defaults to 3): temporal blocks of earlier groups that a group attends to.
-        condition_noise (`float`, *optional*, defaults to 0.0): default share of noise in the condition (the released
-            weights: 0; paper: 0.5).
+        condition_noise (`float`, *optional*): default share of noise in the condition; by default what the transformer
+            was trained with, as its config says, 0 where it says nothing (the released weights: 0; paper: 0.5).
         color_correction_levels (`int`, *optional*, defaults to 5): what color correction takes from the source: all
             that is coarser than about `2**levels` pixels. Few levels suit networks whose latents lose some of the
             source's own detail.
@@ -101,7 +101,7 @@ class UltraFlashStreamingPipeline(ExecutionMixin, PromptEncodingMixin, FamiliarP
         group_frames: int = 6,
         first_group_frames: int | None = None,
         kv_cache_blocks: int = 3,
-        condition_noise: float = 0.0,
+        condition_noise: float | None = None,
         color_correction_levels: int = 5,
         detail_memory: float = 0.0,
         default_height: int = 960,
@@ -110,6 +110,8 @@ class UltraFlashStreamingPipeline(ExecutionMixin, PromptEncodingMixin, FamiliarP
         default_fps: int = 16,
     ) -> None:
         super().__init__()
+        if condition_noise is None:
+            condition_noise = transformer.config.condition_noise or 0.0
         self.register_modules(
             transformer=transformer,
             latent_upsampler=latent_upsampler,

@@ -11,9 +11,10 @@ winner `w` and loser `l` are noised with the same `eps` and `sigma`, and a froze
 **Sign.** The margin is positive where the network, measured against the reference, has come nearer to the winner than
 to the loser; a step against the loss's gradient raises it. At the reference it is 0 and the loss is log 2.
 
-**Scale.** `| |^2` is the sum over all elements of a sample, as the formula is written. Code that takes the mean of `n`
-elements means by its beta `n` times ours: Diffusion-DPO's 2000 for 4x64x64 latents is 0.12 here, the paper says 0.1. A
-larger sample so counts for more, and a smaller change of the network decides a pair.
+**Scale.** `| |^2` is the mean over a sample's elements, so that a pair counts the same at every size, or their sum, as
+the formula is written. Of `n` elements the mean takes a beta `n` times as large: Diffusion-DPO's 2000 for 4x64x64
+latents is 0.12 of a sum, and the paper says 0.1 without saying of what. With the sum a larger sample counts for more,
+and a smaller change of the network decides a pair.
 
 **At sigma 1**, all that a one-step network ever sees, winner and loser are the same input, the noise alone. The
 squares cancel, and with the clean prediction `x(eps) = eps - v` the margin is `beta <x - x_ref, w - l>`: it is linear
@@ -23,12 +24,18 @@ bound of Diffusion-DPO sums over the transitions of a sampling chain, and the ch
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch.nn import functional as F
 
 
 def squared_error_change(
-    flow: torch.Tensor, reference_flow: torch.Tensor, target: torch.Tensor, weights: torch.Tensor | None = None
+    flow: torch.Tensor,
+    reference_flow: torch.Tensor,
+    target: torch.Tensor,
+    weights: torch.Tensor | None = None,
+    reduction: Literal["mean", "sum"] = "sum",
 ) -> torch.Tensor:
     """`|flow - target|^2 - |reference_flow - target|^2` of each sample, in float32; negative is better.
 
@@ -41,13 +48,15 @@ def squared_error_change(
         target (`torch.Tensor`): the same shape, `eps - x`.
         weights (`torch.Tensor`, *optional*): of the squares, broadcast over a sample, for instance
             [`~ultraflash_diffusers.training.losses.linear_decoding.pixel_weights`].
+        reduction (`str`, *optional*, defaults to `"sum"`): of a sample's elements, or `"mean"`.
 
     Returns:
         `torch.Tensor`: `[batch]`.
     """
     flow, reference_flow, target = flow.float(), reference_flow.float(), target.float()
     change = (flow - reference_flow) * (flow + reference_flow - 2 * target)
-    return (change if weights is None else weights * change).flatten(1).sum(1)
+    change = (change if weights is None else weights * change).flatten(1)
+    return change.mean(1) if reduction == "mean" else change.sum(1)
 
 
 def preference_margin(winner_change: torch.Tensor, loser_change: torch.Tensor, beta: float = 0.1) -> torch.Tensor:

@@ -121,7 +121,8 @@ class SRStream:
             negative prompt.
         num_inference_steps (`int`, *optional*, defaults to 1): denoising steps.
         guidance_scale (`float`, *optional*, defaults to 1.0): classifier-free guidance where above 1.
-        condition_noise (`float`, *optional*): share of noise in the condition; the pipeline's by default.
+        condition_noise (`float`, *optional*): share of noise in the condition; by default what the transformer was
+            trained with, the pipeline's where that is not recorded.
     """
 
     def __init__(
@@ -135,11 +136,13 @@ class SRStream:
         condition_noise: float | None = None,
     ) -> None:
         self._noise, self._blocks = noise, pipe.config.kv_cache_blocks
+        recorded = transformer.config.condition_noise
+        usual = pipe.config.condition_noise if recorded is None else recorded
         settings = SRSettings(
             group_frames=pipe.config.group_frames,
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
-            condition_noise=pipe.config.condition_noise if condition_noise is None else condition_noise,
+            condition_noise=usual if condition_noise is None else condition_noise,
             kv_cache_blocks=self._blocks,
         )
         calls = SRCalls(transformer)

@@ -30,7 +30,7 @@ from ..losses.pixels import PixelLoss
 from ..settings import Count, NonNegative, Positive, Share
 from ..starting_points.lora import LoraLayers, choose_trained, lora_of
 from ..starting_points.networks import decoder_parameters, load_network
-from .sr import DecodedObjective, DecodedTraining, sampler
+from .sr import DecodedObjective, DecodedTraining, sampler, warn_of_other_noise
 
 # what student and teacher must have in common: the latents, the texts and what the last layer says of them
 _SHARED_SETTINGS = ("out_channels", "text_dim", "patch_size", "prediction_type")
@@ -139,6 +139,7 @@ class DistillationTraining(DecodedTraining):
             if weight > 0 and judge is None:
                 raise ValueError(f"`{name}_weight` is {weight}, but `{name}` is None")
         super().__init__(student, upsampler, autoencoder, prompts, objective)
+        warn_of_other_noise("the teacher", teacher, objective)
         self.teacher = teacher.requires_grad_(False)
         self.fake_score = fake_score
         self.reward, self.perceptual = reward, perceptual

@@ -66,8 +66,9 @@ class DiffusionForcing(GeneratorObjective):
             those of the sampler alone, with which a network that predicts clean latents of a narrow domain can do
             without distillation.
         first_step_share (`float`, *optional*, defaults to 0.5): share of pure noise among steps.
-        context_noise (`float`, *optional*, defaults to 0.1): most noise in given chunks, which pass for clean: at
-            inference they hold the network's own errors.
+        context_noise (`float`, *optional*, defaults to 0.1): most noise in given chunks, whose level is told.
+        hide_context_noise (`bool`, *optional*, defaults to `False`): given chunks pass for clean: at inference they
+            hold the network's own errors.
         own_context (`float`, *optional*, defaults to 0.0): share of steps of training in which the newest given chunk
             is the network's own prediction from pure noise: what it is given at inference, where errors add up.
         text_dropout (`float`, *optional*, defaults to 0.1): share of samples with the empty text.
@@ -76,6 +77,7 @@ class DiffusionForcing(GeneratorObjective):
     noise_levels: Literal["continuous", "steps"] = "continuous"
     first_step_share: Share = 0.5
     context_noise: Share = 0.1
+    hide_context_noise: bool = False
     own_context: Share = 0.0
     text_dropout: Share = 0.1
 
@@ -232,13 +234,14 @@ class DiffusionForcingTraining(GeneratorTraining):
         given = self._given(batch.starts, chunks, generator)
         levels = self.objective.sample_levels(given.shape, generator)
         context = self.objective.context_noise * torch.rand(given.shape, generator=generator)
-        told = torch.where(given, 0.0, levels).to(clean)
         actual = torch.where(given, context, levels).to(clean)
+        told = torch.where(given.to(clean.device), 0.0, actual) if self.objective.hide_context_noise else actual
         noise = randn_like(clean, generator)
         sigmas = self._for_frames(actual)
         noisy = (1 - sigmas) * clean + sigmas * noise
         if self._own_context:
             noisy = self._with_own_context(noisy, given, batch.starts, prompt_embeds, generator)
+            told = torch.where(self._newest_given(given, batch.starts).to(told.device), 0.0, told)
         flow = self.flow(noisy, told, prompt_embeds)
         errors = self._errors(noisy, flow, clean, noise, told)
         learnt = (~given).to(errors)
@@ -258,6 +261,12 @@ class DiffusionForcingTraining(GeneratorTraining):
         counts = least + (torch.rand(len(starts), generator=generator) * (chunks - least)).long()
         return torch.arange(chunks) < counts[:, None]
 
+    def _newest_given(self, given: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
+        """Which chunk of each sample is the newest given one, `[batch, chunks]`; none where one before is unknown."""
+        newest = given.sum(1) - 1
+        newest = torch.where(newest >= torch.where(starts.cpu(), 0, 1), newest, -1)
+        return torch.arange(given.shape[1]) == newest[:, None]
+
     @torch.no_grad()
     def _with_own_context(
         self,
@@ -271,9 +280,7 @@ class DiffusionForcingTraining(GeneratorTraining):
 
         It is made of pure noise in one step, after the chunks before it; a chunk stays where one before it is unknown.
         """
-        newest = given.sum(1) - 1
-        newest = torch.where(newest >= torch.where(starts.cpu(), 0, 1), newest, -1)
-        own = torch.arange(given.shape[1]) == newest[:, None]
+        own = self._newest_given(given, starts)
         replaced = self._for_frames(own.to(noisy.device))
         noise = torch.where(replaced, randn_like(noisy, generator), noisy)
         predicted = noise - self.flow(noise, own.to(noisy), prompt_embeds)

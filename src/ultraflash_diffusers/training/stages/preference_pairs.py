@@ -22,6 +22,9 @@ from ..settings import Count, NonNegative, Settings, Share, read_settings
 from ..starting_points.networks import load_network
 from .cascade_rollout import ResampledNoise, RolloutGroup, SRStream
 
+# of multi-step transformers
+PAPER_CONDITION_NOISE = 0.5
+
 
 @dataclass(frozen=True)
 class PairSettings(Settings):
@@ -33,8 +36,8 @@ class PairSettings(Settings):
         teacher_steps (`int`, *optional*, defaults to 20): denoising steps of the teacher.
         teacher_guidance_scale (`float`, *optional*, defaults to 1.0): of the teacher, against the empty prompt; above
             1 with guidance.
-        teacher_condition_noise (`float`, *optional*, defaults to 0.5): share of noise in the teacher's condition
-            (paper: 0.5 for the multi-step model).
+        teacher_condition_noise (`float`, *optional*): share of noise in the teacher's condition; by default what it
+            was trained with, 0.5 (paper) where that is not recorded.
         num_candidates (`int`, *optional*, defaults to 4): results that best_of chooses from.
 
     Raises:
@@ -44,7 +47,7 @@ class PairSettings(Settings):
     preferred: Literal["teacher", "best_of"] = "teacher"
     teacher_steps: Count = 20
     teacher_guidance_scale: NonNegative[float] = 1.0
-    teacher_condition_noise: Share = 0.5
+    teacher_condition_noise: Share | None = None
     num_candidates: Count = 4
 
     def __post_init__(self) -> None:
@@ -233,6 +236,7 @@ def load_pairs(arguments: argparse.Namespace, pipe: UltraFlashStreamingPipeline)
         theirs, ours = teacher.config[name], pipe.transformer.config[name]
         if theirs != ours:
             raise ValueError(f"--teacher {arguments.teacher!r} has `{name}` {theirs}, the transformer {ours}")
-    return TeacherPairs(
-        teacher, settings.teacher_steps, settings.teacher_guidance_scale, settings.teacher_condition_noise
-    )
+    recorded = teacher.config.condition_noise
+    usual = PAPER_CONDITION_NOISE if recorded is None else recorded
+    noise = usual if settings.teacher_condition_noise is None else settings.teacher_condition_noise
+    return TeacherPairs(teacher, settings.teacher_steps, settings.teacher_guidance_scale, noise)

@@ -12,6 +12,7 @@ from typing import Literal
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
+from diffusers.utils import logging
 from torch import nn
 
 from ...models.causal_latent_upsampler import CausalLatentUpsampler
@@ -39,6 +40,8 @@ from ..starting_points.networks import (
 from .base import Training, one_in
 from .tuning import DecoderTuning, UpsamplerTuning
 
+logger = logging.get_logger(__name__)
+
 # blocks that a validation stream remembers, the pipeline's default
 KV_CACHE_BLOCKS = 3
 
@@ -60,6 +63,11 @@ class SRObjective(Settings):
     condition_dropout: Share = 0.0
     text_dropout: Share = 0.0
     weigh_channels: bool = False
+
+    @property
+    def mean_condition_noise(self) -> float:
+        """What a checkpoint records, and a pipeline of it takes."""
+        return sum(self.condition_noise) / 2
 
 
 @dataclass(frozen=True)
@@ -149,6 +157,7 @@ class SRTraining(Training):
         self.upsampler = upsampler.requires_grad_(False)
         self.autoencoder = autoencoder.requires_grad_(False)
         self.prompts, self.objective = prompts, objective
+        warn_of_other_noise("the transformer", transformer, objective)
         weights = pixel_weights(autoencoder) if objective.weigh_channels else None
         self.register_buffer("channel_weights", weights, persistent=False)
 
@@ -209,8 +218,7 @@ class SRTraining(Training):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The same noise at every validation, the condition with as much noise as on average, and the text."""
         generator = torch.Generator().manual_seed(0)
-        low, high = self.objective.condition_noise
-        share = torch.full((len(condition),), (low + high) / 2)
+        share = torch.full((len(condition),), self.objective.mean_condition_noise)
         condition = add_noise(condition, randn_like(condition, generator), share)
         groups = condition.split(self.transformer.config.chunk_size, dim=2)
         noise = torch.cat([randn_like(group, generator) for group in groups], dim=2)
@@ -232,6 +240,7 @@ class SRTraining(Training):
         if self.transformer._hf_peft_config_loaded:
             save_lora(self.transformer, folder)
         else:
+            self.transformer.register_to_config(condition_noise=self.objective.mean_condition_noise)
             self.transformer.save_pretrained(folder / "transformer")
 
 
@@ -362,6 +371,22 @@ class OneStepTraining(DecodedTraining):
         super().save_pretrained(folder)
         if self.objective.upsampler.train_latent_upsampler:
             self.upsampler.save_pretrained(folder / "latent_upsampler")
+
+
+def warn_of_other_noise(what: str, transformer: UltraFlashSRTransformer, objective: SRObjective) -> None:
+    """Says where a network was trained with other noise in the condition than it is going to be used with.
+
+    Args:
+        what (`str`): it is.
+        transformer (`UltraFlashSRTransformer`): whose config may say its noise.
+        objective (`SRObjective`): with the noise of this run.
+    """
+    recorded, ours = transformer.config.condition_noise, objective.mean_condition_noise
+    if recorded is not None and abs(recorded - ours) > 1e-6:
+        logger.warning(
+            f"{what} was trained with {recorded:g} of noise in the condition, and gets {ours:g} on average here: "
+            "--condition_noise says which"
+        )
 
 
 def sampler(num_inference_steps: int, flow_shift: float = 1.0) -> FlowMatchEulerDiscreteScheduler:
