@@ -144,8 +144,7 @@ class UltraFlashSRTransformer(WanBackbone):
         prediction_type (`str`, *optional*, defaults to `"flow"`): what the last layer predicts: `"flow"` (as
             released), or `"detail"`, a correction to the condition: the clean latents are `condition + raw` and the
             returned flow is `(noisy - clean) / sigma`, so that an output layer of zeros gives the condition back.
-        condition_noise (`float`, *optional*): share of noise in the condition that it was trained with, on average,
-            which a pipeline of it takes by default; `None` where that is not recorded.
+        condition_noise (`float`, *optional*): mean share of noise in the condition in training: a pipeline's default.
     """
 
     @register_to_config
@@ -176,8 +175,6 @@ class UltraFlashSRTransformer(WanBackbone):
         super().__init__()
         if prediction_type not in ("flow", "detail"):
             raise ValueError(f"`prediction_type` must be 'flow' or 'detail', got {prediction_type!r}")
-        if condition_noise is not None and not 0 <= condition_noise <= 1:
-            raise ValueError(f"`condition_noise` must be in [0, 1], got {condition_noise}")
         if in_channels != 2 * out_channels:
             raise ValueError(
                 f"`in_channels` must be twice `out_channels` {out_channels} (noise and condition), got {in_channels}"

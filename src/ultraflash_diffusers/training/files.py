@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import socket
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -14,9 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
+from diffusers.utils import logging
 from torch import nn
 from transformers import PreTrainedTokenizerBase
+
+logger = logging.get_logger(__name__)
+
+# whose processes' numbers say which files nobody writes any more
+_HOST = socket.gethostname().replace(".", "-")
 
 
 @dataclass(frozen=True)
@@ -42,7 +50,7 @@ def written_whole(path: Path) -> Iterator[Path]:
     """Gives a path to write to; after the block what was written is at `path`, or nothing new is, where it failed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # a name of its own: several processes may write the same file
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f"{path.name}.{_HOST}.{os.getpid()}.tmp")
     try:
         yield temporary
         synced(temporary)
@@ -50,6 +58,34 @@ def written_whole(path: Path) -> Iterator[Path]:
         synced(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def delete_dead_files(folder: Path) -> list[Path]:
+    """Deletes what killed processes of this machine were writing by [`written_whole`], and returns what it was.
+
+    Args:
+        folder (`Path`): of a cache or a run, at any depth; need not be there.
+    """
+    dead = []
+    for path in sorted(folder.rglob(f"*.{_HOST}.*.tmp")):
+        number = path.name.split(".")[-2]
+        if path.is_file() and number.isdigit() and not psutil.pid_exists(int(number)):
+            path.unlink(missing_ok=True)
+            dead.append(path)
+    return dead
+
+
+def holds_array(path: Path) -> bool:
+    """Whether a `.npy` file of a cache is there and whole; a damaged one is named and deleted, to be made anew."""
+    try:
+        np.load(path, mmap_mode="r")
+        return True
+    except FileNotFoundError:
+        return False
+    except (ValueError, OSError, EOFError) as error:
+        logger.warning(f"{str(path)!r} of the cache is damaged ({error}), and is made anew")
+        path.unlink()
+        return False
 
 
 def synced(path: Path) -> None:

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ...pixels import from_levels
-from ..files import replace_text, save_array
+from ..files import holds_array, replace_text, save_array
 from .latents import LatentBatch
 
 # a clip, uint8 [frames, height, width, 3], and texts that describe it
@@ -105,11 +105,12 @@ def encode_clips(
     index = folder / _INDEX
     if index.is_file():
         rows = json.loads(index.read_text())
+    if index.is_file() and all([holds_array(folder / row["file"]) for row in rows]):
         return [CachedLatents(folder / row["file"], row["texts"], row["frames"]) for row in rows]
     cached = []
     for number, (frames, texts) in enumerate(tqdm(clips, desc="Encoding", unit="clip", disable=None)):
         path = folder / f"{number:06}.npy"
-        if not path.is_file():
+        if not holds_array(path):
             latents = encode(pixels_of(frames))[0].half()
             if not latents.isfinite().all():
                 raise ValueError(f"the latents of clip {number} ({texts[:1]}) are not finite in float16")

@@ -15,7 +15,7 @@ from ...degradation import H264, PRESETS, Compose, Downscale, Transform, degrada
 from ...models.causal_latent_upsampler import CausalLatentUpsampler
 from ...models.hr_autoencoder import HRAutoencoder
 from ...models.ultraflash_sr_transformer import UltraFlashSRTransformer
-from ..files import LeftOut, write_left_out
+from ..files import LeftOut, delete_dead_files, write_left_out
 from ..processes import local_main_process_first
 from .crops import Batch, CropDataset, validation_crop
 from .latents import LatentDataset, cache_latents
@@ -64,6 +64,7 @@ def load_data(
     workers = max(1, arguments.dataloader_num_workers)
     with local_main_process_first(accelerator):
         cache = cache_folder(arguments)
+        delete_dead_files(cache)
         clips = prepare_clips(_training_sources(arguments, cache, left_out), cache, training, left_out, workers)
         held_out_clips = []
         if arguments.validation_data_dir is not None:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from ...models.hr_autoencoder import HRAutoencoder
 from ...pixels import from_levels
-from ..files import LeftOut, save_array, weights_fingerprint
+from ..files import LeftOut, holds_array, save_array, weights_fingerprint
 from .crops import Batch, Crop, CropDataset
 from .preparation import CachedClip
 
@@ -173,7 +173,7 @@ def _encoded(clip: CachedClip, start: int, size: Crop, autoencoder: HRAutoencode
 
     def latents(file: Path) -> Path:
         path = folder / f"{file.parent.name}-{file.stem}-{start}-{size}.npy"
-        if not path.is_file():
+        if not holds_array(path):
             pixels = np.load(file, mmap_mode="r")
             divisor = clip.height // pixels.shape[1]
             rows, columns = size.height // divisor, size.width // divisor

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from ...degradation import Transform
 from ...video_io import VideoReader
-from ..files import LeftOut, replace_text, save_array
+from ..files import LeftOut, holds_array, replace_text, save_array
 from .camera_motion import animate_picture
 
 logger = logging.get_logger(__name__)
@@ -184,12 +184,25 @@ def prepare_clips(
 
 def _error_in(source: MediaFile, folder: Path, how: Preparation) -> UnreadableSource | None:
     """Prepares a source, if that is not done yet; returns what is wrong with it, if anything is."""
-    if not (folder / "index.json").is_file():
+    if not _is_prepared(folder):
         try:
             _prepare(source, folder, how)
         except UnreadableSource as error:
             return error
     return None
+
+
+def _is_prepared(folder: Path) -> bool:
+    """Whether a source's index is there, and all files that it lists are whole."""
+    try:
+        entries = json.loads((folder / "index.json").read_text())
+        names = [name for entry in entries for name in (entry["high"], *entry["lows"])]
+    except FileNotFoundError:
+        return False
+    except (ValueError, KeyError, TypeError):
+        logger.warning(f"{str(folder / 'index.json')!r} of the cache is damaged, and is made anew")
+        return False
+    return all([holds_array(folder / name) for name in names])  # each of them: all damaged ones are named
 
 
 def _report(entries: list[LeftOut], summary: str, left_out: list[LeftOut] | None) -> None:
@@ -244,14 +257,14 @@ def _prepare(source: MediaFile, folder: Path, how: Preparation) -> None:
     for number, whole in enumerate(_clips(source, how)):
         clip = _cropped(whole, how.scale)
         high = f"{number:04d}.npy"
-        if not (folder / high).is_file():
+        if not holds_array(folder / high):
             save_array(folder / high, clip)
         lows = [f"{number:04d}_low{version}.npy" for version in range(how.versions if given is None else 1)]
         if given is not None:
             save_array(folder / lows[0], _next_given(given, whole.shape, how.scale))
         elif how.degradation is not None:
             for version, low in enumerate(lows):
-                if not (folder / low).is_file():
+                if not holds_array(folder / low):
                     rng = _clip_rng(how.seed, source, number, version)
                     save_array(folder / low, _degraded(clip, how.degradation, how.scale, rng))
         frames, height, width = clip.shape[:3]

@@ -18,7 +18,7 @@ from ...models.causal_latent_upsampler import CausalLatentUpsampler
 from ...models.hr_autoencoder import HRAutoencoder
 from ...models.ultraflash_sr_transformer import UltraFlashSRTransformer
 from ...pipelines.pipeline_ultraflash import UltraFlashStreamingPipeline
-from ..files import save_array, tokenizer_fingerprint, weights_fingerprint
+from ..files import holds_array, save_array, tokenizer_fingerprint, weights_fingerprint
 from .crops import Batch, CropDataset
 
 logger = logging.get_logger(__name__)
@@ -85,7 +85,7 @@ def _cached(text: str, pipe: UltraFlashStreamingPipeline, folder: Path | None) -
     if folder is None:
         return _embedded(text, pipe)
     file = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.npy"
-    if not file.is_file():
+    if not holds_array(file):
         save_array(file, _embedded(text, pipe).numpy())
     return torch.from_numpy(np.load(file))
 

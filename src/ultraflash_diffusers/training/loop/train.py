@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from ...pipelines.lora import write_original_lora
 from ..data.crops import batches
-from ..files import replace_text
+from ..files import delete_dead_files, replace_text
 from ..processes import naming_lost_processes, wait_patiently
 from ..stages.base import Training
 from .accelerator import shard_known_layers
@@ -185,7 +185,7 @@ class _Run:
     def _start(self) -> None:
         arguments = self.arguments
         if self.accelerator.is_main_process:
-            for path in delete_leftovers(arguments.output_dir):
+            for path in (*delete_leftovers(arguments.output_dir), *delete_dead_files(arguments.output_dir)):
                 logger.warning(f"deleted {str(path)!r}, which an earlier run did not finish")
         wait_patiently()
         if arguments.resume_from_checkpoint is not None:
