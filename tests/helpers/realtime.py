@@ -16,6 +16,7 @@ import av
 import numpy as np
 from websockets.sync.client import ClientConnection, connect
 
+from ultraflash_diffusers.serving.fragments import FragmentEncoder
 from ultraflash_diffusers.serving.running import bind, make_server
 
 PATH = "/v1/realtime/video"
@@ -120,6 +121,14 @@ def decoded(video: bytes) -> np.ndarray:
     """Frames `[frames, height, width, 3]` of a file."""
     with av.open(io.BytesIO(video), "r") as container:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
+def encoded(frames: np.ndarray, sizes: list[int], fps: float) -> list[bytes]:
+    """Frames as a session sends them: a fragment for each of these numbers of frames."""
+    encoder = FragmentEncoder(frames.shape[2], frames.shape[1], fps)
+    parts = np.split(frames, np.cumsum(sizes)[:-1])
+    fragments = [encoder.encode(part) for part in parts]
+    return [encoder.header + fragments[0], *fragments[1:]]
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:

@@ -10,13 +10,12 @@ import httpx
 import numpy as np
 import pytest
 import torch
-from helpers.realtime import Client, decoded, running, wait_until
+from helpers.realtime import Client, decoded, encoded, running, wait_until
 from helpers.tiny import make_tiny_pipeline
 from PIL import Image
 
 from ultraflash_diffusers import UltraFlashStreamingPipeline
 from ultraflash_diffusers.serving import ServedModel, Server, ServerSettings, create_app
-from ultraflash_diffusers.serving.fragments import FragmentEncoder
 from ultraflash_diffusers.video_io import VideoWriter
 
 WIDTH, HEIGHT, FPS = 48, 32, 12
@@ -61,14 +60,6 @@ def made(pipe, frames: int, prompt: str = "a red ball", seed: int = 3, **argumen
     return pipe(**arguments).frames[0]
 
 
-def encoded(frames: np.ndarray, sizes: list[int], fps: float = FPS) -> list[bytes]:
-    """Frames as a session sends them: a fragment for each of these numbers of frames."""
-    encoder = FragmentEncoder(frames.shape[2], frames.shape[1], fps)
-    parts = np.split(frames, np.cumsum(sizes)[:-1])
-    fragments = [encoder.encode(part) for part in parts]
-    return [encoder.header + fragments[0], *fragments[1:]]
-
-
 def test_a_stream_from_text_is_what_the_pipeline_makes(client, pipe):
     client.start(model="any", prompt="a red ball", num_frames=40, seed=3)
     received = client.finish()
@@ -85,7 +76,7 @@ def test_a_stream_from_text_is_what_the_pipeline_makes(client, pipe):
     assert {"transformer", "decoder", "video_encoder"} <= chunks[0]["stage_seconds"].keys()
     assert (done["chunks"], done["stopped"], done["ended_by"]) == (3, False, "end")
     assert {message["request_id"] for message in received.messages} == {start["request_id"]}
-    assert [data for _, data in received.chunks] == encoded(made(pipe, 40), [13, 16, 11])
+    assert [data for _, data in received.chunks] == encoded(made(pipe, 40), [13, 16, 11], FPS)
 
 
 def test_the_first_chunk_plays_alone_and_all_of_them_are_one_file(client):
@@ -125,7 +116,7 @@ def test_a_new_prompt_shows_from_the_chunk_that_names_it(client, pipe):
             if index == started[0]:
                 stream.set_prompt("a blue cat")
             frames.append(next(stream).frames[0])
-    assert client.received.video == b"".join(encoded(np.concatenate(frames), [len(part) for part in frames]))
+    assert client.received.video == b"".join(encoded(np.concatenate(frames), [len(part) for part in frames], FPS))
 
 
 def test_a_paused_stream_makes_nothing_until_it_is_resumed(client, server):
@@ -160,7 +151,7 @@ def test_an_exported_stream_goes_on_with_equal_frames(client, address, pipe):
         received = other.finish()
     assert received.chunks[0][0]["first_frame"] == done
     expected = made(pipe, done + 30)[done:]
-    assert [data for _, data in received.chunks] == encoded(expected, [16, 14])
+    assert [data for _, data in received.chunks] == encoded(expected, [16, 14], FPS)
 
 
 def test_prompt_size_and_seed_of_a_state_are_told(client, address):
@@ -189,7 +180,7 @@ def test_frames_of_the_client_are_upscaled_as_they_come(frame_format, client, pi
     client.send("session.frames_end")
     received = client.finish()
     expected = made(pipe, 20, prompt=None, source=frames)
-    assert [data for _, data in received.chunks] == encoded(expected, [13, 7])
+    assert [data for _, data in received.chunks] == encoded(expected, [13, 7], FPS)
 
 
 def png(frame: np.ndarray) -> bytes:
@@ -217,7 +208,7 @@ def test_a_stream_of_frames_goes_on_without_the_earlier_ones(client, address, pi
         other.send("session.frames_end")
         received = other.finish()
     expected = made(pipe, 29, prompt=None, source=frames)[13:]
-    assert [data for _, data in received.chunks] == encoded(expected, [16])
+    assert [data for _, data in received.chunks] == encoded(expected, [16], FPS)
 
 
 def clip(path, frames: int = 30) -> bytes:

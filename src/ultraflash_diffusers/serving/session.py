@@ -59,8 +59,8 @@ class RealtimeSession:
             WebSocketDisconnect: the client has left.
             Exception: what has ended the session before its time.
         """
-        work = (self._listen(), self._stream(), self._send_media(), self._watch())
-        tasks = [asyncio.create_task(each) for each in work]
+        work = (self._listen, self._stream, self._send_media, self._watch)
+        tasks = [asyncio.create_task(each()) for each in work]
         try:
             ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -68,8 +68,12 @@ class RealtimeSession:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             self._inbox.close()
-        for task in ended:
-            task.result()
+        try:
+            for task in ended:
+                task.result()
+        finally:
+            # an error knows this frame, which knows its task: encoder and frames would wait for a collector
+            del tasks, ended, task
 
     @property
     def folders(self) -> set[Path]:
