@@ -165,3 +165,12 @@ def test_a_scheduler_that_depends_on_more_than_sigmas_is_refused(setting: str) -
     pipe = make_tiny_pipeline(scheduler=FlowMatchEulerDiscreteScheduler(**{setting: True}))
     with pytest.raises(ValueError, match=f"`scheduler` has {setting}=True"):
         pipe("a", num_frames=1)
+
+
+def test_a_decoder_that_is_none_is_named():
+    pipe = make_tiny_pipeline()
+    pipe.autoencoder = torch.nn.Identity()
+    with pytest.raises(ValueError, match="`autoencoder` is a Identity without spatial_compression_ratio, .*decode"):
+        pipe(prompt_embeds=torch.zeros(1, 2, 8), num_frames=5)
+    with pytest.raises(ValueError, match="`autoencoder` is a Identity, which cannot decode in tiles"):
+        pipe.enable_vae_tiling()

@@ -2,6 +2,7 @@
 """Running streams: cutting, resuming, changing the prompt, failing, closing; with and without overlapped decoding."""
 
 import gc
+import itertools
 import subprocess
 import sys
 import textwrap
@@ -20,7 +21,7 @@ from ultraflash_diffusers.pipelines.execution.background import background
 from ultraflash_diffusers.pipelines.execution.plan import ExecutionPlan
 from ultraflash_diffusers.pipelines.execution.workers import _IDLE
 from ultraflash_diffusers.pipelines.pipeline_state import PipelineStreamState
-from ultraflash_diffusers.pipelines.sources import Source, SourceChunk
+from ultraflash_diffusers.pipelines.sources import Source, SourceChunk, SourceEndedError
 
 PIPE = make_tiny_pipeline()
 FRAMES = 45
@@ -328,6 +329,57 @@ class Faulty(Source):
             value = latents(4, number=chunk)
             value[0, 0, 0, 0, 0] = float("nan") if chunk == 2 else 0.0
             yield SourceChunk(value, 16 if chunk else 13)
+
+
+class Endless(Source):
+    """Chunks of four latent frames, a second clip with chunk 2, and no end."""
+
+    height, width = 8, 12
+
+    def _chunks(self):
+        for number in itertools.count():
+            starts = number % 2 == 0
+            yield SourceChunk(latents(4, number=number), 13 if starts else 16, restart=starts and number > 0)
+
+
+def test_a_source_of_one_s_own_ends_after_num_frames():
+    assert torch.equal(joined(start(Endless(), num_frames=9)), joined(start(latents(4), num_frames=9)))
+    whole = joined(start(Endless(), num_frames=45))
+    assert whole.shape[1] == 45
+    assert torch.equal(joined(start(Endless(), num_frames=29)), whole[:, :29])
+    assert PIPE(source=Endless(), num_frames=35, output_type="pt").frames.shape[1] == 35
+
+
+def test_a_source_of_one_s_own_is_handed_over_again_to_go_on(tmp_path):
+    whole = joined(start(Endless(), num_frames=45))
+    stream = start(Endless(), num_frames=45)
+    begun = [next(stream), next(stream)]
+    begun[-1].state().save(tmp_path / "state.safetensors")
+    stream.close()
+    state = PipelineStreamState.load(tmp_path / "state.safetensors")
+    rest = joined(start(Endless(), num_frames=45, state=state))
+    assert torch.equal(torch.cat([joined(begun), rest], dim=1), whole)
+
+
+def test_a_source_of_one_s_own_that_ends_early_or_cuts_otherwise_is_named():
+    with pytest.raises(SourceEndedError, match="`source` ended after 61 frames, `num_frames` is 62"):
+        joined(start(TwoChunks(), num_frames=62))
+    stream = start(Endless(), num_frames=45)
+    state = next(stream).state()
+    stream.close()
+    with pytest.raises(ValueError, match="hand the same source over, from its beginning"):
+        joined(start(TwoChunks(first=2), num_frames=45, state=state))
+
+
+class TwoChunks(Source):
+    height, width = 8, 12
+
+    def __init__(self, first=4):
+        self.first = first
+
+    def _chunks(self):
+        yield SourceChunk(latents(self.first), 4 * self.first - 3)
+        yield SourceChunk(latents(12), 48)
 
 
 def test_latents_that_are_not_finite_are_an_error_naming_the_chunk():

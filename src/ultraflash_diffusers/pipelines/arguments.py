@@ -12,6 +12,7 @@ import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, SchedulerMixin
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 
+from ..models.video_decoder import missing_of_a_decoder
 from .argument_kinds import check_type, checked_whole, optional_whole, shown
 from .noise import draw_seeds
 from .pipeline_state import PipelineStreamState
@@ -38,6 +39,9 @@ def check_components(pipe: DiffusionPipeline) -> None:
     if missing:
         raise ValueError(f"the pipeline was loaded without {', '.join(missing)}")
     check_scheduler(pipe.scheduler)
+    if lacking := missing_of_a_decoder(pipe.autoencoder):
+        kind = type(pipe.autoencoder).__name__
+        raise ValueError(f"`autoencoder` is a {kind} without {', '.join(lacking)}, expected what a VideoDecoder has")
     upsampler = pipe.latent_upsampler.config
     channels = {
         "transformer": pipe.transformer.config.out_channels,

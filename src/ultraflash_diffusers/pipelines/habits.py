@@ -51,6 +51,8 @@ class FamiliarPipeline(DiffusionPipeline):
 
     def enable_vae_tiling(self) -> None:
         """Decodes in tiles: less memory, some of the work twice."""
+        if not hasattr(self.autoencoder, "enable_tiling"):
+            raise ValueError(f"`autoencoder` is a {type(self.autoencoder).__name__}, which cannot decode in tiles")
         self.autoencoder.enable_tiling()
 
     def disable_vae_tiling(self) -> None:

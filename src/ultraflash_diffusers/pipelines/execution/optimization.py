@@ -107,8 +107,7 @@ def optimize(
             _choose_attention_backend(pipe, name, attention_backend, size, report)
     if channels_last:
         for name in ("latent_upsampler", "autoencoder"):
-            getattr(pipe, name).to(memory_format=torch.channels_last)
-            report.add("channels_last", name, True, "convolutions on channels-last features", _ROUNDING)
+            _use_channels_last(getattr(pipe, name), name, report)
     if sparse_backend is not None:
         _choose_sparse_backend(pipe, sparse_backend, size, report)
     if compile:
@@ -116,6 +115,14 @@ def optimize(
     captures = cuda_graphs and _can_capture(pipe.transformer, report)
     pipe.execution_plan = ExecutionPlan(cache_text=cache_text, cuda_graphs=captures)
     return report
+
+
+def _use_channels_last(network: torch.nn.Module, name: str, report: OptimizationReport) -> None:
+    if any(isinstance(layer, torch.nn.Conv3d) for layer in network.modules()):
+        report.add("channels_last", name, False, "it convolves over time, too")
+        return
+    network.to(memory_format=torch.channels_last)
+    report.add("channels_last", name, True, "convolutions on channels-last features", _ROUNDING)
 
 
 def plain_kernels(device: torch.device) -> str | None:
@@ -159,7 +166,10 @@ def _compile(
             continue
         network.compile_repeated_blocks(**settings)
         report.add("compile", name, True, f"one graph for all {len(network.blocks)} blocks", _ROUNDING)
-    memory_networks = {"latent_upsampler": pipe.latent_upsampler, "autoencoder": pipe.autoencoder.decoder}
+    memory_networks = {
+        "latent_upsampler": pipe.latent_upsampler,
+        "autoencoder": getattr(pipe.autoencoder, "decoder", pipe.autoencoder),
+    }
     for name, stack in memory_networks.items():
         if is_offloaded(getattr(pipe, name)):
             report.add("compile", name, False, "offloaded: its hooks do not compile")

@@ -105,8 +105,7 @@ class Source(ABC):
     def state(self) -> StreamState | None:
         """Returns what is needed to go on after the last chunk that was yielded.
 
-        `None` where the source has to be replayed: hand it over again from its beginning (for a file or an iterator)
-        and skip what was done.
+        A source of your own needs none: it is handed over again, from its beginning, and what was done is skipped.
         """
         return None
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import torch
@@ -55,8 +55,7 @@ class PixelLoss(Settings):
     @property
     def is_empty(self) -> bool:
         """Whether no term has a weight, so that nothing needs to be decoded."""
-        weights = (self.charbonnier_weight, self.mse_weight, self.temporal_weight)
-        return not any((*weights, self.wavelet_weight, self.ssim_weight, self.contrast_weight))
+        return not any(getattr(self, part.name) for part in fields(self) if part.name.endswith("_weight"))
 
     def __call__(
         self,
