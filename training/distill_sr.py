@@ -22,6 +22,7 @@ from ultraflash_diffusers.training.loop.command_line import run_script
 from ultraflash_diffusers.training.loop.memory_plan import dry_run
 from ultraflash_diffusers.training.loop.train import train
 from ultraflash_diffusers.training.losses.perceptual import PERCEPTUAL_LOSSES, PerceptualLoss
+from ultraflash_diffusers.training.processes import local_main_process_first
 from ultraflash_diffusers.training.settings import add_settings, complete_settings, read_settings
 from ultraflash_diffusers.training.stages.distillation import (
     DistillationObjective,
@@ -101,7 +102,8 @@ def main(arguments: argparse.Namespace) -> dict[str, float]:
     accelerator = make_accelerator(arguments, leaves_out_parameters=True)
     dataset, validation = load_cascade_data(arguments, accelerator, student, *around, with_flow)
     pipe = text_pipeline(arguments.text_encoder, student, *around, accelerator.device)
-    prompts = Prompts.embed(texts_of(dataset, validation), pipe, cache_folder(arguments))
+    with local_main_process_first(accelerator):
+        prompts = Prompts.embed(texts_of(dataset, validation), pipe, cache_folder(arguments))
     del pipe  # the text encoder would take more memory than the training
     stage = DistillationTraining(*networks.transformers, *around, prompts, objective, reward, perceptual)
     return train(stage, dataset, validation, arguments, accelerator)

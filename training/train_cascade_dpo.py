@@ -22,6 +22,7 @@ from ultraflash_diffusers.training.loop.arguments import add_lora_arguments, add
 from ultraflash_diffusers.training.loop.command_line import run_script
 from ultraflash_diffusers.training.loop.memory_plan import dry_run
 from ultraflash_diffusers.training.loop.train import train
+from ultraflash_diffusers.training.processes import local_main_process_first
 from ultraflash_diffusers.training.settings import add_settings, complete_settings, read_settings
 from ultraflash_diffusers.training.stages.preference import (
     PreferenceObjective,
@@ -94,7 +95,8 @@ def main(arguments: argparse.Namespace) -> dict[str, float]:
     dataset, validation, texts = load_rollouts(arguments, accelerator, pipe)
     if pipe.text_encoder is not None:
         pipe.text_encoder.to(accelerator.device)
-    prompts = Prompts.embed(texts, pipe, cache_folder(arguments))
+    with local_main_process_first(accelerator):
+        prompts = Prompts.embed(texts, pipe, cache_folder(arguments))
     # its work is done, and it may be the largest network of all
     pipe.register_modules(text_encoder=None, tokenizer=None)
     stage = PreferenceTraining(pipe, pairs, prompts, objective, reference)

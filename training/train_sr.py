@@ -22,6 +22,7 @@ from ultraflash_diffusers.training.loop.command_line import run_script
 from ultraflash_diffusers.training.loop.memory_plan import dry_run
 from ultraflash_diffusers.training.loop.train import train
 from ultraflash_diffusers.training.losses.linear_decoding import check_linear_shortcut
+from ultraflash_diffusers.training.processes import local_main_process_first
 from ultraflash_diffusers.training.settings import add_choice, complete_choice, read_settings
 from ultraflash_diffusers.training.stages.sr import TRAININGS, OneStep, start_transformer
 from ultraflash_diffusers.training.starting_points.networks import load_network, without_weights
@@ -84,7 +85,8 @@ def main(arguments: argparse.Namespace) -> dict[str, float]:
     if arguments.cache_latents:
         dataset = load_latents(arguments, accelerator, autoencoder, dataset)
     pipe = text_pipeline(arguments.text_encoder, *networks, accelerator.device)
-    prompts = Prompts.embed(texts_of(dataset, validation), pipe, cache_folder(arguments))
+    with local_main_process_first(accelerator):
+        prompts = Prompts.embed(texts_of(dataset, validation), pipe, cache_folder(arguments))
     del pipe  # the text encoder would take more memory than the training
     return train(training_class(*networks, prompts, objective), dataset, validation, arguments, accelerator)
 

@@ -11,7 +11,8 @@ import pytest
 from helpers.training_runs import texture, write_video
 
 from ultraflash_diffusers.degradation import Downscale
-from ultraflash_diffusers.training.data.preparation import Preparation, find_sources, prepare_clips
+from ultraflash_diffusers.training.data.preparation import Preparation, prepare_clips
+from ultraflash_diffusers.training.data.sources import find_sources
 from ultraflash_diffusers.training.files import delete_dead_files, written_whole
 
 

@@ -39,8 +39,9 @@ from ultraflash_diffusers import CausalLatentUpsampler, HRAutoencoder, UltraFlas
 from ultraflash_diffusers.degradation import Downscale
 from ultraflash_diffusers.training.data.camera_motion import animate_picture
 from ultraflash_diffusers.training.data.crops import Crop, CropDataset, batches, optical_flow, validation_crop
-from ultraflash_diffusers.training.data.preparation import CachedClip, Preparation, find_sources, prepare_clips
+from ultraflash_diffusers.training.data.preparation import CachedClip, Preparation, prepare_clips
 from ultraflash_diffusers.training.data.prompts import Prompts
+from ultraflash_diffusers.training.data.sources import find_sources
 from ultraflash_diffusers.training.data.video_dataset import dataset_sources
 from ultraflash_diffusers.training.loop import hub
 from ultraflash_diffusers.training.losses import details, fidelity, flow_matching, pixels, temporal

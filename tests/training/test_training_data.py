@@ -35,12 +35,11 @@ from ultraflash_diffusers.training.data.inputs import load_data, load_degradatio
 from ultraflash_diffusers.training.data.latents import LatentDataset, cache_latents, encode_stream
 from ultraflash_diffusers.training.data.preparation import (
     CachedClip,
-    MediaFile,
     Preparation,
-    find_sources,
     prepare_clips,
 )
 from ultraflash_diffusers.training.data.prompts import Prompts
+from ultraflash_diffusers.training.data.sources import MediaFile, find_sources
 from ultraflash_diffusers.training.data.video_dataset import dataset_sources
 from ultraflash_diffusers.training.files import LeftOut, save_array, weights_fingerprint
 from ultraflash_diffusers.training.loop.arguments import training_parser

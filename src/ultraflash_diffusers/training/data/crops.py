@@ -123,7 +123,7 @@ class CropDataset(Dataset):
     """Random crops of cached clips, a whole batch an item: item `n` is the same in every process and run.
 
     Clips may differ in size, aspect ratio and length. Each crop size is a bucket: a batch is of one size, and of clips
-    that are as large. Crops are mirrored half of the time and played backwards a fifth of the time.
+    that are as large. Crops are mirrored half of the time and played backwards a fifth of the time, if they may be.
 
     Args:
         clips (list of `CachedClip`): where crops come from, each clip of a bucket as often as the others. Those that
@@ -137,6 +137,9 @@ class CropDataset(Dataset):
         seed (`int`, *optional*, defaults to 0): of all choices.
         batches_per_step (`int`, *optional*, defaults to 1): so many batches are of one size: those of a step of the
             optimiser, over all processes, since sharded networks run in all of them alike.
+        mirrors (`bool`, *optional*, defaults to `True`): whether crops may be mirrored: not where texts say left.
+        reverses (`bool`, *optional*, defaults to `True`): whether they may be played backwards: not where texts tell
+            what happens.
 
     Raises:
         ValueError: no clip is large enough for one of the crops, not one weight or batch size a crop, or clips
@@ -153,6 +156,8 @@ class CropDataset(Dataset):
         with_flow: bool = False,
         seed: int = 0,
         batches_per_step: int = 1,
+        mirrors: bool = True,
+        reverses: bool = True,
     ) -> None:
         weights = np.ones(len(crops)) if crop_weights is None else np.asarray(crop_weights, float)
         if len(weights) != len(crops) or not (weights > 0).all():
@@ -165,7 +170,7 @@ class CropDataset(Dataset):
         if scale is not None and not all(clip.lows for clip in self.clips):
             raise ValueError("`clips` were prepared without low-resolution versions, which `scale` asks for")
         self.crops, self.scale, self.with_flow, self.seed = crops, scale, with_flow, seed
-        self.batches_per_step = batches_per_step
+        self.batches_per_step, self.mirrors, self.reverses = batches_per_step, mirrors, reverses
         self._shares = weights / weights.sum()
 
     def __getitem__(self, number: int) -> Batch:
@@ -191,7 +196,9 @@ class CropDataset(Dataset):
             scale * rng.integers((have - want) // scale + 1)
             for have, want in ((clip.height, crop.height), (clip.width, crop.width))
         )
+        # drawn in any case: the crops are the same ones
         mirrored, backwards = rng.random() < 0.5, rng.random() < 0.2
+        mirrored, backwards = mirrored and self.mirrors, backwards and self.reverses
         low_file = clip.lows[rng.integers(len(clip.lows))] if self.scale else clip.high
 
         def cut(file: str, divisor: int) -> torch.Tensor:

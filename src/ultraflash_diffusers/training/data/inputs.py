@@ -19,7 +19,8 @@ from ..files import LeftOut, delete_dead_files, write_left_out
 from ..processes import local_main_process_first
 from .crops import Batch, CropDataset, validation_crop
 from .latents import LatentDataset, cache_latents
-from .preparation import CachedClip, MediaFile, Preparation, find_sources, prepare_clips
+from .preparation import CachedClip, Preparation, prepare_clips
+from .sources import MediaFile, find_sources
 
 logger = logging.get_logger(__name__)
 
@@ -80,6 +81,8 @@ def load_data(
         with_flow,
         arguments.seed,
         batches_per_step(arguments, accelerator),
+        _may(arguments, "random_flip"),
+        _may(arguments, "random_reversal"),
     )
     held_out_clips = _long_enough(held_out_clips, arguments.validation_frames, left_out)
     batches = [
@@ -172,6 +175,12 @@ def cache_folder(arguments: argparse.Namespace) -> Path:
     return arguments.cache_dir or arguments.output_dir / "cache"
 
 
+def _may(arguments: argparse.Namespace, change: str) -> bool:
+    """Whether clips are mirrored or played backwards: by default not where their texts are learnt, too."""
+    given = getattr(arguments, change)
+    return vars(arguments).get("text_encoder") is None if given is None else given == "yes"
+
+
 def _check(arguments: argparse.Namespace, spatial: int, temporal: int) -> None:
     for crop in arguments.crops:
         crop.check(spatial, temporal)
@@ -181,7 +190,12 @@ def _check(arguments: argparse.Namespace, spatial: int, temporal: int) -> None:
 
 def _preparations(arguments: argparse.Namespace, scale: int | None, versions: int) -> tuple[Preparation, Preparation]:
     """How training clips and held-out ones are prepared."""
-    common = {"resolution": arguments.resolution, "clip_frames": arguments.clip_frames, "scale": scale or 1}
+    common = {
+        "resolution": arguments.resolution,
+        "clip_frames": arguments.clip_frames,
+        "scale": scale or 1,
+        "fps": arguments.fps,
+    }
     if scale is None:
         return Preparation(**common, seed=arguments.seed), Preparation(**common)
     degradation = load_degradation(arguments.degradation, scale)

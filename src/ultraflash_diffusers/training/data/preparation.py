@@ -1,20 +1,21 @@
 # Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
 """From a folder of videos and pictures to a cache of decoded clips, which training reads as memory maps.
 
-The folder is laid out as `datasets`' video folders are: files at any depth and, optionally, a `metadata.jsonl` with
-`file_name`, `text` and `low_resolution_file_name`. Each source has its own folder in the cache, named after the source
+Each source has its own folder in the cache, named after the source
 and the settings, and an index that is written last: an interrupted preparation goes on where it stopped. What cannot
 be used is counted, and listed as [`~ultraflash_diffusers.training.files.LeftOut`].
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import shutil
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
@@ -28,29 +29,12 @@ from ...degradation import Transform
 from ...video_io import VideoReader
 from ..files import LeftOut, holds_array, replace_text, save_array
 from .camera_motion import animate_picture
+from .sources import PICTURES, MediaFile, report
 
 logger = logging.get_logger(__name__)
 
-METADATA = "metadata.jsonl"
-LOW_RESOLUTION = "low_resolution_file_name"
-PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
-VIDEOS = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v"}
-
-
-@dataclass(frozen=True)
-class MediaFile:
-    """A video or a picture.
-
-    Args:
-        path (`Path`): the file.
-        text (`str`, *optional*, defaults to `""`): what belongs to it.
-        low (`Path`, *optional*): a video of the same frames in low resolution, for instance what a generator made of
-            the text: it takes the place of a degradation.
-    """
-
-    path: Path
-    text: str = ""
-    low: Path | None = None
+# sources whose headers are read to foretell what all take
+_LOOKED_AT = 20
 
 
 @dataclass(frozen=True)
@@ -85,6 +69,8 @@ class Preparation:
         degradation (`Transform`, *optional*): what makes a low-resolution version, `scale` times smaller.
         versions (`int`, *optional*, defaults to 0): number of low-resolution versions of each clip.
         seed (`int`, *optional*, defaults to 0): of degradations and camera motion.
+        fps (`float`, *optional*): frames a second of clips: of faster videos the frames nearest to its ticks are
+            taken, slower ones cannot be used. `None` takes all frames.
     """
 
     resolution: int | None = None
@@ -93,6 +79,8 @@ class Preparation:
     degradation: Transform | None = None
     versions: int = 0
     seed: int = 0
+    # not in the text by which the cache tells settings apart, where it is not given
+    fps: float | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if (self.versions > 0) != (self.degradation is not None):
@@ -101,39 +89,6 @@ class Preparation:
 
 class UnreadableSource(ValueError):
     """A file that is no video and no picture, or a broken one."""
-
-
-def find_sources(
-    folder: str | Path, caption_column: str = "text", left_out: list[LeftOut] | None = None
-) -> list[MediaFile]:
-    """Lists the videos and pictures of a folder, in the order of their names or of its `metadata.jsonl`.
-
-    A file that the metadata names several times counts as often.
-
-    Args:
-        folder (`str` or `Path`): the folder.
-        caption_column (`str`, *optional*, defaults to `"text"`): where the metadata has the texts.
-        left_out (list of `LeftOut`, *optional*): gets the videos and pictures that the metadata does not name.
-
-    Raises:
-        FileNotFoundError: there is no such folder, or the metadata names a file that is not there.
-        ValueError: nothing in it is a video or a picture, or a line of the metadata is no JSON object with a
-            `file_name`.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"`folder` {str(folder)!r} is not a folder")
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES | VIDEOS)
-    sources = [MediaFile(path) for path in files]
-    if (folder / METADATA).is_file():
-        sources = _from_metadata(folder, caption_column)
-        named = {file for source in sources for file in (source.path, source.low)}
-        unnamed = [LeftOut(str(path), f"{METADATA} does not name it") for path in files if path not in named]
-        _report(unnamed, f"{len(unnamed)} of {len(files)} files in {str(folder)!r}: not in {METADATA}", left_out)
-    if not sources:
-        kinds = ", ".join(sorted(VIDEOS | PICTURES))
-        raise ValueError(f"`folder` {str(folder)!r} holds no video and no picture ({kinds})")
-    return sources
 
 
 def prepare_clips(
@@ -162,13 +117,14 @@ def prepare_clips(
     sources = list(sources)
     folders = [Path(cache_dir) / _fingerprint(source, how) for source in sources]
     once = dict(zip(folders, sources, strict=True))  # a file may be named several times
+    _check_room(Path(cache_dir), [source for folder, source in once.items() if not _is_prepared(folder)], how)
     with ThreadPoolExecutor(workers) as pool:
         outcomes = pool.map(lambda folder: _error_in(once[folder], folder, how), once)
         errors = dict(zip(once, tqdm(outcomes, "Preparing", len(once), unit="source", disable=None), strict=True))
     unreadable = [LeftOut(str(once[folder].path), str(error)) for folder, error in errors.items() if error is not None]
     for entry in unreadable:
         logger.warning(f"left out {entry.file!r}: {entry.reason}")
-    _report(unreadable, f"{len(unreadable)} of {len(once)} sources: they cannot be read", left_out)
+    report(unreadable, f"{len(unreadable)} of {len(once)} sources: they cannot be read", left_out)
     clips, cut = [], 0
     for folder, source in zip(folders, sources, strict=True):
         if errors[folder] is None:
@@ -180,6 +136,41 @@ def prepare_clips(
     if cut:
         logger.warning(f"{cut} of {len(clips)} clips lost edges: their sizes were no multiples of {how.scale}")
     return clips
+
+
+def _check_room(cache_dir: Path, sources: list[MediaFile], how: Preparation) -> None:
+    """Says how much disk the sources will take, by the headers of some of them.
+
+    Raises:
+        OSError: there is less.
+    """
+    some = sources[:: max(1, len(sources) // _LOOKED_AT)][:_LOOKED_AT]
+    sizes = [size for source in some if (size := _planned_bytes(source, how)) is not None]
+    if not sizes:
+        return
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    needed, free = len(sources) * sum(sizes) / len(sizes), shutil.disk_usage(cache_dir).free
+    say = f"{len(sources)} sources take about {needed / 1e9:.3g} GB in {str(cache_dir)!r}, where {free / 1e9:.3g} are free"
+    if needed > free:
+        smaller = "smaller --resolution, fewer --degraded_versions, a lower --fps or another --cache_dir"
+        raise OSError(errno.ENOSPC, f"{say}: {smaller} would help")
+    tqdm.write(say)
+
+
+def _planned_bytes(source: MediaFile, how: Preparation) -> int | None:
+    """What a source takes in the cache; `None` of one that cannot be read."""
+    try:
+        if source.path.suffix.lower() in PICTURES:
+            with Image.open(source.path) as picture:
+                (width, height), frames = picture.size, how.clip_frames
+        else:
+            info = VideoReader(source.path).info
+            width, height, frames = info.width, info.height, info.num_frames or how.clip_frames
+            frames = round(frames * min(1.0, (how.fps or info.fps) / info.fps))
+    except (OSError, ValueError, av.FFmpegError, SyntaxError, Image.DecompressionBombError):
+        return None
+    shrink = 1.0 if how.resolution is None else min(1.0, how.resolution / min(width, height))
+    return round(3 * frames * width * height * shrink**2 * (1 + how.versions / how.scale**2))
 
 
 def _error_in(source: MediaFile, folder: Path, how: Preparation) -> UnreadableSource | None:
@@ -205,43 +196,11 @@ def _is_prepared(folder: Path) -> bool:
     return all([holds_array(folder / name) for name in names])  # each of them: all damaged ones are named
 
 
-def _report(entries: list[LeftOut], summary: str, left_out: list[LeftOut] | None) -> None:
-    if entries:
-        logger.warning(f"left out {summary}")
-    if left_out is not None:
-        left_out += entries
-
-
-def _from_metadata(folder: Path, caption_column: str) -> list[MediaFile]:
-    sources = []
-    # with a byte order mark or without; lines end with a line feed alone, as JSON may hold all other separators
-    lines = (folder / METADATA).read_text("utf-8-sig").split("\n")
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        where = f"line {number} of {str(folder / METADATA)!r}"
-        try:
-            entry = json.loads(line)
-            name, low = entry["file_name"], entry.get(LOW_RESOLUTION)
-            if not isinstance(name, str) or not isinstance(low, str | None):
-                raise TypeError("names are texts")
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{where} must be a JSON object with a `file_name`, got {line!r}") from error
-        for named in (name,) if low is None else (name, low):
-            if not (folder / named).is_file():
-                raise FileNotFoundError(f"{where} names {named!r}, which is not there")
-        if low is not None and Path(name).suffix.lower() in PICTURES:
-            raise ValueError(f"{where} has a `{LOW_RESOLUTION}` for {name!r}: only videos may have one")
-        sources.append(
-            MediaFile(folder / name, entry.get(caption_column) or "", None if low is None else folder / low)
-        )
-    return sources
-
-
 def _fingerprint(source: MediaFile, how: Preparation) -> str:
     files = [source.path] if source.low is None else [source.path, source.low]
     stats = [(file.resolve(), file.stat()) for file in files]
     identity = " ".join(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats) + f" {how}"
+    identity += "" if how.fps is None else f" {how.fps} fps"
     return f"{source.path.stem[:60]}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
 
 
@@ -252,7 +211,7 @@ def _from_index(folder: Path, entry: dict, text: str) -> CachedClip:
 
 def _prepare(source: MediaFile, folder: Path, how: Preparation) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    given = None if source.low is None or how.versions == 0 else _frames(source.low)
+    given = None if source.low is None or how.versions == 0 else _frames(source.low, how.fps)
     entries = []
     for number, whole in enumerate(_clips(source, how)):
         clip = _cropped(whole, how.scale)
@@ -320,15 +279,33 @@ def _clips(source: MediaFile, how: Preparation) -> Iterator[np.ndarray]:
             yield clip
 
 
-def _frames(video: Path) -> Iterator[np.ndarray]:
-    """The frames of a video, as they are.
+def _frames(video: Path, fps: float | None) -> Iterator[np.ndarray]:
+    """The frames of a video, at a rate.
 
     Raises:
         UnreadableSource: it cannot be read, or not to its end.
     """
     with _unreadable():
-        for frame in VideoReader(video):
+        yield from _at_rate(VideoReader(video), fps)
+
+
+def _at_rate(reader: VideoReader, fps: float | None) -> Iterator[np.ndarray]:
+    """All frames, or of the frames those that are shown nearest to the ticks of a slower rate.
+
+    Raises:
+        ValueError: the video is slower.
+    """
+    if fps is None:
+        for frame in reader:
             yield frame.pixels
+        return
+    if reader.info.fps < 0.99 * fps:  # 23.976 is near enough to 24
+        raise ValueError(f"its {float(reader.info.fps):g} frames a second are fewer than {fps:g}")
+    half, tick = 0.5 / float(reader.info.fps), 0
+    for frame in reader:
+        if float(frame.pts * reader.info.time_base) + half >= tick / fps:
+            yield frame.pixels
+            tick += 1
 
 
 @contextmanager
@@ -347,7 +324,7 @@ def _read(source: MediaFile, how: Preparation) -> Iterator[np.ndarray]:
         rng = np.random.default_rng((how.seed, pixels.shape[0], pixels.shape[1], int(pixels.sum())))
         yield animate_picture(pixels, how.clip_frames, how.resolution, rng)
         return
-    frames = (_fitted(frame.pixels, how.resolution) for frame in VideoReader(source.path))
+    frames = (_fitted(pixels, how.resolution) for pixels in _at_rate(VideoReader(source.path), how.fps))
     while clip_frames := list(islice(frames, how.clip_frames)):
         yield np.stack(clip_frames)
 

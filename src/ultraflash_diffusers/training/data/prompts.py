@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +23,16 @@ from .crops import Batch, CropDataset
 
 logger = logging.get_logger(__name__)
 
+# texts that are embedded at a time
+_BATCH = 16
+
 
 class Prompts:
     """Looks texts up; without a text encoder all are zeros, as in the pipeline.
 
     Args:
-        embeddings (`dict[str, torch.Tensor]`): `[tokens, text_dim]` of each text, on the CPU; padding left out.
+        embeddings (`dict[str, torch.Tensor]`): `[tokens, text_dim]` of each text, on the CPU; padding left out. Of a
+            cache they are in half precision, and stay on the disk until they are looked up.
         length (`int`): tokens that embeddings are zero-padded to.
         channels (`int`): `text_dim`.
     """
@@ -50,11 +54,10 @@ class Prompts:
         """
         config = pipe.transformer.config
         unique = sorted({"", *texts})
-        embeddings = {}
+        embeddings: dict[str, torch.Tensor] = {}
         if pipe.text_encoder is not None:
             folder = None if cache_dir is None else Path(cache_dir) / "texts" / _encoder_fingerprint(pipe)
-            for text in tqdm(unique, desc="Embedding", unit="text", disable=None):
-                embeddings[text] = _cached(text, pipe, folder)
+            embeddings = _embedded_once(unique, pipe, folder)
             if unique == [""]:
                 logger.warning("no clip has a text: the text encoder's embedding of the empty one is all there is")
         elif len(unique) > 1:
@@ -80,22 +83,31 @@ def texts_of(dataset: CropDataset, validation: Sequence[Batch]) -> set[str]:
     return {clip.text for clip in dataset.clips} | {text for batch in validation for text in batch.texts}
 
 
-def _cached(text: str, pipe: UltraFlashStreamingPipeline, folder: Path | None) -> torch.Tensor:
-    """A text's embedding, from the cache if there is one and it is there."""
+def _embedded_once(
+    texts: Sequence[str], pipe: UltraFlashStreamingPipeline, folder: Path | None
+) -> dict[str, torch.Tensor]:
+    """Embeddings by text: those that are not in the folder are made in batches, and read from it as all others are."""
     if folder is None:
-        return _embedded(text, pipe)
-    file = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.npy"
-    if not holds_array(file):
-        save_array(file, _embedded(text, pipe).numpy())
-    return torch.from_numpy(np.load(file))
+        return {text: embedding for batch in _batches(texts) for text, embedding in _embedded(batch, pipe)}
+    files = {text: folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.npy" for text in texts}
+    missing = [text for text, file in files.items() if not holds_array(file)]
+    for batch in tqdm(_batches(missing), desc="Embedding", unit="batch", disable=None):
+        for text, embedding in _embedded(batch, pipe):
+            save_array(files[text], embedding.half().numpy())
+    # copy on write: torch has no read-only tensors
+    return {text: torch.from_numpy(np.load(file, mmap_mode="c")) for text, file in files.items()}
+
+
+def _batches(texts: Sequence[str]) -> list[Sequence[str]]:
+    return [texts[start : start + _BATCH] for start in range(0, len(texts), _BATCH)]
 
 
 @torch.no_grad()
-def _embedded(text: str, pipe: UltraFlashStreamingPipeline) -> torch.Tensor:
-    """float32 `[tokens, text_dim]` on the CPU."""
-    embedded = pipe.encode_prompt(text)[0][0].float().cpu()
-    # after a prompt's tokens there are rows of zeros only
-    return embedded[: int(embedded.any(dim=1).sum())].clone()
+def _embedded(texts: Sequence[str], pipe: UltraFlashStreamingPipeline) -> Iterator[tuple[str, torch.Tensor]]:
+    """Each text with its embedding, float32 `[tokens, text_dim]` on the CPU."""
+    for text, embedding in zip(texts, pipe.encode_prompt(list(texts))[0].float().cpu(), strict=True):
+        # after a prompt's tokens there are rows of zeros only
+        yield text, embedding[: int(embedding.any(dim=1).sum())].clone()
 
 
 def _encoder_fingerprint(pipe: UltraFlashStreamingPipeline) -> str:

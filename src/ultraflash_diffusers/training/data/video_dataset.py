@@ -13,7 +13,7 @@ from datasets import Video, load_dataset
 from diffusers.utils import logging
 
 from ..files import LeftOut, written_whole
-from .preparation import MediaFile
+from .sources import MediaFile
 
 logger = logging.get_logger(__name__)
 

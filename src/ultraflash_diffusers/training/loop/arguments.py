@@ -136,7 +136,7 @@ def _add_data_arguments(
     source.add_argument(
         "--train_data_dir",
         type=Path,
-        help="folder of videos and pictures, optionally with a metadata.jsonl of file_name and text",
+        help="folder of videos and pictures, optionally with texts: metadata.jsonl or .csv, or a .txt beside each",
     )
     source.add_argument("--dataset_name", help="dataset of videos, on the Hub or in a folder; its `train` split")
     if takes_prompts:
@@ -170,6 +170,11 @@ def _add_data_arguments(
         "--resolution", type=positive(int), help="clips' shorter side; larger ones are made smaller, none is enlarged"
     )
     group.add_argument(
+        "--fps",
+        type=positive(float),
+        help="frames a second of clips, of videos that have as many or more; all without it",
+    )
+    group.add_argument(
         "--clip_frames", type=positive(int), default=97, help="longer videos are cut into clips of this length"
     )
     group.add_argument(
@@ -180,6 +185,9 @@ def _add_data_arguments(
         metavar="FxHxW",
         help="frames, height and width of training crops; one size is drawn for each batch",
     )
+    for name, what in (("random_flip", "mirrors half of the crops"), ("random_reversal", "plays a fifth backwards")):
+        note = "; by default where no --text_encoder tells left from right, or what comes first"
+        group.add_argument(f"--{name}", choices=("yes", "no"), help=what + note)
     group.add_argument("--crop_weights", type=float, nargs="+", help="how often each is drawn; equally by default")
     group.add_argument(
         "--train_batch_size",

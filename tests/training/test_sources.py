@@ -1,0 +1,124 @@
+# Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Texts and frame rates of training clips as people have them, and the room that they take."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import torch
+from helpers.tiny import make_tiny_pipeline
+from helpers.training_runs import script, texture, write_video
+
+from ultraflash_diffusers.training.data.crops import Crop, CropDataset
+from ultraflash_diffusers.training.data.inputs import _may
+from ultraflash_diffusers.training.data.preparation import Preparation, prepare_clips
+from ultraflash_diffusers.training.data.prompts import Prompts
+from ultraflash_diffusers.training.data.sources import MediaFile, find_sources
+
+
+@pytest.fixture
+def clips(tmp_path: Path) -> Path:
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    for name in ("boat", "cat"):
+        write_video(folder / f"{name}.mp4", texture(len(name)))
+    return folder
+
+
+def texts(folder: Path, **settings: Any) -> dict[str, str]:
+    return {source.path.stem: source.text for source in find_sources(folder, **settings)}
+
+
+def test_texts_are_beside_the_clips_or_in_a_table(clips: Path) -> None:
+    (clips / "cat.txt").write_text("a cat,\nasleep\n", encoding="utf-8-sig")
+    assert texts(clips) == {"boat": "", "cat": "a cat,\nasleep"}
+    table = clips / "metadata.csv"
+    table.write_text('file_name,text,title\nboat.mp4,"a boat, on a lake",b\ncat.mp4,,c\n', encoding="utf-8-sig")
+    assert texts(clips) == {"boat": "a boat, on a lake", "cat": ""}
+    assert texts(clips, caption_column="title") == {"boat": "b", "cat": "c"}
+    table.write_text("file_name,text\ndog.mp4,a dog\n")
+    with pytest.raises(FileNotFoundError, match="row 2 of .*metadata.csv' names 'dog.mp4'"):
+        find_sources(clips)
+    table.write_text("name,text\ncat.mp4,a cat\n")
+    with pytest.raises(ValueError, match="row 2 of .* must have a `file_name`"):
+        find_sources(clips)
+    (clips / "metadata.jsonl").write_text('{"file_name": "cat.mp4"}')
+    with pytest.raises(ValueError, match="metadata.jsonl and metadata.csv"):
+        find_sources(clips)
+
+
+def test_a_frame_rate_takes_the_frames_of_its_ticks(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    video = tmp_path / "numbers.mp4"
+    with av.open(str(video), "w") as container:
+        stream = container.add_stream("libx264", rate=30, options={"crf": "1"})
+        stream.height, stream.width, stream.pix_fmt = 32, 32, "yuv420p"
+        for number in range(30):
+            frame = np.full((32, 32, 3), 8 * number, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode(None))
+
+    def taken(fps: float | None) -> list[int]:
+        (clip,) = prepare_clips([MediaFile(video)], tmp_path / "cache", Preparation(fps=fps))
+        return [round(level / 8) for level in np.load(clip.high).mean((1, 2, 3))]
+
+    assert taken(None) == taken(30.0) == list(range(30))
+    assert taken(15.0) == list(range(0, 30, 2))
+    assert taken(24.0)[:9] == [0, 1, 2, 3, 5, 6, 7, 8, 10]
+    with pytest.raises(ValueError, match="not one of them"):
+        taken(60.0)
+    assert "its 30 frames a second are fewer than 60" in caplog.text
+
+
+def test_the_room_that_a_cache_takes_is_said_before_it_is_filled(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Namespace(free=2 * 9 * 48 * 64 * 3 - 1))
+    with pytest.raises(
+        OSError, match="2 sources take about 0.000166 GB .* 0.000166 are free: smaller --res"
+    ) as raised:
+        prepare_clips(find_sources(clips), tmp_path / "cache", Preparation())
+    assert raised.value.errno == errno.ENOSPC and not list((tmp_path / "cache").iterdir())
+    # what is there already needs no room
+    monkeypatch.undo()
+    prepare_clips(find_sources(clips), tmp_path / "cache", Preparation())
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Namespace(free=0))
+    assert len(prepare_clips(find_sources(clips), tmp_path / "cache", Preparation())) == 2
+
+
+def test_clips_whose_texts_are_learnt_are_not_turned_round(clips: Path, tmp_path: Path) -> None:
+    prepared = prepare_clips(find_sources(clips), tmp_path / "cache", Preparation())
+
+    def crops(**settings: bool) -> list[torch.Tensor]:
+        dataset = CropDataset(prepared, [Crop(9, 48, 64)], 1, **settings)
+        return [dataset[number].high for number in range(8)]
+
+    whole = {torch.from_numpy(np.load(clip.high)).permute(3, 0, 1, 2).numpy().tobytes() for clip in prepared}
+    turned = [crop.numpy().tobytes() not in whole for crop in crops()]
+    assert any(turned) and not all(turned)
+    assert not any(crop.numpy().tobytes() not in whole for crop in crops(mirrors=False, reverses=False))
+    flags = ("--train_data_dir", "x", "--output_dir", "y", "--autoencoder", "a", "--latent_upsampler", "u")
+    flags = (*flags, "--network_config", "c")
+    parse = script("train_sr").parse_arguments
+    answers = ((), True), (("--text_encoder", "t"), False), (("--text_encoder", "t", "--random_flip", "yes"), True)
+    for more, expected in answers:
+        assert _may(parse([*flags, *more]), "random_flip") is expected
+
+
+def test_embeddings_are_made_in_batches_and_kept_in_half_precision(tmp_path: Path) -> None:
+    pipe = make_tiny_pipeline(generator=False)
+    many = [f"a red ball {'cat ' * number}" for number in range(20)]
+    calls = []
+    encode = pipe.encode_prompt
+    pipe.encode_prompt = lambda texts: calls.append(len(texts)) or encode(texts)  # type: ignore[method-assign]
+    prompts = Prompts.embed(many, pipe, tmp_path)
+    assert calls == [16, 5]
+    assert {np.load(file).dtype for file in tmp_path.rglob("*.npy")} == {np.dtype(np.float16)}
+    torch.testing.assert_close(prompts(many), encode(many)[0], atol=2e-3, rtol=2e-3)
+    assert Prompts.embed(many, pipe, tmp_path)(many[:1]).dtype == torch.float32 and calls == [16, 5]
