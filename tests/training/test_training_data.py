@@ -468,7 +468,8 @@ def test_text_embeddings_are_made_once_by_each_encoder(tmp_path: Path) -> None:
     fresh = Prompts.embed(["a red ball", "the cat"], pipe, tmp_path)
     files = sorted(tmp_path.rglob("*.npy"))
     assert len(files) == 3  # and the empty one
-    torch.testing.assert_close(fresh(["a red ball", ""]), Prompts.embed(["a red ball"], pipe)(["a red ball", ""]))
+    exact = Prompts.embed(["a red ball"], pipe)(["a red ball", ""])
+    torch.testing.assert_close(fresh(["a red ball", ""]), exact, atol=1e-3, rtol=1e-3)  # in half precision
     # what is there is taken, as can be seen by changing it
     changed = [np.load(file) + 1 for file in files]
     for file, array in zip(files, changed, strict=True):

@@ -150,7 +150,8 @@ def _check_room(cache_dir: Path, sources: list[MediaFile], how: Preparation) -> 
         return
     cache_dir.mkdir(parents=True, exist_ok=True)
     needed, free = len(sources) * sum(sizes) / len(sizes), shutil.disk_usage(cache_dir).free
-    say = f"{len(sources)} sources take about {needed / 1e9:.3g} GB in {str(cache_dir)!r}, where {free / 1e9:.3g} are free"
+    room = f"{str(cache_dir)!r}, where {free / 1e9:.3g} are free"
+    say = f"{len(sources)} sources take about {needed / 1e9:.3g} GB in {room}"
     if needed > free:
         smaller = "smaller --resolution, fewer --degraded_versions, a lower --fps or another --cache_dir"
         raise OSError(errno.ENOSPC, f"{say}: {smaller} would help")

@@ -1,5 +1,5 @@
 # Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
-"""The videos and pictures of a folder, and their texts: of `metadata.jsonl`, `metadata.csv` or a `.txt` beside each."""
+"""The videos and pictures of a folder, and their texts: in `metadata.jsonl` or `.csv`, or in a `.txt` beside each."""
 
 from __future__ import annotations
 
