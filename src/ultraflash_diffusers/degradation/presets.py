@@ -20,8 +20,7 @@ def degradation_preset(name: str, scale: int = 2) -> Compose:
     - `"classic"`: the second part alone, with the same downscale: what the paper compares against.
     - `"mild"`: [`low_resolution`], for sources that are small but good.
 
-    The paper's numbers are for clips of 960x1664. One core of a small machine degrades 5 clips of 17x192x320 a second
-    by `"aigc"`, 7 by `"classic"` and 70 by `"mild"`.
+    The paper's numbers are for clips of 960x1664. `python -m benchmarks.degradation` says what they cost.
 
     Args:
         name (`str`): `"aigc"`, `"classic"` or `"mild"`.

@@ -12,6 +12,9 @@ import numpy as np
 from .ranges import Range, bounds, check_clip, check_range, draw
 from .trajectory import smooth_trajectory
 
+# pixels of a frame for one of the grid on which warps are made
+_COARSER = 8
+
 
 @dataclass(frozen=True)
 class TemporalMorph:
@@ -130,15 +133,17 @@ class GridWarp:
         check_clip(frames)
         count, height, width = frames.shape[:3]
         farthest = draw(rng, self.displacement)
-        fields = self._fields(count, (height, width), rng)
-        masks = self._masks(count, (height, width), rng)
+        # fields and ellipses are smooth: they are made on a coarser grid, and interpolated where they move something
+        coarse = (max(self.cells[0], height // _COARSER), max(self.cells[1], width // _COARSER))
+        fields, masks = self._fields(count, coarse, rng), self._masks(count, coarse, rng)
         columns, rows = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
-        warped = np.empty_like(frames)
+        warped = frames.copy()
         for t, (field, mask) in enumerate(zip(fields, masks, strict=True)):
-            moves = farthest * mask[..., None] * field
-            x, y = columns + moves[..., 0], rows + moves[..., 1]
+            moves = cv2.resize(farthest * mask[..., None] * field, (width, height), interpolation=cv2.INTER_LINEAR)
+            box = _box_of(mask, (height, width))
+            x, y = columns[box] + moves[box][..., 0], rows[box] + moves[box][..., 1]
             # BORDER_REFLECT_101, OpenCV's usual one, never comes back from frames of one row or column
-            warped[t] = cv2.remap(frames[t], x, y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT)
+            warped[t][box] = cv2.remap(frames[t], x, y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT)
         return warped
 
     def _fields(self, count: int, size: tuple[int, int], rng: np.random.Generator) -> Iterator[np.ndarray]:
@@ -160,6 +165,16 @@ class GridWarp:
             )
             inside = np.clip(2 - 2 * np.sqrt(down[:, None] ** 2 + across**2), 0, 1)
             yield (inside * inside * (3 - 2 * inside)).astype(np.float32)
+
+
+def _box_of(mask: np.ndarray, size: tuple[int, int]) -> tuple[slice, slice]:
+    """The rows and columns of a frame of this size where a coarser mask is not 0, and a cell more on each side."""
+    slices = []
+    for axis, (length, cells) in enumerate(zip(size, mask.shape, strict=True)):
+        there = np.flatnonzero(mask.any(axis=1 - axis))
+        first, last = (there[0], there[-1]) if len(there) else (0, -2)
+        slices.append(slice(max(0, (first - 1) * length // cells), max(0, -(-(last + 2) * length // cells))))
+    return slices[0], slices[1]
 
 
 def line_kernel(length: float, degrees: float) -> np.ndarray:

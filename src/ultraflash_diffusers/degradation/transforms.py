@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from statistics import NormalDist
 
 import cv2
 import numpy as np
@@ -14,6 +16,10 @@ from .ranges import Range, check_clip, check_odd, check_range, draw, draw_intege
 
 _FILTERS = {"area": Image.Resampling.BOX, "bicubic": Image.Resampling.BICUBIC}
 _SMOOTH = (cv2.INTER_LINEAR, cv2.INTER_CUBIC)
+
+
+# of 65,536 equal shares of a normal distribution, the middle ones
+_QUANTILES = np.array([NormalDist().inv_cdf((number + 0.5) / 2**16) for number in range(2**16)])
 
 
 @dataclass(frozen=True)
@@ -98,6 +104,7 @@ class GaussianBlur:
         check_clip(frames)
         sigma = draw(rng, self.sigma)
         size = 0 if self.kernel_size is None else draw_odd(rng, self.kernel_size)
+        size = min(size, 2 * math.ceil(4 * sigma) + 1)  # what is farther weighs less than a hundredth of a level
         return np.stack([cv2.GaussianBlur(frame, (size, size), sigma) for frame in frames])
 
 
@@ -141,12 +148,21 @@ class GaussianNoise:
 
     def __call__(self, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         check_clip(frames)
-        std = np.float32(draw(rng, self.std))
-        noisy = np.empty_like(frames)
+        # whole levels: rounded before it is added to whole levels, noise is what it would be after; and 16 random bits
+        # look up a quantile many times as fast as a normal number is computed
+        levels = np.rint(draw(rng, self.std) * _QUANTILES)
+        if abs(levels[0]) > 127:
+            return self._of_any_strength(frames, levels, rng)
+        table, noisy = levels.astype(np.int8), np.empty_like(frames)
         for t, frame in enumerate(frames):
-            noise = std * rng.standard_normal(frame.shape, dtype=np.float32)
-            noisy[t] = cv2.add(frame, noise, dtype=cv2.CV_8U)
+            noise = table[np.frombuffer(rng.bytes(2 * frame.size), np.uint16)].reshape(frame.shape)
+            cv2.add(frame, noise, noisy[t], dtype=cv2.CV_8U)
         return noisy
+
+    @staticmethod
+    def _of_any_strength(frames: np.ndarray, levels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        noise = levels.astype(np.int16)[np.frombuffer(rng.bytes(2 * frames.size), np.uint16)]
+        return (frames + noise.reshape(frames.shape)).clip(0, 255).astype(np.uint8)
 
 
 def _resized(frames: np.ndarray, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
