@@ -22,8 +22,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-import ultraflash_diffusers.commands.output_file
-import ultraflash_diffusers.pipelines.file_stream  # noqa: F401
+import ultraflash_diffusers.pipelines.video_files  # noqa: F401
 from ultraflash_diffusers import UltraFlashStreamingPipeline
 from ultraflash_diffusers.cli import main as ultraflash
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:  # for editors and type checkers, which cannot follow `_EXPORT
     from .pipelines.pipeline_output import UltraFlashPipelineOutput as UltraFlashPipelineOutput
     from .pipelines.pipeline_state import PipelineStreamState as PipelineStreamState
     from .pipelines.pipeline_ultraflash import UltraFlashStreamingPipeline as UltraFlashStreamingPipeline
+    from .pipelines.video_files import generate_file as generate_file
+    from .pipelines.video_files import upscale_file as upscale_file
     from .rewards.quality_scorer import QualityScorer as QualityScorer
 
 __version__ = "0.1.0"
@@ -43,6 +45,8 @@ _EXPORTS = {
     "UltraFlashPipelineOutput": ".pipelines.pipeline_output",
     "UltraFlashSRTransformer": ".models.ultraflash_sr_transformer",
     "UltraFlashStreamingPipeline": ".pipelines.pipeline_ultraflash",
+    "generate_file": ".pipelines.video_files",
+    "upscale_file": ".pipelines.video_files",
 }
 
 __all__ = [*_EXPORTS, "__version__", "default_checkpoint"]

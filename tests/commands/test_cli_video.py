@@ -335,8 +335,8 @@ def test_generate_mistakes(checkpoint, silent_checkpoint, tmp_path, capsys):
     message = failure(capsys, generate_words(silent_checkpoint, tmp_path / "out.mp4"))
     assert "no generator_transformer, text_encoder, tokenizer" in message
     assert "--checkpoint" in message and "ultraflash convert" in message
-    assert "PROMPT is empty" in failure(capsys, ["generate", "  "])
-    assert "--height is 32" in failure(capsys, generate_words(checkpoint, tmp_path / "out.mp4", "--height", 32))
+    assert "`prompt` is empty" in failure(capsys, ["generate", "  "])
+    assert "`height` is 32" in failure(capsys, generate_words(checkpoint, tmp_path / "out.mp4", "--height", 32))
     assert "'out.gif'" in failure(capsys, generate_words(checkpoint, Path("out.gif")))
     assert not names_in(tmp_path)
 

@@ -5,25 +5,19 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from .file_options import add_output_options, add_strict, file_arguments, in_words_of_options, lazy_pipeline
 from .pipeline_options import (
-    add_output_options,
     add_pipeline_options,
     add_stream_options,
-    add_strict,
     checkpoint_name,
-    chosen_dtype,
-    load_pipeline,
     missing_components,
     natural,
-    pipeline_index,
     positive,
 )
 
 if TYPE_CHECKING:
-    from ..pipelines.video_stream import PipelineStreamState, VideoStream
-
     SubParsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
 
@@ -67,17 +61,22 @@ def add_generate(commands: SubParsers) -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from ..pipelines.file_stream import FileStream
-    from .output_file import opened_writer
+    from ..pipelines.video_files import generate_file
 
-    if not options.prompt.strip():
-        raise ValueError("PROMPT is empty: say what the video shows")
     _check_generator(checkpoint_name(options))
-    _take_defaults(options)
-    size = (options.width, options.height)
-    with opened_writer(options, *size, fps=options.fps, made_with=_made_with(options)) as writer:
-        stream = FileStream(writer, options.num_frames, options.save_every, progress=not options.json)
-        report = stream.run(lambda state: _stream(options, state))
+    with in_words_of_options():
+        report = generate_file(
+            lazy_pipeline(options),
+            options.prompt,
+            options.output,
+            height=options.height,
+            width=options.width,
+            num_frames=options.num_frames,
+            fps=options.fps,
+            window_frames=options.window_frames,
+            sink_frames=options.sink_frames,
+            **file_arguments(options),
+        )
     report.show(options.json)
 
 
@@ -89,47 +88,3 @@ def _check_generator(checkpoint: str) -> None:
             "with --checkpoint (`ultraflash convert` makes the networks from published weights), or use "
             "`ultraflash upscale` on a video"
         )
-
-
-def _take_defaults(options: argparse.Namespace) -> None:
-    """Puts the checkpoint's own in the place of what was not given."""
-    if (options.height is None) != (options.width is None):
-        raise ValueError(f"--height is {options.height} and --width is {options.width}: give both or none")
-    index = pipeline_index(checkpoint_name(options))
-    for name in ("height", "width", "num_frames", "fps"):
-        if getattr(options, name) is None:
-            setattr(options, name, index[f"default_{name}"])
-
-
-def _made_with(options: argparse.Namespace) -> dict[str, Any]:
-    """What the frames depend on, beside their size."""
-    return {
-        "checkpoint": options.checkpoint,
-        "dtype": chosen_dtype(options),
-        "memory": options.memory,
-        "prompt": options.prompt,
-        "num_frames": options.num_frames,
-        "window_frames": options.window_frames,
-        "sink_frames": options.sink_frames,
-        "seed": options.seed,
-        "steps": options.steps,
-    }
-
-
-def _stream(options: argparse.Namespace, state: PipelineStreamState | None) -> VideoStream:
-    import torch
-
-    pipe = load_pipeline(options, (options.height, options.width))
-    pipe.strict_prompts = options.strict
-    return pipe.stream(
-        options.prompt,
-        height=options.height,
-        width=options.width,
-        num_frames=options.num_frames,
-        num_inference_steps=options.steps,
-        # a resumed stream keeps its seeds
-        generator=torch.Generator().manual_seed(options.seed) if state is None else None,
-        source_kwargs={"window_frames": options.window_frames, "sink_frames": options.sink_frames},
-        output_type="uint8",
-        state=state,
-    )

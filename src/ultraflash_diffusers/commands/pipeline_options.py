@@ -97,34 +97,6 @@ def add_stream_options(command: argparse.ArgumentParser) -> None:
     )
 
 
-def add_strict(command: argparse.ArgumentParser) -> None:
-    """Declares what becomes of prompts that are not understood in full."""
-    command.add_argument(
-        "--strict",
-        action="store_true",
-        help="refuse a prompt of which words are unknown to the checkpoint, or cut off, instead of warning",
-    )
-
-
-def add_output_options(command: argparse.ArgumentParser) -> None:
-    """Declares how the result is written."""
-    command.add_argument("--crf", type=float, default=18, help="x264's rate factor, 1 (best) to 51 (default: 18)")
-    command.add_argument("--resume", action="store_true", help="go on with an interrupted run of the same command")
-    command.add_argument(
-        "--overwrite",
-        action="store_true",
-        help="replace OUTPUT, if it exists, once all is done, and without --resume what an interrupted run left",
-    )
-    command.add_argument(
-        "--save-every",
-        type=seconds,
-        default=5.0,
-        metavar="SECONDS",
-        help="how often to save what --resume goes on from (default: %(default)s); less often where saving would "
-        "take over a twentieth of the time",
-    )
-
-
 def checkpoint_name(options: argparse.Namespace) -> str:
     """The checkpoint that was asked for, or the packaged one."""
     from .. import default_checkpoint

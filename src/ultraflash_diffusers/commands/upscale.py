@@ -4,29 +4,21 @@
 from __future__ import annotations
 
 import argparse
-from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
+from .file_options import add_output_options, add_strict, file_arguments, in_words_of_options, lazy_pipeline
 from .pipeline_options import (
-    add_output_options,
     add_pipeline_options,
     add_stream_options,
-    add_strict,
     checkpoint_name,
-    chosen_dtype,
-    load_pipeline,
     missing_components,
     natural,
     positive,
     share,
-    upsampler_scale,
 )
 
 if TYPE_CHECKING:
-    from ..pipelines.video_stream import PipelineStreamState, VideoStream
-    from ..video_io import VideoReader
-
     SubParsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
 
@@ -94,10 +86,14 @@ def _add_track_options(command: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from ..pipelines.file_stream import FileStream
+    from ..pipelines.video_files import upscale_file
     from ..video_io import VideoReader
-    from .output_file import opened_writer
 
+    if options.size is not None and (options.width or options.height):
+        raise ValueError(f"--size {'x'.join(map(str, options.size))} and --width or --height are both given")
+    checkpoint = checkpoint_name(options)
+    if options.prompt is not None and missing_components(checkpoint, "text_encoder", "tokenizer"):
+        raise ValueError(f"--prompt {options.prompt!r}: this checkpoint has no text encoder to read it")
     reader = VideoReader(
         options.input,
         track=options.video_track,
@@ -106,37 +102,22 @@ def _run(options: argparse.Namespace) -> None:
         deinterlace=options.deinterlace,
         high_bit_depth={None: None, 8: False, 10: True}[options.bit_depth],
     )
-    scale = _checkpoint_scale(options)
-    width, height = _asked_size(options, reader) or (reader.info.width * scale, reader.info.height * scale)
-    arguments: dict[str, Any] = {
-        "source": reader,
-        "made_with": _made_with(options),
-        "bit_depth": 10 if reader.high_bit_depth else 8,
-        # whoever names both sides means square pixels
-        "sample_aspect_ratio": Fraction(1) if options.size or (options.width and options.height) else None,
-        "audio_tracks": () if options.no_audio else options.audio_track,
-    }
-    with opened_writer(options, width, height, **arguments) as writer:
-        stream = FileStream(writer, reader.info.num_frames, options.save_every, progress=not options.json)
-        report = stream.run(lambda state: _stream(options, reader, state))
-    report.show(options.json)
-
-
-def _checkpoint_scale(options: argparse.Namespace) -> int:
-    checkpoint = checkpoint_name(options)
-    if options.prompt is not None and missing_components(checkpoint, "text_encoder", "tokenizer"):
-        raise ValueError(f"--prompt {options.prompt!r}: this checkpoint has no text encoder to read it")
-    return upsampler_scale(checkpoint)
-
-
-def _asked_size(options: argparse.Namespace, reader: VideoReader) -> tuple[int, int] | None:
-    from ..pipelines.resampling import target_size
-
-    if options.size is not None and (options.width or options.height):
-        raise ValueError(f"--size {'x'.join(map(str, options.size))} and --width or --height are both given")
     width, height = options.size or (options.width, options.height)
-    info = reader.info
-    return target_size(info.width, info.height, scale=options.scale, target_width=width, target_height=height)
+    with in_words_of_options():
+        report = upscale_file(
+            lazy_pipeline(options),
+            reader,
+            options.output,
+            prompt=options.prompt,
+            scale=options.scale,
+            width=width,
+            height=height,
+            audio_tracks=() if options.no_audio else options.audio_track,
+            color_correction=options.color_correction,
+            strength=options.strength,
+            **file_arguments(options),
+        )
+    report.show(options.json)
 
 
 def _factor(text: str) -> float:
@@ -156,41 +137,3 @@ def _size(text: str) -> tuple[int, int]:
     if not x:
         raise argparse.ArgumentTypeError(f"{text!r} is no size, expected e.g. 1920x1080")
     return positive(width), positive(height)
-
-
-def _made_with(options: argparse.Namespace) -> dict[str, Any]:
-    """What the frames depend on, beside the clip."""
-    return {
-        "checkpoint": options.checkpoint,
-        "dtype": chosen_dtype(options),
-        "memory": options.memory,
-        "prompt": options.prompt,
-        "color_correction": options.color_correction,
-        "strength": options.strength,
-        "num_frames": options.num_frames,
-        "video_track": options.video_track,
-        "deinterlace": options.deinterlace,
-        "seed": options.seed,
-        "steps": options.steps,
-    }
-
-
-def _stream(options: argparse.Namespace, reader: VideoReader, state: PipelineStreamState | None) -> VideoStream:
-    import torch
-
-    output_type: Literal["np", "uint8"] = "np" if reader.high_bit_depth else "uint8"
-    scale = upsampler_scale(checkpoint_name(options))
-    size = (scale * reader.info.height, scale * reader.info.width)
-    pipe = load_pipeline(options, size)
-    pipe.strict_prompts = options.strict
-    return pipe.stream(
-        options.prompt,
-        reader,
-        num_inference_steps=options.steps,
-        # a resumed stream keeps its seeds
-        generator=torch.Generator().manual_seed(options.seed) if state is None else None,
-        color_correction=options.color_correction,
-        strength=options.strength,
-        output_type=output_type,
-        state=state,
-    )

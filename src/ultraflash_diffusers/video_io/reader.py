@@ -80,6 +80,7 @@ class VideoReader:
     Attributes:
         info ([`VideoInfo`]): the probe's result.
         high_bit_depth (`bool`): whether frames are uint16.
+        choices (`dict`): what was asked for that decides the frames: video track, number, deinterlacing.
         frames_read (`int`): frames that the latest iteration has yielded.
     """
 
@@ -95,6 +96,7 @@ class VideoReader:
         max_pixels: int = LARGEST_PICTURE,
     ) -> None:
         self.path = Path(path)
+        self.choices = {"video_track": track, "num_frames": num_frames, "deinterlace": deinterlace}
         self.frames_read = 0
         self._start = 0
         self._after_pts: int | None = None

@@ -1,0 +1,54 @@
+# Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Whole files from Python: one call writes a file, says what is kept where it breaks off, and goes on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from helpers.clips import make_clip
+from helpers.small_disk import small_disk
+from helpers.tiny import make_tiny_pipeline
+
+from ultraflash_diffusers import generate_file, upscale_file
+from ultraflash_diffusers.video_io import VideoReader
+
+WIDTH, HEIGHT = SIZE = 32, 16
+QUIET = {"progress": False, "save_every": 0.0, "crf": 1}
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return make_tiny_pipeline()
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory) -> Path:
+    return make_clip(tmp_path_factory.mktemp("clip") / "clip.mp4", 300, size=SIZE, audio="aac", seconds_of_audio=12.5)
+
+
+def test_a_clip_is_upscaled_and_goes_on_after_a_full_disk(pipe, clip, tmp_path):
+    whole, output = tmp_path / "whole.mp4", tmp_path / "out.mp4"
+    report = upscale_file(pipe, clip, whole, height=24, seed=3, **QUIET)
+    assert (report.frames, report.frames_made, report.width, report.height) == (300, 300, 48, 24)
+    assert (report.made_width, report.made_height) == (2 * WIDTH, 2 * HEIGHT)
+    assert VideoReader(whole).info.has_audio
+    with small_disk(whole.stat().st_size // 2), pytest.raises(OSError) as caught:
+        upscale_file(pipe, clip, output, height=24, seed=3, **QUIET)
+    (note,) = caught.value.__notes__
+    assert f"frames are kept in {output}.partial.mp4, which plays" in note and "resume=True goes on from" in note
+    with pytest.raises(ValueError, match="strength is 0.5, was 1.0"):
+        upscale_file(pipe, clip, output, height=24, seed=3, strength=0.5, resume=True, **QUIET)
+    with pytest.raises(ValueError, match="num_frames is 200, was None"):
+        upscale_file(pipe, VideoReader(clip, num_frames=200), output, height=24, seed=3, resume=True, **QUIET)
+    assert upscale_file(pipe, clip, output, height=24, seed=3, resume=True, **QUIET).frames_made < 300
+    assert output.read_bytes() == whole.read_bytes()
+
+
+def test_a_text_becomes_a_file(pipe, tmp_path):
+    output = tmp_path / "out.mp4"
+    assert generate_file(pipe, "a red ball", output, num_frames=7, fps=8, **QUIET).frames == 7
+    info = VideoReader(output).info
+    assert (info.width, info.height, info.fps) == (pipe.config.default_width, pipe.config.default_height, 8)
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        generate_file(pipe, "a red ball", output, **QUIET)
