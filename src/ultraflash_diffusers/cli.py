@@ -35,16 +35,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Args:
         arguments (`Sequence[str]`, *optional*): the words after `ultraflash`; those of the process by default.
+
+    A command that returns a code ends with that.
     """
     options = _parser().parse_args(arguments)
     try:
         with _plain_warnings():
-            options.run(options)
+            code = options.run(options)
     except (ValueError, TypeError, OSError, MemoryError) as error:
         return _fail(options, error)
     except KeyboardInterrupt:
         return 130
-    return 0
+    return code or 0
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -120,3 +120,14 @@ def test_a_turned_photograph_is_upright(tmp_path: Path) -> None:
     Image.fromarray(picture(4)).save(tmp_path / "a.png", exif=exif)
     (frame,) = VideoReader(tmp_path / "a.png")
     assert np.array_equal(frame.pixels, np.rot90(picture(4), -1))
+
+
+def test_a_picture_that_breaks_off_while_it_is_decoded_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(picture(0)).save(path)
+    data = bytearray(path.read_bytes())
+    place = data.index(b"IDAT")
+    data[place - 4 : place] = (int.from_bytes(data[place - 4 : place], "big") - 20).to_bytes(4, "big")
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="a.png' is no picture that can be read: broken PNG file"):
+        VideoReader(path)

@@ -1,7 +1,8 @@
 # Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
 """Files with flipped, missing and added bytes: read as far as they go, or named as unreadable; never anything else.
 
-`ULTRAFLASH_FUZZ_SECONDS=3600 pytest tests/fuzz` goes on for an hour; a seed of its own tells a failure's input.
+`ULTRAFLASH_FUZZ_SECONDS=3600 pytest -s tests/fuzz/test_damaged_files.py` goes on for an hour
+and counts; a seed of its own tells a failure's input.
 """
 
 from __future__ import annotations
@@ -85,6 +86,7 @@ def test_damaged_clips(originals: list[Path], tmp_path: Path) -> None:
             outcomes["named"] += 1
         assert time.monotonic() - start < SLOWEST, f"seed {seed}"
         path.unlink()
+    print(f"{seed} damaged clips: {dict(outcomes)}")
     assert outcomes["read"] and outcomes["named"], outcomes
 
 
@@ -116,4 +118,5 @@ def test_damaged_leftovers_of_a_run(tmp_path: Path) -> None:
             outcomes["named"] += 1
         for path in tmp_path.glob("out.mp4*"):
             path.unlink()
+    print(f"{seed} damaged leftovers: {dict(outcomes)}")
     assert outcomes["named"] and not outcomes["wrong"], json.dumps(outcomes)

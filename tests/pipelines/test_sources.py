@@ -747,6 +747,13 @@ def test_endless_text_needs_a_window_and_keeps_its_memory():
     assert len(sizes) == 1
 
 
+def test_a_window_longer_than_the_video_takes_no_more_memory():
+    whole = list(text_source(num_frames=25, source_kwargs=dict(window_frames=100)).chunks())
+    source = text_source(num_frames=25, source_kwargs=dict(window_frames=10**9, sink_frames=10**8))
+    assert torch.equal(all_latents(source.chunks()), all_latents(whole))
+    assert source.state().network.cache.keys[0].shape[1] < 20
+
+
 def test_the_rolling_window_forgets():
     kept = all_latents(text_source(num_frames=81).chunks())
     rolled = all_latents(text_source(num_frames=81, source_kwargs=dict(window_frames=6)).chunks())

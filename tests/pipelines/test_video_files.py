@@ -6,11 +6,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from helpers.clips import make_clip
 from helpers.small_disk import small_disk
 from helpers.tiny import make_tiny_pipeline
 
 from ultraflash_diffusers import generate_file, upscale_file
+from ultraflash_diffusers.pipelines.video_files import LazyPipeline
 from ultraflash_diffusers.video_io import VideoReader
 
 WIDTH, HEIGHT = SIZE = 32, 16
@@ -43,6 +45,24 @@ def test_a_clip_is_upscaled_and_goes_on_after_a_full_disk(pipe, clip, tmp_path):
         upscale_file(pipe, VideoReader(clip, num_frames=200), output, height=24, seed=3, resume=True, **QUIET)
     assert upscale_file(pipe, clip, output, height=24, seed=3, resume=True, **QUIET).frames_made < 300
     assert output.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("seed", -1), ("seed", 2**64), ("seed", "x"), ("strength", 2), ("width", 0), ("height", 1.5), ("prompt", ["a"])]
+    + [("num_inference_steps", 0), ("color_correction", "sepia"), ("save_every", None), ("scale", -1), ("crf", 99)],
+)
+def test_arguments_are_named_before_any_work(name, value, pipe, clip, tmp_path):
+    with pytest.raises((TypeError, ValueError), match=f"`{name}`"):
+        upscale_file(pipe, clip, tmp_path / "out.mp4", **{name: value})
+    assert not list(tmp_path.iterdir())
+
+
+def test_too_little_memory_is_one_line(pipe, clip, tmp_path):
+    lazy = LazyPipeline(pipe.config, 2, lambda height, width: torch.empty(height * width * 10**12))
+    with pytest.raises(MemoryError, match="64x32 frames need more memory than there is") as caught:
+        upscale_file(lazy, clip, tmp_path / "out.mp4", **QUIET)
+    assert caught.value.__notes__ == ["nothing was finished that could be kept"]
 
 
 def test_a_text_becomes_a_file(pipe, tmp_path):

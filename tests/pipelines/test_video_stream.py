@@ -223,6 +223,21 @@ def test_states_are_refused_where_they_do_not_belong():
         start(clip(), state=state, num_inference_steps=2)
     with pytest.raises(ValueError, match="of one SR step.*`num_inference_steps` 1 and a callback"):
         start(clip(), state=state, callback_on_step_end=lambda *arguments: {})
+    with pytest.raises(ValueError, match="`num_frames` is 3, but the stream of `state` has made 13"):
+        start(clip(), state=state, num_frames=3)
+    for setting, value in (("group_frames", 6), ("kv_cache_blocks", 2)):
+        other = make_tiny_pipeline(**{setting: value})
+        with pytest.raises(ValueError, match=f"`state` is of a stream with `{setting}` .*, this pipeline has {value}"):
+            other.stream(source=clip(), state=state)
+
+
+@pytest.mark.parametrize("kind", ["pixels", "latents"])
+def test_a_source_with_less_than_the_state_has_seen_is_another_one(kind):
+    whole = clip() if kind == "pixels" else latents()
+    state = next(start(whole)).state()
+    shorter = whole[:, :3] if kind == "pixels" else whole[:, :, :1]
+    with pytest.raises(ValueError, match="`source` has [13] (latent )?frames, but `state` has seen [0-9]+"):
+        joined(start(shorter, state=state))
 
 
 # ---- times

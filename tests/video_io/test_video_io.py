@@ -300,6 +300,17 @@ def test_hdr_in_ten_bits_keeps_its_tags_and_values(tmp_path: Path) -> None:
         assert container.streams.video[0].codec_tag == "hvc1"
 
 
+def test_the_mastering_display_of_hdr10_is_kept(tmp_path: Path) -> None:
+    display, levels = "G(13250,34500)B(7500,3000)R(34000,16000)WP(15635,16450)L(10000000,50)", "1000,400"
+    tags = "colorprim=bt2020:transfer=smpte2084:colormatrix=bt2020nc"
+    options = {"x265-params": f"log-level=none:{tags}:master-display={display}:max-cll={levels}"}
+    path = make_clip(tmp_path / "a.mkv", 3, codec="libx265", pixel_format="yuv420p10le", options=options)
+    for name in ("out.mp4", "out.mkv"):
+        copy_through(path, tmp_path / name, high_bit_depth=True, bit_depth=10)
+        color = VideoReader(tmp_path / name, high_bit_depth=True).info.color
+        assert (color.hdr, color.mastering_display, color.light_levels) == ("PQ", display, levels)
+
+
 @pytest.mark.parametrize(("transfer", "name"), [("smpte2084", "PQ"), ("arib-std-b67", "HLG")])
 def test_hdr_in_eight_bits_is_brought_to_standard_range_and_says_so(tmp_path: Path, transfer: str, name: str) -> None:
     path = make_hdr_clip(tmp_path / "hdr.mp4", transfer)

@@ -59,10 +59,15 @@ def lazy_pipeline(options: argparse.Namespace) -> LazyPipeline:
     """
     from ..pipelines.video_files import LazyPipeline
 
+    loaded: dict[tuple[int, int] | None, UltraFlashStreamingPipeline] = {}
+
     def load(height: int, width: int) -> UltraFlashStreamingPipeline:
-        pipe = load_pipeline(options, (height, width))
-        pipe.strict_prompts = options.strict
-        return pipe
+        size = (height, width) if options.memory else None  # which then decides how it runs
+        if size not in loaded:
+            loaded.clear()
+            loaded[size] = load_pipeline(options, (height, width))
+            loaded[size].strict_prompts = options.strict
+        return loaded[size]
 
     checkpoint = checkpoint_name(options)
     return LazyPipeline(pipeline_index(checkpoint), upsampler_scale(checkpoint), load)

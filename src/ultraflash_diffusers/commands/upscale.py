@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,10 @@ from .pipeline_options import (
 )
 
 if TYPE_CHECKING:
+    from ..pipelines.file_stream import Report
+    from ..pipelines.video_files import LazyPipeline
+    from .upscale_folder import Task
+
     SubParsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
 
@@ -30,8 +35,12 @@ def add_upscale(commands: SubParsers) -> argparse.ArgumentParser:
         description="Upscales a video of any length in constant memory. Sound, subtitles, timestamps and colour tags "
         "are kept. Until it is finished, OUTPUT.partial.mp4 holds what is done, and plays; --resume goes on from it.",
     )
-    command.add_argument("input", type=Path, metavar="INPUT", help="video file, or folder of numbered pictures")
-    command.add_argument("output", type=Path, metavar="OUTPUT", help="file to write: .mp4, .m4v, .mov or .mkv")
+    command.add_argument(
+        "input", type=Path, metavar="INPUT", help="video file, folder of numbered pictures, or folder of videos"
+    )
+    command.add_argument(
+        "output", type=Path, metavar="OUTPUT", help="file to write: .mp4, .m4v, .mov or .mkv; of videos, a folder"
+    )
     _add_size_options(command)
     _add_track_options(command)
     command.add_argument("--prompt", help="what the video shows, for checkpoints with a text encoder")
@@ -48,6 +57,13 @@ def add_upscale(commands: SubParsers) -> argparse.ArgumentParser:
         help="how much of the detail that the networks add is shown: 0 is the resampled input (default: %(default)s)",
     )
     command.add_argument("--num-frames", type=positive, metavar="N", help="take the first N frames, or all there are")
+    command.add_argument(
+        "--ray",
+        nargs="?",
+        const="",
+        metavar="ADDRESS",
+        help="make the videos of a folder by Ray, one file a task: on a cluster, or on this machine",
+    )
     add_strict(command)
     add_stream_options(command)
     add_pipeline_options(command)
@@ -85,17 +101,46 @@ def _add_track_options(command: argparse.ArgumentParser) -> None:
     )
 
 
-def _run(options: argparse.Namespace) -> None:
-    from ..pipelines.video_files import upscale_file
-    from ..video_io import VideoReader
-
+def _run(options: argparse.Namespace) -> int:
     if options.size is not None and (options.width or options.height):
         raise ValueError(f"--size {'x'.join(map(str, options.size))} and --width or --height are both given")
     checkpoint = checkpoint_name(options)
     if options.prompt is not None and missing_components(checkpoint, "text_encoder", "tokenizer"):
         raise ValueError(f"--prompt {options.prompt!r}: this checkpoint has no text encoder to read it")
+    tasks = _tasks(options)
+    if tasks:
+        return _run_folder(options, tasks)
+    if options.ray is not None:
+        raise ValueError(f"--ray is for a folder of videos, INPUT is {str(options.input)!r}: a stream is sequential")
+    upscale(options, lazy_pipeline(options), options.input, options.output).show(options.json)
+    return 0
+
+
+def _tasks(options: argparse.Namespace) -> list[Task]:
+    """The files to make of a folder of videos; none of anything else."""
+    from ..video_io.tracks import OUTPUT_SUFFIXES
+    from .upscale_folder import plan
+
+    if not options.input.is_dir() or options.output.suffix.lower() in OUTPUT_SUFFIXES:
+        return []
+    return plan(options.input, options.output)
+
+
+def _run_folder(options: argparse.Namespace, tasks: list[Task]) -> int:
+    from .upscale_folder import upscale_all
+
+    pipe = lazy_pipeline(options)
+    one = partial(upscale, options, pipe) if options.ray is None else partial(upscale_elsewhere, options)
+    return upscale_all(tasks, one, options.resume, options.overwrite, options.json, options.ray)
+
+
+def upscale(options: argparse.Namespace, pipe: LazyPipeline, source: Path, output: Path) -> Report:
+    """Makes one file as the options say."""
+    from ..pipelines.video_files import upscale_file
+    from ..video_io import VideoReader
+
     reader = VideoReader(
-        options.input,
+        source,
         track=options.video_track,
         num_frames=options.num_frames,
         fps=options.fps,
@@ -104,10 +149,10 @@ def _run(options: argparse.Namespace) -> None:
     )
     width, height = options.size or (options.width, options.height)
     with in_words_of_options():
-        report = upscale_file(
-            lazy_pipeline(options),
+        return upscale_file(
+            pipe,
             reader,
-            options.output,
+            output,
             prompt=options.prompt,
             scale=options.scale,
             width=width,
@@ -117,7 +162,11 @@ def _run(options: argparse.Namespace) -> None:
             strength=options.strength,
             **file_arguments(options),
         )
-    report.show(options.json)
+
+
+def upscale_elsewhere(options: argparse.Namespace, source: Path, output: Path) -> Report:
+    """Makes one file in another process, which loads the pipeline for it and shows no progress."""
+    return upscale(argparse.Namespace(**vars(options) | {"json": True}), lazy_pipeline(options), source, output)
 
 
 def _factor(text: str) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -49,10 +50,26 @@ class StreamState:
         return self.map_tensors(torch.clone)
 
     def save(self, path: str | Path) -> None:
-        """Writes the state to one safetensors file, which [`StreamState.load`] reads in any process."""
+        """Writes the state to one safetensors file, which [`StreamState.load`] reads in any process.
+
+        The file appears whole or not at all; of a symbolic link, what it leads to is written. An earlier state is
+        replaced, and nothing else.
+
+        Raises:
+            OSError: it cannot be written.
+            ValueError: `path` is a pipe, a socket or a device, or a file that is no stream's state.
+        """
+        place = _checked_place(Path(path))
         tensors: dict[str, torch.Tensor] = {}
         structure = _flatten(self, "state", tensors)
-        save_file(tensors, str(path), metadata={_METADATA_KEY: json.dumps(structure)})
+        replacement = place.with_name(f"{place.name}.new")
+        try:
+            save_file(tensors, str(replacement), metadata={_METADATA_KEY: json.dumps(structure)})
+            replacement.replace(place)
+        except SafetensorError as error:  # what a full disk comes out as
+            raise OSError(f"the state cannot be saved to {str(path)!r}: {error}") from error
+        finally:
+            replacement.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | Path, device: torch.device | str = "cpu") -> Self:
@@ -76,10 +93,32 @@ class StreamState:
             raise ValueError(f"`path` {str(path)!r} is not a readable safetensors file: {error}") from error
         if _METADATA_KEY not in metadata:
             raise ValueError(f"`path` {str(path)!r} is a safetensors file but holds no stream state")
-        state = _unflatten(json.loads(metadata[_METADATA_KEY]), tensors)
+        try:
+            state = _unflatten(json.loads(metadata[_METADATA_KEY]), tensors)
+        except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+            raise ValueError(f"`path` {str(path)!r} holds a damaged stream state: {error!r}") from error
         if not isinstance(state, cls):
             raise ValueError(f"`path` {str(path)!r} holds a {type(state).__name__}, expected a {cls.__name__}")
         return state
+
+
+def _checked_place(path: Path) -> Path:
+    """Where a state may be written: nothing is there, or an earlier state."""
+    place = Path(os.path.realpath(path))
+    if not place.exists():
+        return place
+    if place.is_dir():
+        raise IsADirectoryError(f"`path` {str(path)!r} is a folder, expected a file to write")
+    if not place.is_file():
+        raise ValueError(f"`path` {str(path)!r} is a pipe, a socket or a device, expected a file to write")
+    try:
+        with safe_open(str(place), framework="pt") as file:
+            known = _METADATA_KEY in (file.metadata() or {})
+    except SafetensorError:
+        known = place.stat().st_size == 0
+    if not known:
+        raise ValueError(f"`path` {str(path)!r} is there and holds no stream state: it is not replaced by one")
+    return place
 
 
 def _map(value: Any, function: Callable[[torch.Tensor], torch.Tensor]) -> Any:

@@ -9,10 +9,10 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from tqdm import tqdm
 
 from ..models.stream_state import StreamState
@@ -76,11 +76,14 @@ class Report:
         for name, seconds in timings.items():
             self.stage_seconds[name] = self.stage_seconds.get(name, 0.0) + seconds
 
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the report as JSON data, `fps` included."""
+        return vars(self) | {"output": str(self.output), "fps": self.fps}
+
     def show(self, as_json: bool) -> None:
         """Prints the report."""
         if as_json:
-            values = {name: value for name, value in vars(self).items() if name != "output"}
-            print(json.dumps({"output": str(self.output), **values, "fps": self.fps}))
+            print(json.dumps(self.as_dict()))
             return
         size = f"{self.width}x{self.height}"
         if self.made_width is not None:
@@ -205,14 +208,6 @@ class FileStream:
     def _save(self, chunk: StreamChunk, unwritten: np.ndarray, times: list[tuple[int, int]]) -> None:
         start = time.perf_counter()
         state = FileStreamState(chunk.state(), torch.from_numpy(unwritten), times)
-        self._writer.checkpoint(lambda path: _save_state(state, path))
+        self._writer.checkpoint(state.save)
         end = time.perf_counter()
         self._next_save = end + max(self._save_every, (end - start) / _LARGEST_SHARE_OF_SAVING)
-
-
-def _save_state(state: FileStreamState, path: Path) -> None:
-    try:
-        state.save(path)
-    except SafetensorError as error:  # what a full disk comes out as
-        path.unlink(missing_ok=True)
-        raise OSError(f"the state to resume from cannot be saved to {str(path)!r}: {error}") from error

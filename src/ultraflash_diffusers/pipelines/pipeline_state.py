@@ -55,6 +55,7 @@ class PipelineStreamState(StreamState):
         detail ([`DetailState`], *optional*): of the frames, on sources of pixels.
         prompt_number (`int`): the change of the prompt that `prompt_embeds` came with; 0 for the first prompt.
         prompt_changes (`list[PromptChange]`): those that were asked for since.
+        group_frames (`int`, *optional*): latent frames of its groups; unknown of states that earlier versions saved.
     """
 
     seeds: list[int]
@@ -72,6 +73,7 @@ class PipelineStreamState(StreamState):
     detail: DetailState | None = None
     prompt_number: int = 0
     prompt_changes: list[PromptChange] = field(default_factory=list)
+    group_frames: int | None = None
 
     @property
     def newest_prompt(self) -> PromptChange:

@@ -358,7 +358,7 @@ class UltraFlashStreamingPipeline(ExecutionMixin, PromptEncodingMixin, FamiliarP
             detail=DetailSettings(strength, self.config.detail_memory),
             cache_management=cache_management,
         )
-        start = starting_state(state, seeds, embeds)
+        start = starting_state(state, seeds, embeds, settings)
         opened = open_source(self, source, prompt, settings, start, source_kwargs)
         return start_stream(self, opened, settings, start, on_step)
 

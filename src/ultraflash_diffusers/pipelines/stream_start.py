@@ -37,18 +37,40 @@ def size_multiple(transformer: UltraFlashSRTransformer, autoencoder: HRAutoencod
 
 
 def starting_state(
-    state: PipelineStreamState | None, seeds: list[int], prompt_embeds: list[torch.Tensor]
+    state: PipelineStreamState | None, seeds: list[int], prompt_embeds: list[torch.Tensor], settings: StreamSettings
 ) -> PipelineStreamState:
     """Makes the state that a stream starts from: a copy of the one given, which is written into.
 
     Another prompt than it had last is a change of the prompt.
+
+    Raises:
+        ValueError: the stream of `state` was another one than `settings` ask for.
     """
     if state is None:
-        return PipelineStreamState(seeds, prompt_embeds)
+        return PipelineStreamState(seeds, prompt_embeds, group_frames=settings.sr.group_frames)
+    _check_fits(state, settings)
     newest, changes = state.newest_prompt, state.prompt_changes
     if len(newest.prompt_embeds) != len(prompt_embeds) or not all(map(_equal, newest.prompt_embeds, prompt_embeds)):
         changes = [*changes, PromptChange(newest.number + 1, 0, prompt_embeds)]
     return replace(state, prompt_changes=changes).clone()
+
+
+def _check_fits(state: PipelineStreamState, settings: StreamSettings) -> None:
+    groups, blocks = settings.sr.group_frames, settings.sr.kv_cache_blocks
+    if state.group_frames not in (None, groups):
+        raise ValueError(
+            f"`state` is of a stream with `group_frames` {state.group_frames}, this pipeline has {groups}"
+        )
+    for each in state.sr or []:
+        if each.allocated_blocks != blocks:
+            raise ValueError(
+                f"`state` is of a stream with `kv_cache_blocks` {each.allocated_blocks}, this pipeline has {blocks}"
+            )
+    if settings.num_frames is not None and settings.num_frames < state.frames_done:
+        raise ValueError(
+            f"`num_frames` is {settings.num_frames}, but the stream of `state` has made {state.frames_done}: it "
+            "counts the whole video"
+        )
 
 
 def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from ..video_io import VideoReader, VideoWriter
-from .color_correction import ColorCorrection
+from .argument_kinds import check_choice, check_type, checked_number, checked_whole, optional_whole
+from .color_correction import COLOR_CORRECTIONS, ColorCorrection
 from .file_stream import FileStream, Report
 from .pipeline_state import PipelineStreamState
 from .pipeline_ultraflash import UltraFlashStreamingPipeline
@@ -99,6 +100,11 @@ def upscale_file(
     >>> report.frames, report.fps
     ```
     """
+    check_type("prompt", prompt, str)
+    check_choice("color_correction", color_correction, COLOR_CORRECTIONS)
+    width, height = optional_whole("width", width), optional_whole("height", height)
+    strength = checked_number("strength", strength, 0, 1)
+    seed, num_inference_steps, save_every = _checked(seed, num_inference_steps, save_every)
     reader = source if isinstance(source, VideoReader) else VideoReader(source, high_bit_depth=None)
     info, own = reader.info, _scale(pipe)
     size = target_size(info.width, info.height, scale=scale, target_width=width, target_height=height)
@@ -176,13 +182,19 @@ def generate_file(
     Raises:
         FileExistsError, FileNotFoundError, MemoryError, OSError, ValueError: as [`upscale_file`] does.
     """
-    if not prompt.strip():
+    check_type("prompt", prompt, str)
+    if not (prompt or "").strip():
         raise ValueError("`prompt` is empty: say what the video shows")
     if (height is None) != (width is None):
         raise ValueError(f"`height` is {height} and `width` is {width}: give both or none")
     config = pipe.config
-    height, width = height or config["default_height"], width or config["default_width"]
-    num_frames, fps = num_frames or config["default_num_frames"], fps or config["default_fps"]
+    height = optional_whole("height", height) or config["default_height"]
+    width = optional_whole("width", width) or config["default_width"]
+    num_frames = optional_whole("num_frames", num_frames) or config["default_num_frames"]
+    fps = config["default_fps"] if fps is None else fps
+    window_frames = optional_whole("window_frames", window_frames)
+    sink_frames = optional_whole("sink_frames", sink_frames, least=0)
+    seed, num_inference_steps, save_every = _checked(seed, num_inference_steps, save_every)
     identity = {
         **_identity(pipe, made_with),
         "prompt": prompt,
@@ -209,6 +221,14 @@ def generate_file(
                 state=state,
             )
         )
+
+
+def _checked(seed: int, num_inference_steps: int, save_every: float) -> tuple[int, int, float]:
+    return (
+        checked_whole("seed", seed, least=0, most=2**64 - 1),
+        checked_whole("num_inference_steps", num_inference_steps),
+        checked_number("save_every", save_every, 0),
+    )
 
 
 def _scale(pipe: UltraFlashStreamingPipeline | LazyPipeline) -> int:

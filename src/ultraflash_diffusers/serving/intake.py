@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ..video_io.pictures import PICTURE_ERRORS
 from .errors import ClientError
 
 MAX_QUEUED_FRAMES = 120
@@ -148,5 +149,5 @@ class ClientFrames:
                     found = f"{picture.width}x{picture.height}"
                     raise ClientError("invalid_frame", f"frame {self._received} is {found}, expected {width}x{height}")
                 return np.array(picture.convert("RGB"))
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        except PICTURE_ERRORS as error:
             raise ClientError("invalid_frame", f"frame {self._received} is no JPEG, WebP or PNG picture") from error

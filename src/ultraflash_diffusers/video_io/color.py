@@ -9,6 +9,8 @@ import av
 import numpy as np
 from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 
+from .mastering import light_levels, mastering_display
+
 # Code points of ITU-T H.273, which FFmpeg uses too
 MATRIX_RGB, MATRIX_BT709, MATRIX_UNSPECIFIED, MATRIX_BT470BG, MATRIX_BT601 = 0, 1, 2, 5, 6
 _KNOWN_MATRICES = {MATRIX_BT709, 4, MATRIX_BT470BG, MATRIX_BT601, 7, 9}
@@ -29,12 +31,15 @@ class ColorTags:
         matrix (`int`, *optional*, defaults to 1): YUV matrix coefficients, never unspecified: 1 is BT.709, 5 and 6 are
             BT.601, 9 is BT.2020.
         full_range (`bool`, *optional*, defaults to `False`): luma covers 0..255 instead of 16..235.
+        mastering_display, light_levels (`str`, *optional*): of HDR10, see `mastering`.
     """
 
     primaries: int = 2
     transfer: int = 2
     matrix: int = MATRIX_BT709
     full_range: bool = False
+    mastering_display: str | None = None
+    light_levels: str | None = None
 
     @classmethod
     def of(cls, frame: av.VideoFrame) -> ColorTags:
@@ -46,7 +51,13 @@ class ColorTags:
         Raises:
             ValueError: the matrix is one that has no conversion here (YCgCo, ICtCp, constant luminance).
         """
-        tags = cls(int(frame.color_primaries), int(frame.color_trc), int(frame.colorspace))
+        tags = cls(
+            int(frame.color_primaries),
+            int(frame.color_trc),
+            int(frame.colorspace),
+            mastering_display=mastering_display(frame),
+            light_levels=light_levels(frame),
+        )
         if frame.format.is_rgb:
             return replace(tags, matrix=MATRIX_BT709)
         if tags.matrix in (MATRIX_UNSPECIFIED, MATRIX_RGB):

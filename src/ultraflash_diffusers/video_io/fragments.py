@@ -191,6 +191,12 @@ def header_size(file: BinaryIO) -> int:
 def _encoder_options(settings: EncoderSettings) -> dict[str, str]:
     options = {"crf": str(settings.crf), "preset": settings.preset}
     if settings.codec == "hevc":
-        return options | {"x265-params": _X265}
+        return options | {"x265-params": _X265 + _mastering(settings.color)}
     # Without B-frames packets leave in the order of display: no offsets between fragments, no edit lists
     return options | {"bf": "0", "threads": _THREADS, "x264-params": _X264}
+
+
+def _mastering(color: ColorTags) -> str:
+    """What x265 is told of an HDR10 source's display; it repeats that at each keyframe."""
+    display = f":master-display={color.mastering_display}" if color.mastering_display else ""
+    return display + (f":max-cll={color.light_levels}" if color.light_levels else "")

@@ -43,7 +43,7 @@ class PartialFiles:
         self.finishing = self._sidecar(f"finishing{path.suffix}")
         self._record = self._sidecar("json")
         self._lock = FileLock(self._sidecar("lock"))
-        longest = self._sidecar("0123456789.state").name
+        longest = self._sidecar("0123456789.state.new").name
         most = os.pathconf(path.parent, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255
         if len(os.fsencode(longest)) > most:
             left = most - len(os.fsencode(longest)) + len(os.fsencode(path.name))

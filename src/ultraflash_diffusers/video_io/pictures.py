@@ -4,14 +4,17 @@
 from __future__ import annotations
 
 import re
+import struct
 import warnings
+import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
+from PIL import Image, ImageOps, ImageSequence
 
 from .color import SDR, on_black
 from .matroska import Crop
@@ -35,23 +38,32 @@ def is_pictures(path: Path) -> bool:
     return webp or still_png or head.startswith((b"\xff\xd8\xff", b"BM", b"II*\0", b"MM\0*", b"P5", b"P6"))
 
 
-def load_picture(path: Path, max_pixels: int) -> Image.Image:
-    """Opens a picture and checks its size by its header alone.
+# what Pillow raises of damaged files, when it opens them and when it decodes them
+PICTURE_ERRORS = (
+    *(Image.DecompressionBombError, OSError, SyntaxError, EOFError, ValueError, TypeError, LookupError),
+    *(ArithmeticError, struct.error, zlib.error),
+)
+
+
+@contextmanager
+def opened_picture(path: Path, max_pixels: int) -> Iterator[Image.Image]:
+    """Opens a picture, whose size is checked by its header alone, to be decoded in a `with` block.
 
     Raises:
-        ValueError: it is no picture of a known format, or larger than `max_pixels`.
+        ValueError: it is no picture of a known format, larger than `max_pixels`, or does not decode.
     """
     try:
         with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):
             image = Image.open(path, formats=FORMATS)
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
+        with image:
+            if image.width * image.height > max_pixels:
+                raise ValueError(
+                    f"it says that it is {image.width}x{image.height}, which is more than the {max_pixels} pixels "
+                    "that are read"
+                )
+            yield image
+    except PICTURE_ERRORS as error:
         raise ValueError(f"`path` {str(path)!r} is no picture that can be read: {error}") from error
-    if image.width * image.height > max_pixels:
-        raise ValueError(
-            f"`path` {str(path)!r} says that it is {image.width}x{image.height}, which is more than the {max_pixels} "
-            "pixels that are read"
-        )
-    return image
 
 
 def picture_to_rgb(image: Image.Image) -> np.ndarray:
@@ -98,7 +110,7 @@ class PictureClip:
         others = len(_visible_files(path)) - len(self._files) if path.is_dir() else 0
         if others:
             warnings.warn(f"{str(path)!r}: {others} files in it are no pictures and are left out", stacklevel=4)
-        with load_picture(self._files[0], max_pixels) as image:
+        with opened_picture(self._files[0], max_pixels) as image:
             animated = not path.is_dir() and getattr(image, "n_frames", 1) > 1
             self._durations = None if fps or not animated else _durations(image)
             self._count = getattr(image, "n_frames", 1) if animated else len(self._files)
@@ -146,10 +158,10 @@ class PictureClip:
     def _pixels(self, start: int) -> Iterator[np.ndarray]:
         if len(self._files) > 1 or self._count == 1:
             for path in self._files[start:]:
-                with load_picture(path, self._max_pixels) as image:
+                with opened_picture(path, self._max_pixels) as image:
                     yield self._converted(image)
             return
-        with load_picture(self._files[0], self._max_pixels) as image:
+        with opened_picture(self._files[0], self._max_pixels) as image:
             for index, picture in enumerate(ImageSequence.Iterator(image)):
                 if index >= start:
                     yield self._converted(picture)

@@ -204,6 +204,8 @@ class VideoWriter:
         former, state_path = self.state_path, None
         if save_state is not None:
             state_path = self._files.state(self.frames_written)
+            if state_path != former:
+                state_path.unlink(missing_ok=True)  # a killed run's, which no record names
             save_state(state_path)
             synchronise(state_path)
         self._record(state_path)

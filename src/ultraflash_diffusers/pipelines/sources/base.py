@@ -18,6 +18,16 @@ import torch
 from ...models.stream_state import StreamState
 
 
+def check_replayed(given: int, seen: int, unit: str) -> None:
+    """Checks, where a source has ended, that all was there that the stream to go on with has seen.
+
+    Raises:
+        ValueError: it was not, so that it is another source.
+    """
+    if given < seen:
+        raise ValueError(f"`source` has {given} {unit}, but `state` has seen {seen}: give the same one again")
+
+
 class SourceEndedError(RuntimeError):
     """The source ended before the number of frames that was asked for; all frames up to there were delivered."""
 

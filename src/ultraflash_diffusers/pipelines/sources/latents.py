@@ -13,7 +13,7 @@ from ...models.hr_autoencoder import HRAutoencoder
 from ...models.stream_state import StreamState
 from ..execution.devices import execution_device
 from ..execution.timing import StageTimings, stage_timer
-from .base import Source, SourceChunk, SourceEndedError, padded_size
+from .base import Source, SourceChunk, SourceEndedError, check_replayed, padded_size
 
 
 @dataclass
@@ -83,6 +83,7 @@ class LatentsSource(Source):
                 with stage_timer(timings, "source", execution_device(self._autoencoder)):
                     piece = next(self._pieces, None)
                 if piece is None:
+                    check_replayed(position, skip, "latent frames")
                     break
                 self._check(piece, position)
                 start = max(0, skip - position)

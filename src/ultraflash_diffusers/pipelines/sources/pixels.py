@@ -16,7 +16,7 @@ from ...models.video_encoder import VideoEncoder
 from ..execution.compilation import GuardedCalls
 from ..execution.devices import execution_device
 from ..execution.timing import StageTimings, stage_timer
-from .base import Source, SourceChunk, SourceEndedError, padded_size
+from .base import Source, SourceChunk, SourceEndedError, check_replayed, padded_size
 
 
 @dataclass
@@ -154,6 +154,7 @@ class PixelSource(Source):
                 with stage_timer(self._timings, "source", execution_device(self._encoder)):
                     piece = next(self._pieces, None)
                 if piece is None:
+                    check_replayed(self._position, done, "frames")
                     return
                 frames = piece if isinstance(piece, TimedPixels) else TimedPixels(piece)
                 self._check(frames.pixels, self._position)

@@ -183,10 +183,12 @@ class TextGeneratorSource(Source):
                 raise ValueError(
                     f"`window_frames` {window} must hold `sink_frames` {sink} and a chunk of {config.frames_per_chunk}"
                 )
+            if window_frames is not None and self.num_frames is not None:  # longer than the video nothing is kept
+                window = min(window, max(self._latent_frames(self.num_frames), config.frames_per_chunk))
             return replace(
                 self._generator.new_stream(),
                 cache_frames=window,
-                sink_frames=sink,
+                sink_frames=min(sink, window - config.frames_per_chunk),
                 rolling=True,
                 single_use=single_use,
             )
@@ -197,11 +199,14 @@ class TextGeneratorSource(Source):
                 "`num_frames` is None, but the generator has a global cache, which holds a whole video: set "
                 "`window_frames` (LongLive: 12, with `sink_frames` 3) for a stream without end"
             )
+        return self._generator.new_stream(cache_frames=self._latent_frames(self.num_frames))
+
+    def _latent_frames(self, num_frames: int) -> int:
+        """How many frames, in patches, a whole video has at most."""
         ratio = self._autoencoder.temporal_compression_ratio
-        latent_frames = self._schedule.frames_until(-(-(self.num_frames - 1) // ratio) + 1)
+        latent_frames = self._schedule.frames_until(-(-(num_frames - 1) // ratio) + 1)
         # one chunk more, since given first frames need not fill whole chunks
-        capacity = (latent_frames + self._schedule.chunk_frames) // config.patch_size[0]
-        return self._generator.new_stream(cache_frames=capacity)
+        return (latent_frames + self._schedule.chunk_frames) // self._generator.config.patch_size[0]
 
     def _given_latents(
         self, first_frames: Any, first_latents: torch.Tensor | None, batch_size: int

@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from ...degradation import Transform
 from ...video_io import VideoReader
+from ...video_io.pictures import PICTURE_ERRORS
 from ..files import LeftOut, holds_array, replace_text, save_array
 from .camera_motion import animate_picture
 from .sources import PICTURES, MediaFile, report
@@ -313,8 +314,7 @@ def _at_rate(reader: VideoReader, fps: float | None) -> Iterator[np.ndarray]:
 def _unreadable() -> Iterator[None]:
     try:
         yield
-    # the last two are Pillow's, for some broken pictures and for ones so large that they may be an attack
-    except (OSError, ValueError, av.FFmpegError, SyntaxError, Image.DecompressionBombError) as error:
+    except (av.FFmpegError, *PICTURE_ERRORS) as error:
         raise UnreadableSource(str(error)) from error
 
 
