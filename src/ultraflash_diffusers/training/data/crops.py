@@ -86,6 +86,16 @@ class Batch:
         flow = None if self.flow is None else self.flow.to(device).float()
         return Batch(_pixels(self.high, device), low, flow, self.texts)
 
+    def at(self, frames: slice) -> Batch:
+        """Returns some consecutive frames of each clip.
+
+        Args:
+            frames (`slice`): with both ends.
+        """
+        low = None if self.low is None else self.low[:, :, frames]
+        flow = None if self.flow is None else self.flow[:, frames.start : frames.stop - 1]
+        return Batch(self.high[:, :, frames], low, flow, self.texts)
+
     @torch.no_grad()
     def encode_high(self, autoencoder: HRAutoencoder) -> torch.Tensor:
         """Returns the latents of `high`, float32, after [`~Batch.to`]."""

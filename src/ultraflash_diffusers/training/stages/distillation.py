@@ -217,10 +217,10 @@ class DistillationTraining(DecodedTraining):
         measured: dict[str, torch.Tensor] = {}
         judged = objective.perceptual_weight > 0 or objective.reward_weight > 0
         if judged or not objective.pixel_loss.is_empty:
-            decoded = self._decode(latents)
-            terms |= objective.pixel_loss(decoded, batch.high, batch.flow, batch.low)
+            decoded, shown = self._decode(latents, batch)
+            terms |= objective.pixel_loss(decoded, shown.high, shown.flow, shown.low)
             if judged:
-                judgement, measured = self._judgement(decoded, batch, generator)
+                judgement, measured = self._judgement(decoded, shown, generator)
                 terms |= judgement
         return torch.stack(list(terms.values())).sum(), terms | measured
 

@@ -42,6 +42,8 @@ from .tuning import DecoderTuning, UpsamplerTuning
 
 logger = logging.get_logger(__name__)
 
+# latents that are decoded for the decoder's memory in front of those that losses see
+LATENTS_BEFORE = 3
 # blocks that a validation stream remembers, the pipeline's default
 KV_CACHE_BLOCKS = 3
 
@@ -78,6 +80,8 @@ class DecodedObjective(SRObjective):
         pixel_loss (`PixelLoss`, *optional*): of the decoded result.
         decode_linearly (`bool`, *optional*, defaults to `False`): the losses see the latents through the autoencoder's
             linear shortcut alone, which is cheap.
+        decoded_latents (`int`, *optional*): consecutive latents of a clip, drawn for each step, that losses of decoded
+            results see: the decoder's memory grows with them. All by default.
         decoder (`DecoderTuning`, *optional*): whether the decoder is trained along.
 
     Raises:
@@ -86,12 +90,15 @@ class DecodedObjective(SRObjective):
 
     pixel_loss: PixelLoss = PixelLoss()
     decode_linearly: bool = False
+    decoded_latents: Count | None = None
     decoder: DecoderTuning = DecoderTuning()
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.decoder.train_decoder and self.decode_linearly:
             raise ValueError("`decode_linearly` leaves out the decoder that `train_decoder` would train")
+        if self.decoded_latents is not None and self.decode_linearly:
+            raise ValueError("`decoded_latents` saves the memory of the decoder, which `decode_linearly` leaves out")
 
 
 @dataclass(frozen=True)
@@ -281,6 +288,7 @@ class DecodedTraining(SRTraining):
         super().__init__(transformer, upsampler, autoencoder, prompts, objective)
         train_only(decoder_parameters(autoencoder) if objective.decoder.train_decoder else [], autoencoder)
         self._reconstructs = False
+        self._place = 0.0  # of the decoded latents among all, the same in all processes
 
     def parameter_groups(self, learning_rate: float) -> list[dict]:
         tuned = self.objective.decoder.parameter_groups(self.autoencoder, learning_rate)
@@ -288,6 +296,8 @@ class DecodedTraining(SRTraining):
 
     def begin_step(self, step: int, generator: torch.Generator) -> None:
         self._reconstructs = one_in(self.objective.decoder.reconstruction_every, generator)
+        if self.objective.decoded_latents is not None:
+            self._place = torch.rand((), generator=generator, dtype=torch.float64).item()
 
     @property
     def sampler(self) -> FlowMatchEulerDiscreteScheduler:
@@ -303,17 +313,28 @@ class DecodedTraining(SRTraining):
         prompts = PreparedPrompts.of(calls, [prompt_embeds])
         return sample_group(calls, self.sampler, noise, condition, prompts, [None])[0]
 
-    def _decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Pixels for the losses; validation always sees those of the whole decoder."""
+    def _decode(self, latents: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, Batch]:
+        """Pixels for the losses, and the clips at the frames that they show; validation sees those of whole clips."""
         if self.objective.decode_linearly:
-            return decode_linearly(self.autoencoder, latents)
-        return self.autoencoder.decode(latents).sample
+            return decode_linearly(self.autoencoder, latents), batch
+        count, number = latents.shape[2], self.objective.decoded_latents
+        if number is None or number >= count:
+            return self.autoencoder.decode(latents).sample, batch
+        first = int(self._place * (count - number + 1))
+        state, ratio = None, self.autoencoder.temporal_compression_ratio
+        if first > 0:  # behind some latents, as in the middle of a stream
+            with torch.no_grad():
+                state = self.autoencoder.decode(latents[:, :, max(0, first - LATENTS_BEFORE) : first]).state
+        decoded = self.autoencoder.decode(latents[:, :, first : first + number], state=state).sample
+        start = 0 if first == 0 else ratio * (first - 1) + 1
+        return decoded, batch.at(slice(start, start + decoded.shape[2]))
 
     def _without_transformer(
         self, name: str, latents: torch.Tensor, batch: Batch, source: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The loss of latents as they are, which has no contrast term; logged under the name alone."""
-        decoded = self._decode(latents)
+        decoded, batch = self._decode(latents, batch)
+        source = None if source is None else batch.low
         pixel_loss = replace(self.objective.pixel_loss, contrast_weight=0.0)
         loss = torch.stack(list(pixel_loss(decoded, batch.high, batch.flow, source).values())).sum()
         return loss, {name: loss, f"psnr_of_{name}": psnr(pixel_loss.corrected(decoded.detach(), source), batch.high)}
@@ -358,12 +379,14 @@ class OneStepTraining(DecodedTraining):
         if self._compares_condition:
             return self._without_transformer("condition", clean, batch, batch.low)
         latents = self._denoised(*self._inputs(clean, batch.texts, generator))
-        decoded = self._decode(latents)
-        terms = self.objective.pixel_loss(decoded, batch.high, batch.flow, batch.low)
+        terms, measured = {}, {}
+        if not self.objective.pixel_loss.is_empty:
+            decoded, shown = self._decode(latents, batch)
+            terms = self.objective.pixel_loss(decoded, shown.high, shown.flow, shown.low)
+            measured = {"psnr": psnr(self.corrected(decoded.detach(), shown), shown.high)}
         if self.objective.latent_weight > 0:
             error = weighted_mse(latents, batch.encode_high(self.autoencoder), self.channel_weights)
             terms["latent"] = self.objective.latent_weight * error
-        measured = {"psnr": psnr(self.corrected(decoded.detach(), batch), batch.high)}
         return torch.stack(list(terms.values())).sum(), terms | measured
 
     def save_pretrained(self, folder: Path) -> None:

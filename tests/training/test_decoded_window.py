@@ -1,0 +1,52 @@
+# Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Losses of a window of decoded latents: the frames that a whole decoding has there, against the clips' own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers.tiny import make_tiny_autoencoder, make_tiny_transformer, make_tiny_upsampler
+
+from ultraflash_diffusers.training.data.crops import Batch
+from ultraflash_diffusers.training.data.prompts import Prompts
+from ultraflash_diffusers.training.losses.pixels import PixelLoss
+from ultraflash_diffusers.training.stages.sr import OneStep, OneStepTraining
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def make_stage(number: int | None) -> OneStepTraining:
+    objective = OneStep(pixel_loss=PixelLoss(temporal_loss="difference"), decoded_latents=number)
+    networks = (make_tiny_transformer().requires_grad_(True), make_tiny_upsampler(), make_tiny_autoencoder())
+    return OneStepTraining(*networks, Prompts({}, 6, 8), objective)
+
+
+@pytest.mark.parametrize(("place", "frames"), [(0.0, slice(0, 5)), (0.5, slice(9, 17)), (0.999, slice(17, 25))])
+def test_a_window_shows_what_the_whole_shows_there(place: float, frames: slice) -> None:
+    latents = torch.randn(2, 4, 7, 8, 8, generator=seeded())
+    high = torch.rand(2, 3, 25, 32, 32, generator=seeded(1)) * 2 - 1
+    batch = Batch(high, high[..., ::2, ::2], torch.zeros(2, 24, 2, 32, 32), ["", ""])
+    stage = make_stage(2)
+    stage._place = place
+    decoded, shown = stage._decode(latents, batch)
+    whole = stage.autoencoder.decode(latents).sample
+    torch.testing.assert_close(decoded, whole[:, :, frames], atol=1e-4, rtol=1e-3)
+    assert torch.equal(shown.high, high[:, :, frames]) and shown.low is not None and shown.flow is not None
+    assert shown.low.shape[2] == shown.flow.shape[1] + 1 == decoded.shape[2]
+    assert torch.equal(make_stage(7)._decode(latents, batch)[0], whole)
+
+
+def test_a_step_learns_from_the_window_that_it_draws() -> None:
+    stage, high = make_stage(1), torch.rand(1, 3, 9, 32, 32, generator=seeded()) * 2 - 1
+    batch, losses = Batch(high, high[..., ::2, ::2], None, [""]), set()
+    for step in range(6):
+        stage.begin_step(step, seeded(step))
+        loss, _ = stage(batch, seeded())
+        losses.add(loss.item())
+    loss.backward()
+    assert len(losses) == 3  # as many as there are latents
+    assert any(parameter.grad is not None and parameter.grad.any() for parameter in stage.transformer.parameters())
+    with pytest.raises(ValueError, match="`decoded_latents` saves the memory of the decoder"):
+        OneStep(decoded_latents=1, decode_linearly=True)
