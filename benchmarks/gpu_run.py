@@ -63,10 +63,16 @@ STAGES = {
         "1K eager, compiled, by lever, and its kernels",
         {"preset_name": "1k", "eager": True},
     ),
-    "1k_fp8": Stage(150, "streams.run_preset", "1K with FP8 linear layers", {"preset_name": "1k", "fp8": True}),
+    "1k_fp8": Stage(150, "streams.run_preset", "1K with FP8 linear layers", {"preset_name": "1k", "variant": "fp8"}),
     "packaged": Stage(90, "streams.run_packaged", "the packaged checkpoint: accuracy, and whether CUDA graphs pay"),
     "sparse": Stage(60, "kernels.time_sparse_attention", "one layer's sparse attention by backend and launch setting"),
     "decoder": Stage(45, "decoder.time_memory_blocks", "the decoder's memory block, computed in other ways"),
+    "1k_gelu": Stage(
+        120,
+        "streams.run_preset",
+        "1K with GELU in the feed-forward's first product",
+        {"preset_name": "1k", "variant": "fused_gelu"},
+    ),
     "2k": Stage(150, "streams.run_preset", "2K compiled, by lever", {"preset_name": "2k"}),
     "4k": Stage(200, "streams.run_preset", "4K compiled, by lever", {"preset_name": "4k"}),
     "1k_two_step": Stage(

@@ -3,16 +3,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.gpu.gelu import fuse_gelu
 from benchmarks.gpu.results import Report
 from ultraflash_diffusers import DynamicCacheManagement, UltraFlashStreamingPipeline, default_checkpoint
 from ultraflash_diffusers.pipelines.execution.accuracy import compare, record
@@ -139,9 +141,13 @@ class Runs:
 
 
 def run_preset(
-    report: Report, preset_name: str, eager: bool = False, fp8: bool = False, generator: str = "self-forcing"
+    report: Report,
+    preset_name: str,
+    eager: bool = False,
+    variant: Literal["compiled", "fp8", "fused_gelu"] = "compiled",
+    generator: str = "self-forcing",
 ) -> None:
-    """The stages of full-size cascades: compiled and by lever; with `eager` also as it is, with `fp8` in FP8."""
+    """The stages of full-size cascades: compiled and by lever, or in a variant; with `eager` also as it is."""
     preset, schedule = PRESETS[preset_name], GENERATORS[generator]
     if not report.dry and not _fits(report, preset):
         return
@@ -152,16 +158,17 @@ def run_preset(
     if eager:
         report.attempt("eager latents", lambda: torch.save(runs.first_latents(), kept))
         report.attempt("eager", runs.measure, "eager", warm_up=2)
-    label = "fp8" if fp8 else "compiled"
-    _optimize(report, pipe, label, fp8=fp8 and not report.dry)
-    report.attempt("error", _compare_latents, runs, label, kept)
-    fps = report.attempt(label, runs.measure, label)
-    report.attempt("floor", _share_of_floor, runs, label, fps or 0.0)
-    report.attempt("first frame", runs.first_frame, label)
-    plain = not fp8 and generator == "self-forcing"
+    if variant == "fused_gelu":
+        fuse_gelu(pipe)
+    _optimize(report, pipe, variant, fp8=variant == "fp8" and not report.dry)
+    report.attempt("error", _compare_latents, runs, variant, kept)
+    fps = report.attempt(variant, runs.measure, variant)
+    report.attempt("floor", _share_of_floor, runs, variant, fps or 0.0)
+    report.attempt("first frame", runs.first_frame, variant)
+    plain = variant == "compiled" and generator == "self-forcing"
     for name, lever in _LEVERS.items() if plain else ():
         report.attempt(name, lever, runs, name)
-    report.attempt("kernels", runs.list_kernels, label)
+    report.attempt("kernels", runs.list_kernels, variant)
 
 
 def _fits(report: Report, preset: Preset) -> bool:
@@ -233,12 +240,20 @@ def _one_block(runs: Runs, name: str) -> None:
     runs.pipe.register_to_config(kv_cache_blocks=blocks)
 
 
+def _chunk_room(runs: Runs, name: str) -> None:
+    plan = runs.pipe.execution_plan
+    runs.pipe.execution_plan = dataclasses.replace(plan, chunk_room=True)
+    runs.measure(name)
+    runs.pipe.execution_plan = plan
+
+
 _LEVERS: dict[str, Callable[[Runs, str], None]] = {
     "three_steps": _three_steps,
     "tuned_convolutions": _tuned_convolutions,
     "in_turns": _in_turns,
     "one_block": _one_block,
     "no_context_passes": _without_context_passes,
+    "chunk_room": _chunk_room,
 }
 
 

@@ -39,6 +39,7 @@ def test_every_stage_runs_dry(tmp_path: Path) -> None:
     rates.measure_rates(dry(tmp_path, "rates"))
     streams.compare_with_the_cpu(dry(tmp_path, "tiny"))
     streams.run_preset(dry(tmp_path, "1k"), "1k", eager=True)
+    streams.run_preset(dry(tmp_path, "1k_gelu"), "1k", variant="fused_gelu")
     streams.run_packaged(dry(tmp_path, "packaged"))
     kernels.time_sparse_attention(dry(tmp_path, "sparse"))
     decoder.time_memory_blocks(dry(tmp_path, "decoder"))
@@ -46,9 +47,19 @@ def test_every_stage_runs_dry(tmp_path: Path) -> None:
     values = values_of(tmp_path)
     assert values["rates.product"] > 0 and values["tiny.sdpa_from_the_cpu"] == 0 and values["sparse.4k_gather"] > 0
     assert values["decoder.256_plain"] > 0 and values["decoder.64_split"] > 0
-    labels = ("eager", "compiled", "three_steps", "tuned_convolutions", "in_turns", "one_block", "no_context_passes")
+    labels = (
+        "eager",
+        "compiled",
+        "three_steps",
+        "tuned_convolutions",
+        "in_turns",
+        "one_block",
+        "no_context_passes",
+        "chunk_room",
+    )
     for label in labels:
         assert values[f"1k.{label}.fps"] > 0 and values[f"1k.{label}.decoder"] > 0
+    assert values["1k_gelu.fused_gelu.fps"] > 0 and 0 < values["1k_gelu.fused_gelu.latent_error"] < 1e-2
     assert values["1k.compiled.latent_error"] < 1e-4 and values["1k.compiled.first_frame"] > 0
     assert values["packaged.optimized.latent_error"] < 1e-4 and values["packaged.optimized.psnr"] > 80
     page, folder = tmp_path / "page.md", tmp_path / "page"

@@ -271,12 +271,14 @@ def test_a_stream_for_a_single_use_is_the_stream(window: int, sink: int, frames:
     """With denoising passes in between; windows that hold nothing of the past, sinks that end inside a chunk."""
     network = make_generator(window_frames=window, sink_frames=sink, frames_per_chunk=frames)
     usual, lean = network.new_stream(), network.new_stream(single_use=True)
+    roomy = network.new_stream(single_use=True, room_frames=frames)
     for seed in range(7):
         noisy = chunk(50 + seed, frames)
-        outputs = [network(noisy, clean() + 500, prompt(), state=state).sample for state in (usual, lean)]
+        outputs = [network(noisy, clean() + 500, prompt(), state=state).sample for state in (usual, lean, roomy)]
         (expected,), usual = run_stream(network, [chunk(seed, frames)], prompt(), usual)
         (sample,), lean = run_stream(network, [chunk(seed, frames)], prompt(), lean)
-        assert_same([outputs[1], sample], [outputs[0], expected], 1e-6)
+        (other,), roomy = run_stream(network, [chunk(seed, frames)], prompt(), roomy)
+        assert_same([outputs[1], outputs[2], sample, other], [outputs[0], outputs[0], expected, expected], 1e-6)
         assert lean.cache is not None and lean.cache.slots == window - frames
         if seed == 4:
             lean.save(tmp_path / "state.safetensors")

@@ -37,6 +37,7 @@ class CausalWanStreamState(StreamState):
         rolling (`bool`): whether a full cache drops its oldest frames.
         cache (`FrameKVCache`, *optional*): keys and values; `None` until sizes are known.
         single_use (`bool`, *optional*, defaults to `False`): whether each state commits once, see [`PastKVCache`].
+        room_frames (`int`, *optional*, defaults to 0): frames of a call that such a cache has room for.
     """
 
     position: torch.Tensor
@@ -45,6 +46,7 @@ class CausalWanStreamState(StreamState):
     rolling: bool
     cache: FrameKVCache | None = None
     single_use: bool = False
+    room_frames: int = 0
 
 
 @dataclass
@@ -181,6 +183,7 @@ class CausalWanTransformer(WanBackbone):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         single_use: bool = False,
+        room_frames: int = 0,
     ) -> CausalWanStreamState:
         """Returns the state with which a stream starts.
 
@@ -197,6 +200,8 @@ class CausalWanTransformer(WanBackbone):
             dtype (`torch.dtype`, *optional*): of the keys and values; by default the network's dtype, or autocast's.
             single_use (`bool`, *optional*, defaults to `False`): whether each state will commit once, in whole chunks,
                 so that a rolling cache needs no room for the chunk; not with gradient checkpointing.
+            room_frames (`int`, *optional*, defaults to 0): room for a chunk all the same: it is not copied for each
+                call, for so many frames more of memory.
 
         Raises:
             ValueError: a capacity that does not fit the config, `single_use` of a global cache, or only some of the
@@ -217,6 +222,7 @@ class CausalWanTransformer(WanBackbone):
             sink_frames=0 if window is None else self.config.sink_frames,
             rolling=window is not None,
             single_use=single_use,
+            room_frames=room_frames,
         )
         sizes = (batch_size, height, width)
         if sizes == (None, None, None):
@@ -369,6 +375,7 @@ class CausalWanTransformer(WanBackbone):
             rolling=state.rolling,
             device=device,
             dtype=dtype,
+            room_frames=state.room_frames if state.single_use else 0,
         )
         return dataclasses.replace(state, cache=cache, position=state.position.to(device))
 

@@ -198,7 +198,8 @@ class _Stages:
             generator(chunk, timestep, self.prompt, state=carried)
             return carried
 
-        return predict, generator.new_stream(**sizes, single_use=True)
+        room = generator.config.frames_per_chunk if self.pipe.execution_plan.chunk_room else 0
+        return predict, generator.new_stream(**sizes, single_use=True, room_frames=room)
 
     def latent_upsampler(self) -> tuple[Stage, Any]:
         upsample = UpsampleStage(self.pipe.latent_upsampler, GuardedCalls())

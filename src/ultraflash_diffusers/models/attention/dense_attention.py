@@ -55,10 +55,14 @@ class PastAttention(CachedAttention):
     def _with_own(self, buffer: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
         """The filled slots and the call's own frames, as `[batch, tokens, heads, head_dim]`."""
         own = own.unflatten(1, (-1, buffer.shape[2]))
-        joined = torch.cat([buffer[:, : self.length], own], dim=1)
+        held, end = buffer[:, : len(self.slots)], self.length + own.shape[1]
+        if not self.commit and end <= buffer.shape[1] and not torch.is_grad_enabled():
+            buffer[:, self.length : end].copy_(own)  # behind what is held: nothing that a state knows of
+            return buffer[:, :end].flatten(1, 2)
+        joined = torch.cat([held[:, : self.length], own], dim=1)
         if self.commit:
-            both = joined if self.length == buffer.shape[1] else torch.cat([buffer, own], dim=1)
-            buffer.copy_(both.detach().index_select(1, self.slots))
+            both = joined if self.length == held.shape[1] else torch.cat([held, own], dim=1)
+            held.copy_(both.detach().index_select(1, self.slots))
         return joined.flatten(1, 2)
 
 

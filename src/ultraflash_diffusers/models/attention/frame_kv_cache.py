@@ -87,12 +87,20 @@ class FrameKVCache(StreamState):
         rolling: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
+        room_frames: int = 0,
     ) -> FrameKVCache:
         """Returns the empty cache with which a stream of frames of `grid` = (height, width) tokens starts.
 
-        `config` is the transformer's: it says how many layers, heads and channels there are.
+        `config` is the transformer's: it says how many layers, heads and channels there are. `room_frames` are for a
+        [`PastKVCache`].
         """
-        shape = (batch_size, slots, math.prod(grid), config.num_attention_heads, config.attention_head_dim)
+        shape = (
+            batch_size,
+            slots + room_frames,
+            math.prod(grid),
+            config.num_attention_heads,
+            config.attention_head_dim,
+        )
         empty = torch.full((slots,), -1, dtype=torch.int64, device=device)
         return cls(
             # zeros, since a masked-out NaN of uninitialised memory would still spoil a weighted sum
@@ -235,8 +243,10 @@ class PastKVCache(SingleUse, FrameKVCache):
     """A rolling cache that holds what a chunk sees of the past, and not the chunk: each state commits once.
 
     Its slots, a chunk fewer than the window, lie in the order of the frames: the sink, then the newest ones. A call
-    attends to a copy of them with its own frames behind, which lives as long as a layer runs. Calls that do not commit
-    leave everything as it is; one that does overwrites what its state holds, after which that state is refused.
+    attends to a copy of them with its own frames behind, which lives as long as a layer runs; where the buffers have
+    room for a chunk behind the slots, the frames of a call that does not commit go there, and nothing is copied. Calls
+    that do not commit leave everything as it is; one that does overwrites what its state holds, after which that state
+    is refused.
 
     Args:
         used (`list[bool]`, *optional*): whether the state has committed; one element, known to the host alone.

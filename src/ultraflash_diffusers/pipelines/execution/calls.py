@@ -27,7 +27,7 @@ _FIRST_GROUPS = 2
 
 class _TransformerCalls:
     def __init__(self, network: WanBackbone, plan: ExecutionPlan | None = None) -> None:
-        self._plan = plan or ExecutionPlan()
+        self.plan = plan or ExecutionPlan()
         self._calls = GuardedCalls()
         self._backbone = network
         self.device = execution_device(network)
@@ -38,7 +38,7 @@ class _TransformerCalls:
         By the plan that is the prompt itself, or the keys and values that all layers make of it.
         """
         prompt_embeds = prompt_embeds.to(self.device, self._backbone.dtype)
-        if not self._plan.cache_text:
+        if not self.plan.cache_text:
             return prompt_embeds
         with self._calls("text"):
             return self._backbone.encode_text(prompt_embeds)
@@ -127,7 +127,7 @@ class SRCalls(_TransformerCalls):
         self, number: int, inputs: torch.Tensor, timesteps: torch.Tensor, text: Text, state: SRStreamState | None
     ) -> tuple[torch.Tensor, SRStreamState | None]:
         """Calls the network from the stream's state `number`; by a CUDA graph where the plan says so."""
-        replays = self._plan.cuda_graphs and self._group >= _FIRST_GROUPS
+        replays = self.plan.cuda_graphs and self._group >= _FIRST_GROUPS
         if state is None or not (replays and state.single_use):
             output = self.network(inputs, timesteps, text, state=state)
             return output.sample, output.state

@@ -17,7 +17,10 @@ class ExecutionPlan:
             once a prompt. Adapters that change in mid-stream then reach the next prompt only.
         cuda_graphs (`bool`, *optional*, defaults to `False`): whether one-step streams replay the groups of the SR
             transformer as a CUDA graph.
+        chunk_room (`bool`, *optional*, defaults to `False`): whether the text generator's rolling cache has room for a
+            chunk, so that the window is not copied in each pass.
     """
 
     cache_text: bool = False
     cuda_graphs: bool = False
+    chunk_room: bool = False

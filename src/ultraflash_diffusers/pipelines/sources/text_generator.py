@@ -191,6 +191,7 @@ class TextGeneratorSource(Source):
                 sink_frames=min(sink, window - config.frames_per_chunk),
                 rolling=True,
                 single_use=single_use,
+                room_frames=config.frames_per_chunk if self._calls.plan.chunk_room else 0,
             )
         if sink:
             raise ValueError(f"`sink_frames` is {sink}, but there is no `window_frames` that rolls")
