@@ -16,10 +16,12 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+import httpx
 import numpy as np
 import pytest
 import torch
 from helpers.paths import ROOT
+from helpers.strangers import address_without_visitors, huge_files, lists
 from helpers.tiny import make_tiny_pipeline
 from PIL import Image
 
@@ -152,6 +154,17 @@ def test_stop_keeps_what_was_made_and_frees_the_stream(client, long_clip):
     assert_nothing_runs()
 
 
+def test_a_result_that_cannot_be_finished_is_handed_out_as_it_is(client, long_clip):
+    job = submit_upscale(client, long_clip)
+    wait_for(lambda: len(job.outputs()) >= 2)
+    for uploaded in Path(os.environ["GRADIO_TEMP_DIR"]).rglob(long_clip.name):
+        uploaded.unlink()  # whose sound is read at the end
+    client.predict(api_name="/stop_upscale")
+    _, video, status, _ = job.result(timeout=30)
+    assert f" {len(pixels(video))} frames" in status and len(pixels(video)) > 10
+    assert_nothing_runs()
+
+
 def test_a_visitor_who_leaves_ends_the_stream(url, long_clip, tmp_path):
     client = gradio_client.Client(url, verbose=False, download_files=str(tmp_path))
     job = submit_upscale(client, long_clip)
@@ -213,6 +226,42 @@ def test_bad_files(name, content, message, client, clip, tmp_path):
     with pytest.raises(gradio_client.exceptions.AppError, match=re.escape(message)):
         submit_upscale(client, path).result(timeout=30)
     assert_nothing_runs()
+
+
+def test_files_that_name_others_and_huge_claims(client, clip, tmp_path):
+    with address_without_visitors() as address:
+        named = lists(clip, address)
+        for name in (
+            "file_list.mp4",
+            "web_list.m3u8",
+            "web_concat.mp4",
+            "file_list.mkv",
+            "web_key.m3u8",
+            "session.mp4",
+        ):
+            (tmp_path / name).write_text(named[name])
+            with pytest.raises(gradio_client.exceptions.AppError, match=f"'{name}' is no video file"):
+                submit_upscale(client, tmp_path / name).result(timeout=30)
+    start = time.perf_counter()
+    for path in huge_files(tmp_path).values():
+        with pytest.raises(gradio_client.exceptions.AppError, match="more than the|no picture|not one frame"):
+            submit_upscale(client, path).result(timeout=30)
+    assert time.perf_counter() - start < 10, "nothing was decoded"
+    assert_nothing_runs()
+
+
+def test_an_upload_beyond_the_limit_is_refused_as_it_comes(url):
+    def flood():
+        yield b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.mp4"\r\n\r\n'
+        for _ in range(demo_module._LARGEST_UPLOAD + 16):
+            yield bytes(2**20)
+
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    answer = httpx.post(f"{url}gradio_api/upload", content=flood(), headers=headers, timeout=60)
+    assert answer.status_code == 413
+    folders = Path(os.environ["GRADIO_TEMP_DIR"]), Path(tempfile.gettempdir())
+    kept = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+    assert max(path.stat().st_size for path in kept) < 2**25, "of what came nothing is left"
 
 
 @pytest.mark.parametrize(
