@@ -293,6 +293,13 @@ def test_the_sheet_shows_every_operation(tmp_path: Path, monkeypatch: pytest.Mon
     assert all(error(row, rows[0]) > 1 for row in rows[1:])
 
 
+@pytest.mark.parametrize("transform", TRANSFORMS, ids=lambda transform: type(transform).__name__)
+def test_frames_may_lie_in_memory_as_they_like(transform: Transform) -> None:
+    clip = moving_texture(3, 48, 72)
+    planes = np.ascontiguousarray(clip.transpose(0, 3, 1, 2)).transpose(0, 2, 3, 1)
+    assert np.array_equal(transform(planes, seeded(0)), transform(clip, seeded(0)))
+
+
 # ---- presets, and degradations as data
 
 

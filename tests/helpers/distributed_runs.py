@@ -102,6 +102,29 @@ def force_itself(material: Path, output_dir: Path, **options: Any) -> None:
     run("train_generator", material, output_dir, *networks, **base | options)
 
 
+def force_diffusion(material: Path, output_dir: Path, **options: Any) -> None:
+    """Own contexts at the steps that draw them, and a text encoder that stays as it is."""
+    generator = material / "generator"
+    networks = ["--pretrained_model_name_or_path", str(generator), "--text_encoder", str(generator)]
+    networks += ["--autoencoder", f"{material}/autoencoder"]
+    base = {"max_train_steps": STEPS, "own_context": 0.5, "adam_epsilon": 1e-6, "learning_rate": 1e-3}
+    base |= {"crops": "9x32x48", "train_batch_size": 1, "validation_frames": 9}
+    run("train_generator", material, output_dir, *networks, **base | options)
+
+
+def train_autoencoder(material: Path, output_dir: Path, **options: Any) -> None:
+    """Crops of two sizes."""
+    base = {"max_train_steps": STEPS, "crops": "5x32x32 9x32x48", "train_batch_size": 1, "adam_epsilon": 1e-6}
+    network = ("--pretrained_model_name_or_path", f"{material}/autoencoder", "--temporal_loss", "difference")
+    run("train_hr_autoencoder", material, output_dir, *network, **base | options)
+
+
+def train_scorer(material: Path, output_dir: Path, **options: Any) -> None:
+    """Pictures that are degraded as they are drawn."""
+    base = {"max_train_steps": STEPS, "crops": "1x48x48", "size": 32, "train_batch_size": 2, "adam_epsilon": 1e-6}
+    run("train_quality_scorer", material, output_dir, **base | {"validation_frames": 1} | options)
+
+
 def lost(material: Path, output_dir: Path, number: int) -> None:
     """The second process gets a signal at its third step; the first one writes what it raises."""
     steps: list[None] = []
@@ -193,6 +216,9 @@ def _work(
     os._exit(code)  # without what the parent wants to do at its end
 
 
+ONCE_EACH = (tune_by_preferences, distil, force_itself, force_diffusion, train_autoencoder, train_scorer)
+
+
 def resumed(folder: Path, name: str, of: str) -> Path:
     """A new output folder with the first checkpoint of another one."""
     shutil.copytree(folder / of / "checkpoint-2", folder / name / "checkpoint-2")
@@ -213,7 +239,7 @@ def main(folder: Path) -> None:
         launch(processes, train_sr, material, folder / name, sharded=processes > 1, **lora, **options)
     for name, processes, options in (("single_mixed", 1, alone), ("ddp_mixed", 2, {})):
         launch(processes, train_upsampler_and_decoder, material, folder / name, **options)
-    for train in (tune_by_preferences, distil, force_itself):
+    for train in ONCE_EACH:
         launch(1, train, material, folder / f"single_{train.__name__}", **alone)
         launch(2, train, material, folder / f"fsdp_{train.__name__}", sharded=True)
     launch(2, train_upsampler_and_decoder, material, folder / "fsdp_mixed", sharded=True)

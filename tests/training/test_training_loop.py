@@ -92,6 +92,9 @@ def test_two_processes_whose_batches_train_different_networks_equal_one(runs: Pa
         ("tune_by_preferences", "transformer/diffusion_pytorch_model.safetensors"),
         ("distil", "pytorch_lora_weights.safetensors"),
         ("force_itself", "generator_transformer/diffusion_pytorch_model.safetensors"),
+        ("force_diffusion", "generator_transformer/diffusion_pytorch_model.safetensors"),
+        ("train_autoencoder", "diffusion_pytorch_model.safetensors"),
+        ("train_scorer", "diffusion_pytorch_model.safetensors"),
         ("mixed", "diffusion_pytorch_model.safetensors"),
     ],
 )

@@ -153,7 +153,7 @@ class GaussianNoise:
         levels = np.rint(draw(rng, self.std) * _QUANTILES)
         if abs(levels[0]) > 127:
             return self._of_any_strength(frames, levels, rng)
-        table, noisy = levels.astype(np.int8), np.empty_like(frames)
+        table, noisy = levels.astype(np.int8), np.empty(frames.shape, np.uint8)
         for t, frame in enumerate(frames):
             noise = table[np.frombuffer(rng.bytes(2 * frame.size), np.uint16)].reshape(frame.shape)
             cv2.add(frame, noise, noisy[t], dtype=cv2.CV_8U)

@@ -21,6 +21,7 @@ from .crops import Batch, CropDataset, validation_crop
 from .latents import LatentDataset, cache_latents
 from .preparation import CachedClip, Preparation, prepare_clips
 from .sources import MediaFile, find_sources
+from .streaming import StreamedCrops, find_streamed
 
 logger = logging.get_logger(__name__)
 
@@ -66,14 +67,15 @@ def load_data(
     with local_main_process_first(accelerator):
         cache = cache_folder(arguments)
         delete_dead_files(cache)
-        clips = prepare_clips(_training_sources(arguments, cache, left_out), cache, training, left_out, workers)
+        if arguments.stream:
+            streamed = find_streamed(arguments.train_data_dir, cache, training, _caption_key(arguments), left_out)
+        else:
+            clips = prepare_clips(_training_sources(arguments, cache, left_out), cache, training, left_out, workers)
         held_out_clips = []
         if arguments.validation_data_dir is not None:
             sources = find_sources(arguments.validation_data_dir, _caption_key(arguments), left_out)
             held_out_clips = prepare_clips(sources, cache, validation, left_out, workers)
-    _report_missing_captions(clips, arguments.caption_column)
-    dataset = CropDataset(
-        clips,
+    settings = (
         arguments.crops,
         arguments.train_batch_size,
         arguments.crop_weights,
@@ -84,6 +86,8 @@ def load_data(
         _may(arguments, "random_flip"),
         _may(arguments, "random_reversal"),
     )
+    dataset = StreamedCrops(streamed, training, *settings) if arguments.stream else CropDataset(clips, *settings)
+    _report_missing_captions(dataset.clips, arguments.caption_column)
     held_out_clips = _long_enough(held_out_clips, arguments.validation_frames, left_out)
     batches = [
         validation_crop(clip, arguments.validation_frames, spatial, scale is not None) for clip in held_out_clips
@@ -182,6 +186,8 @@ def _may(arguments: argparse.Namespace, change: str) -> bool:
 
 
 def _check(arguments: argparse.Namespace, spatial: int, temporal: int) -> None:
+    if arguments.stream and (arguments.train_data_dir is None or vars(arguments).get("cache_latents")):
+        raise ValueError("--stream reads videos of --train_data_dir as batches are made: it has no --cache_latents")
     for crop in arguments.crops:
         crop.check(spatial, temporal)
     if arguments.validation_frames % temporal != 1 % temporal:

@@ -79,6 +79,8 @@ def load_clips(arguments: argparse.Namespace, accelerator: Accelerator) -> Mater
     crop = arguments.crops[0]
     # what is generated for comparison is of the training clips' size: whole chunks of whole patches
     same_length = argparse.Namespace(**vars(arguments) | {"validation_frames": crop.frames})
+    if arguments.stream:
+        raise ValueError("--stream: generators train on encoded clips, which are prepared once")
     dataset, batches = load_data(same_length, accelerator, spatial=1, temporal=1, with_flow=False)
 
     def read() -> Iterator[CaptionedClip]:

@@ -227,7 +227,7 @@ def _prepare(source: MediaFile, folder: Path, how: Preparation) -> None:
             for version, low in enumerate(lows):
                 if not holds_array(folder / low):
                     rng = _clip_rng(how.seed, source, number, version)
-                    save_array(folder / low, _degraded(clip, how.degradation, how.scale, rng))
+                    save_array(folder / low, degraded(clip, how.degradation, how.scale, rng))
         frames, height, width = clip.shape[:3]
         size = {"frames": frames, "height": height, "width": width}
         entries.append({"high": high, "lows": lows, **size, "cut": clip.shape != whole.shape})
@@ -260,7 +260,12 @@ def _next_given(frames: Iterator[np.ndarray], shape: tuple[int, ...], scale: int
     return np.stack(low)
 
 
-def _degraded(clip: np.ndarray, degradation: Transform, scale: int, rng: np.random.Generator) -> np.ndarray:
+def degraded(clip: np.ndarray, degradation: Transform, scale: int, rng: np.random.Generator) -> np.ndarray:
+    """Returns a clip's low-resolution version.
+
+    Raises:
+        ValueError: it is not `scale` times smaller.
+    """
     low = degradation(clip, rng)
     expected = (len(clip), clip.shape[1] // scale, clip.shape[2] // scale, 3)
     if low.shape != expected:
@@ -274,7 +279,7 @@ def _clips(source: MediaFile, how: Preparation) -> Iterator[np.ndarray]:
     Raises:
         UnreadableSource: it cannot be read, or not to its end.
     """
-    with _unreadable():
+    with reading():
         for clip in _read(source, how):
             if min(clip.shape[1:3]) < how.scale:
                 raise UnreadableSource(f"its frames have fewer than {how.scale} pixels a side")
@@ -287,11 +292,11 @@ def _frames(video: Path, fps: float | None) -> Iterator[np.ndarray]:
     Raises:
         UnreadableSource: it cannot be read, or not to its end.
     """
-    with _unreadable():
-        yield from _at_rate(VideoReader(video), fps)
+    with reading():
+        yield from at_rate(VideoReader(video), fps)
 
 
-def _at_rate(reader: VideoReader, fps: float | None) -> Iterator[np.ndarray]:
+def at_rate(reader: VideoReader, fps: float | None) -> Iterator[np.ndarray]:
     """All frames, or of the frames those that are shown nearest to the ticks of a slower rate.
 
     Raises:
@@ -311,7 +316,8 @@ def _at_rate(reader: VideoReader, fps: float | None) -> Iterator[np.ndarray]:
 
 
 @contextmanager
-def _unreadable() -> Iterator[None]:
+def reading() -> Iterator[None]:
+    """Has what reading a damaged or foreign file raises be [`UnreadableSource`]."""
     try:
         yield
     except (av.FFmpegError, *PICTURE_ERRORS) as error:
@@ -325,7 +331,7 @@ def _read(source: MediaFile, how: Preparation) -> Iterator[np.ndarray]:
         rng = np.random.default_rng((how.seed, pixels.shape[0], pixels.shape[1], int(pixels.sum())))
         yield animate_picture(pixels, how.clip_frames, how.resolution, rng)
         return
-    frames = (_fitted(pixels, how.resolution) for pixels in _at_rate(VideoReader(source.path), how.fps))
+    frames = (fitted(pixels, how.resolution) for pixels in at_rate(VideoReader(source.path), how.fps))
     while clip_frames := list(islice(frames, how.clip_frames)):
         yield np.stack(clip_frames)
 
@@ -350,7 +356,7 @@ def _in_8_bits(picture: Image.Image) -> Image.Image:
     return picture.convert("RGB")
 
 
-def _fitted(pixels: np.ndarray, resolution: int | None) -> np.ndarray:
+def fitted(pixels: np.ndarray, resolution: int | None) -> np.ndarray:
     """Makes a picture smaller, without aliasing, until its shorter side is `resolution`."""
     shorter = min(pixels.shape[:2])
     if resolution is None or shorter <= resolution:

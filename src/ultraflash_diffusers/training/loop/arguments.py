@@ -167,6 +167,12 @@ def _add_data_arguments(
     group.add_argument("--validation_data_dir", type=Path, help="folder of held-out clips; no validation without it")
     group.add_argument("--cache_dir", type=Path, help="where decoded clips are kept; OUTPUT_DIR/cache by default")
     group.add_argument(
+        "--stream",
+        action="store_true",
+        help="decodes and degrades as batches are made, by --dataloader_num_workers, instead of filling a cache: the "
+        "videos of --train_data_dir, or of its WebDataset shards (boat.mp4 beside boat.txt in .tar files)",
+    )
+    group.add_argument(
         "--resolution", type=positive(int), help="clips' shorter side; larger ones are made smaller, none is enlarged"
     )
     group.add_argument(
