@@ -29,7 +29,7 @@ from ultraflash_diffusers.training.stages.distillation import (
     DistillationTraining,
     load_networks,
 )
-from ultraflash_diffusers.training.starting_points.networks import without_weights
+from ultraflash_diffusers.training.starting_points.networks import StreamSettings, without_weights
 
 # the packaged scorer answers to the slightest change: in latents its gradients are some thousand times those of the
 # wavelet loss, and at larger weights the student learns nothing else
@@ -106,6 +106,7 @@ def main(arguments: argparse.Namespace) -> dict[str, float]:
         prompts = Prompts.embed(texts_of(dataset, validation), pipe, cache_folder(arguments))
     del pipe  # the text encoder would take more memory than the training
     stage = DistillationTraining(*networks.transformers, *around, prompts, objective, reward, perceptual)
+    stage.streams = StreamSettings.of(arguments.pretrained_model_name_or_path)
     return train(stage, dataset, validation, arguments, accelerator)
 
 

@@ -25,7 +25,7 @@ from ultraflash_diffusers.training.losses.linear_decoding import check_linear_sh
 from ultraflash_diffusers.training.processes import local_main_process_first
 from ultraflash_diffusers.training.settings import add_choice, complete_choice, read_settings
 from ultraflash_diffusers.training.stages.sr import TRAININGS, OneStep, start_transformer
-from ultraflash_diffusers.training.starting_points.networks import load_network, without_weights
+from ultraflash_diffusers.training.starting_points.networks import StreamSettings, load_network, without_weights
 
 OBJECTIVES = {name: objective for name, (objective, _) in TRAININGS.items()}
 
@@ -88,7 +88,9 @@ def main(arguments: argparse.Namespace) -> dict[str, float]:
     with local_main_process_first(accelerator):
         prompts = Prompts.embed(texts_of(dataset, validation), pipe, cache_folder(arguments))
     del pipe  # the text encoder would take more memory than the training
-    return train(training_class(*networks, prompts, objective), dataset, validation, arguments, accelerator)
+    stage = training_class(*networks, prompts, objective)
+    stage.streams = StreamSettings.of(arguments.pretrained_model_name_or_path)
+    return train(stage, dataset, validation, arguments, accelerator)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from ..losses.pixels import PixelLoss
 from ..settings import Count, NonNegative, Positive, Settings, Share
 from ..starting_points.lora import choose_trained, lora_of, save_lora
 from ..starting_points.networks import (
+    StreamSettings,
     decoder_parameters,
     load_network,
     start_network,
@@ -44,8 +45,6 @@ logger = logging.get_logger(__name__)
 
 # latents that are decoded for the decoder's memory in front of those that losses see
 LATENTS_BEFORE = 3
-# blocks that a validation stream remembers, the pipeline's default
-KV_CACHE_BLOCKS = 3
 
 
 @dataclass(frozen=True)
@@ -150,6 +149,8 @@ class SRTraining(Training):
     """
 
     channel_weights: torch.Tensor | None
+    # of validation
+    streams = StreamSettings()
 
     def __init__(
         self,
@@ -227,15 +228,15 @@ class SRTraining(Training):
         generator = torch.Generator().manual_seed(0)
         share = torch.full((len(condition),), self.objective.mean_condition_noise)
         condition = add_noise(condition, randn_like(condition, generator), share)
-        groups = condition.split(self.transformer.config.chunk_size, dim=2)
+        groups = condition.split(self.streams.frames_of(self.transformer), dim=2)
         noise = torch.cat([randn_like(group, generator) for group in groups], dim=2)
         return noise, condition, self.prompts(texts).to(condition)
 
     def _restored(self, noise: torch.Tensor, condition: torch.Tensor, prompt_embeds: torch.Tensor) -> torch.Tensor:
         """Streams the condition through the transformer as the pipeline does, group by group."""
-        calls, frames = SRCalls(self.transformer), self.transformer.config.chunk_size
+        calls, frames = SRCalls(self.transformer), self.streams.frames_of(self.transformer)
         prompts = PreparedPrompts.of(calls, [prompt_embeds])
-        states: list[SRStreamState | None] = [self.transformer.new_stream(KV_CACHE_BLOCKS)]
+        states: list[SRStreamState | None] = [self.transformer.new_stream(self.streams.kv_cache_blocks)]
         groups = []
         for latents, group in zip(noise.split(frames, dim=2), condition.split(frames, dim=2), strict=True):
             latents, states = sample_group(calls, self.sampler, latents, group, prompts, states)

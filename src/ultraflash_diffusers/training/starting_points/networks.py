@@ -7,6 +7,7 @@ import argparse
 import json
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -84,6 +85,32 @@ def load_cascade(name_or_path: str, **networks: ModelMixin) -> UltraFlashStreami
         scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(name_or_path, subfolder="scheduler")
     settings = {name: value for name, value in index.items() if not (name.startswith("_") or isinstance(value, list))}
     return UltraFlashStreamingPipeline(scheduler=scheduler, **settings, **components, **networks)
+
+
+@dataclass(frozen=True)
+class StreamSettings:
+    """How a pipeline streams its transformer.
+
+    Args:
+        kv_cache_blocks (`int`, *optional*, defaults to 3): temporal blocks that are remembered.
+        group_frames (`int`, *optional*): latents of a group; a chunk of the transformer by default.
+    """
+
+    kv_cache_blocks: int = 3
+    group_frames: int | None = None
+
+    def frames_of(self, transformer: UltraFlashSRTransformer) -> int:
+        """Latents of a group."""
+        return self.group_frames or transformer.config.chunk_size
+
+    @classmethod
+    def of(cls, name_or_path: str | None) -> StreamSettings:
+        """Those of a local pipeline's folder; the defaults of anything else."""
+        index = Path(name_or_path or "") / "model_index.json"
+        if name_or_path is None or not index.is_file():
+            return cls()
+        said = json.loads(index.read_text())
+        return cls(said.get("kv_cache_blocks", cls.kv_cache_blocks), said.get("group_frames"))
 
 
 def without_weights(wanted: bool) -> AbstractContextManager:

@@ -1,16 +1,20 @@
 # Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
-"""Losses of a window of decoded latents: the frames that a whole decoding has there, against the clips' own."""
+"""What the SR transformer's trainings decode and stream: windows for losses, groups for validation."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
-from helpers.tiny import make_tiny_autoencoder, make_tiny_transformer, make_tiny_upsampler
+from helpers.tiny import make_tiny_autoencoder, make_tiny_pipeline, make_tiny_transformer, make_tiny_upsampler
 
+from ultraflash_diffusers.pipelines.noise import SeededFrameNoise, draw_seeds
 from ultraflash_diffusers.training.data.crops import Batch
 from ultraflash_diffusers.training.data.prompts import Prompts
 from ultraflash_diffusers.training.losses.pixels import PixelLoss
 from ultraflash_diffusers.training.stages.sr import OneStep, OneStepTraining
+from ultraflash_diffusers.training.starting_points.networks import StreamSettings
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -50,3 +54,26 @@ def test_a_step_learns_from_the_window_that_it_draws() -> None:
     assert any(parameter.grad is not None and parameter.grad.any() for parameter in stage.transformer.parameters())
     with pytest.raises(ValueError, match="`decoded_latents` saves the memory of the decoder"):
         OneStep(decoded_latents=1, decode_linearly=True)
+
+
+def test_validation_streams_as_the_pipeline_does() -> None:
+    pipe = make_tiny_pipeline(generator=False, group_frames=2, kv_cache_blocks=1)
+    stage = make_stage(None)
+    assert (stage.streams.kv_cache_blocks, stage.streams.frames_of(stage.transformer)) == (3, 2)
+    stage.streams = StreamSettings(kv_cache_blocks=1, group_frames=2)
+    latents = torch.randn(1, 4, 8, 4, 6, generator=seeded())
+    expected = pipe(source=latents, generator=seeded(3), output_type="latent").frames
+    frame_noise = SeededFrameNoise(draw_seeds(seeded(3)), 1)
+    condition = pipe.latent_upsampler(latents).sample
+    noise = torch.cat([frame_noise("sr", start, 2, (4, 8, 12)) for start in range(0, 8, 2)], dim=2)
+    with torch.no_grad():
+        text = pipe.encode_prompt("")[0]
+        torch.testing.assert_close(stage._restored(noise, condition, text), expected, atol=1e-4, rtol=1e-3)
+        stage.streams = StreamSettings()
+        assert not torch.allclose(stage._restored(noise, condition, text), expected, atol=1e-3)
+
+
+def test_a_pipeline_s_folder_says_how_it_streams() -> None:
+    checkpoint = Path(__file__).parents[2] / "src" / "ultraflash_diffusers" / "checkpoint"
+    assert StreamSettings.of(str(checkpoint)) == StreamSettings(kv_cache_blocks=1, group_frames=2)
+    assert StreamSettings.of(str(checkpoint / "transformer")) == StreamSettings.of(None) == StreamSettings(3, None)
