@@ -107,7 +107,7 @@ def force_diffusion(material: Path, output_dir: Path, **options: Any) -> None:
     generator = material / "generator"
     networks = ["--pretrained_model_name_or_path", str(generator), "--text_encoder", str(generator)]
     networks += ["--autoencoder", f"{material}/autoencoder"]
-    base = {"max_train_steps": STEPS, "own_context": 0.5, "adam_epsilon": 1e-6, "learning_rate": 1e-3}
+    base: dict[str, Any] = {"max_train_steps": STEPS, "own_context": 0.5, "adam_epsilon": 1e-6, "learning_rate": 1e-3}
     base |= {"crops": "9x32x48", "train_batch_size": 1, "validation_frames": 9}
     run("train_generator", material, output_dir, *networks, **base | options)
 
