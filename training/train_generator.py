@@ -28,10 +28,9 @@ from ultraflash_diffusers.training.data.materials import (
 )
 from ultraflash_diffusers.training.loop.accelerator import make_accelerator
 from ultraflash_diffusers.training.loop.arguments import (
+    add_sample_arguments,
     add_start_arguments,
-    non_negative,
     positive,
-    share,
     training_parser,
 )
 from ultraflash_diffusers.training.loop.command_line import run_script
@@ -69,23 +68,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     networks.add_argument("--subspace_every", type=positive(int), default=3, help="it is fitted to every Nth clip")
     networks.add_argument("--encode_linearly", action="store_true", help="by the autoencoder's linear shortcut alone")
     add_choice(parser, OBJECTIVES)
-    samples = parser.add_argument_group("samples")
-    samples.add_argument("--sample_chunks", type=positive(int), default=2, help="chunks of a training sample")
-    samples.add_argument(
-        "--start_share", type=share, default=0.5, help="samples that begin where a clip does, beside those by chance"
-    )
-    samples.add_argument(
-        "--nameless_colors",
-        type=non_negative(int),
-        default=0,
-        help="repaints synthetic scenes in so many colours, so that combinations that were never shown can be made",
-    )
-    samples.add_argument(
-        "--clip_share", type=share, default=0.35, help="samples of clips, where there are synthetic scenes too"
-    )
-    samples.add_argument(
-        "--validation_scenes", type=non_negative(int), default=4, help="held-out scenes (synthetic_scenes)"
-    )
+    add_sample_arguments(parser)
     parsed = parser.parse_args(arguments)
     complete_choice(parser, parsed, OBJECTIVES)
     if not (parsed.synthetic_scenes or parsed.train_data_dir or parsed.dataset_name):

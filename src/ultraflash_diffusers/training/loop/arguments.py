@@ -94,6 +94,27 @@ def add_lora_arguments(group: argparse._ArgumentGroup) -> None:
     )
 
 
+def add_sample_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what a generator's samples are."""
+    samples = parser.add_argument_group("samples")
+    samples.add_argument("--sample_chunks", type=positive(int), default=2, help="chunks of a training sample")
+    samples.add_argument(
+        "--start_share", type=share, default=0.5, help="samples that begin where a clip does, beside those by chance"
+    )
+    samples.add_argument(
+        "--nameless_colors",
+        type=non_negative(int),
+        default=0,
+        help="repaints synthetic scenes in so many colours, so that combinations that were never shown can be made",
+    )
+    samples.add_argument(
+        "--clip_share", type=share, default=0.35, help="samples of clips, where there are synthetic scenes too"
+    )
+    samples.add_argument(
+        "--validation_scenes", type=non_negative(int), default=4, help="held-out scenes (synthetic_scenes)"
+    )
+
+
 def add_reward_arguments(group: argparse._ArgumentGroup, default: list[str] | None = None) -> None:
     """Adds the rewards that judge results."""
     group.add_argument(
