@@ -18,6 +18,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from ...profiling.fake_run import count_step
+from ..processes import wait_patiently
 from ..stages.base import Training
 
 logger = logging.get_logger(__name__)
@@ -191,8 +192,13 @@ def dry_run(stage: Training, batch: Any, arguments: argparse.Namespace) -> dict[
 
 def say_plan(stage: Training, dataset: Dataset, arguments: argparse.Namespace, accelerator: Accelerator) -> None:
     """Before the first step on a GPU: says what it takes, warns where it will not fit, and says what would help."""
-    if accelerator.device.type != "cuda" or not accelerator.is_main_process:
-        return
+    if accelerator.device.type == "cuda":
+        if accelerator.is_main_process:
+            _say_plan(stage, dataset, arguments, accelerator)
+        wait_patiently()
+
+
+def _say_plan(stage: Training, dataset: Dataset, arguments: argparse.Namespace, accelerator: Accelerator) -> None:
     batch = max((dataset[number] for number in range(_LOOKED_AT)), key=_elements)
     processes = accelerator.num_processes if accelerator.distributed_type == DistributedType.FSDP else 1
     try:
