@@ -7,6 +7,7 @@ with Wan 2.1's latents hand these on to checkpoints that speak them; of all othe
 """
 
 import argparse
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ def main() -> None:
     parser.add_argument("prompt")
     parser.add_argument("--checkpoint", default=str(default_checkpoint()), help="ours (default: the packaged one)")
     parser.add_argument("--num-frames", type=int, default=81)
-    parser.add_argument("--fps", type=float, default=16)
+    parser.add_argument("--fps", type=float, help="the model's own, if it has one, or else 16")
     parser.add_argument("--output", type=Path, default=Path("upscaled.mp4"))
     options = parser.parse_args()
 
@@ -35,8 +36,11 @@ def main() -> None:
     with pipe.stream(options.prompt, source=base, num_frames=options.num_frames, output_type="np") as stream:
         first = next(stream)
         height, width = stream.size
-        with VideoWriter(options.output, width, height, fps=options.fps, overwrite=True) as writer:
-            for chunk in (first, *stream):
+        fps = options.fps or stream.frame_rate or 16
+        with VideoWriter(options.output, width, height, fps=fps, overwrite=True) as writer:
+            for chunk in itertools.chain([first], stream):
+                if chunk.audio is not None:  # of models that make sound
+                    writer.write_audio(chunk.audio[0], chunk.audio_sample_rate)
                 writer.write(np.rint(chunk.frames[0] * 255).astype(np.uint8))
                 print(f"frames {chunk.frame_range[0]} to {chunk.frame_range[1] - 1}")
 

@@ -29,7 +29,7 @@ from ultraflash_diffusers.training.stages.distillation import (
     DistillationTraining,
     load_networks,
 )
-from ultraflash_diffusers.training.starting_points.networks import StreamSettings, without_weights
+from ultraflash_diffusers.training.starting_points.networks import StreamSettings, load_encoder, without_weights
 
 # the packaged scorer answers to the slightest change: in latents its gradients are some thousand times those of the
 # wavelet loss, and at larger weights the student learns nothing else
@@ -92,13 +92,14 @@ def main(arguments: argparse.Namespace) -> dict[str, float]:
     objective = read_settings(arguments, DistillationObjective)
     with without_weights(arguments.dry_run):
         networks = load_networks(arguments)
+        encoder = load_encoder(arguments.autoencoder, networks.autoencoder)
     student, around, with_flow = networks.student, networks.around, objective.pixel_loss.needs_flow
     reward = None if arguments.reward is None else load_reward(arguments.reward, arguments.reward_weights)
     perceptual = None if arguments.perceptual_loss is None else PerceptualLoss(arguments.perceptual_loss)
     if arguments.dry_run:
         prompts = Prompts.none(student)
         stage = DistillationTraining(*networks.transformers, *around, prompts, objective, reward, perceptual)
-        return dry_run(stage, planned_cascade_batch(arguments, *around, with_flow), arguments)
+        return dry_run(stage.encode_by(encoder), planned_cascade_batch(arguments, *around, with_flow), arguments)
     accelerator = make_accelerator(arguments, leaves_out_parameters=True)
     dataset, validation = load_cascade_data(arguments, accelerator, student, *around, with_flow)
     pipe = text_pipeline(arguments.text_encoder, student, *around, accelerator.device)
@@ -107,7 +108,7 @@ def main(arguments: argparse.Namespace) -> dict[str, float]:
     del pipe  # the text encoder would take more memory than the training
     stage = DistillationTraining(*networks.transformers, *around, prompts, objective, reward, perceptual)
     stage.streams = StreamSettings.of(arguments.pretrained_model_name_or_path)
-    return train(stage, dataset, validation, arguments, accelerator)
+    return train(stage.encode_by(encoder), dataset, validation, arguments, accelerator)
 
 
 if __name__ == "__main__":

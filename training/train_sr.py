@@ -25,7 +25,12 @@ from ultraflash_diffusers.training.losses.linear_decoding import check_linear_sh
 from ultraflash_diffusers.training.processes import local_main_process_first
 from ultraflash_diffusers.training.settings import add_choice, complete_choice, read_settings
 from ultraflash_diffusers.training.stages.sr import TRAININGS, OneStep, start_transformer
-from ultraflash_diffusers.training.starting_points.networks import StreamSettings, load_network, without_weights
+from ultraflash_diffusers.training.starting_points.networks import (
+    StreamSettings,
+    load_encoder,
+    load_network,
+    without_weights,
+)
 
 OBJECTIVES = {name: objective for name, (objective, _) in TRAININGS.items()}
 
@@ -74,21 +79,22 @@ def main(arguments: argparse.Namespace) -> dict[str, float]:
     objective = read_settings(arguments, objective_class)
     with without_weights(arguments.dry_run):
         networks = load_networks(arguments)
+        encoder = load_encoder(arguments.autoencoder, networks[-1])
     transformer, upsampler, autoencoder = networks
     one_step = objective if isinstance(objective, OneStep) else None
     with_flow = one_step is not None and one_step.pixel_loss.needs_flow
     if arguments.dry_run:
-        stage = training_class(*networks, Prompts.none(transformer), objective)
+        stage = training_class(*networks, Prompts.none(transformer), objective).encode_by(encoder)
         return dry_run(stage, planned_cascade_batch(arguments, upsampler, autoencoder, with_flow), arguments)
     accelerator = make_accelerator(arguments, leaves_out_parameters=one_step is not None and one_step.alternates)
     dataset, validation = load_cascade_data(arguments, accelerator, *networks, with_flow)
     if arguments.cache_latents:
-        dataset = load_latents(arguments, accelerator, autoencoder, dataset)
+        dataset = load_latents(arguments, accelerator, encoder, dataset)
     pipe = text_pipeline(arguments.text_encoder, *networks, accelerator.device)
     with local_main_process_first(accelerator):
         prompts = Prompts.embed(texts_of(dataset, validation), pipe, cache_folder(arguments))
     del pipe  # the text encoder would take more memory than the training
-    stage = training_class(*networks, prompts, objective)
+    stage = training_class(*networks, prompts, objective).encode_by(encoder)
     stage.streams = StreamSettings.of(arguments.pretrained_model_name_or_path)
     return train(stage, dataset, validation, arguments, accelerator)
 

@@ -16,6 +16,7 @@ from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
+    HTTPError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
@@ -76,7 +77,15 @@ class Hub:
         if self.local_files_only or constants.HF_HUB_OFFLINE:
             return self._cached_names(repository)
         with self._errors(repository, None):
-            return HfApi().list_repo_files(repository, revision=self.revision, token=self.token)
+            try:
+                return HfApi().list_repo_files(repository, revision=self.revision, token=self.token)
+            except HfHubHTTPError:
+                raise
+            except HTTPError as error:  # no answer at all
+                cached = self._cached_names(repository)
+                if not cached:
+                    raise LocalEntryNotFoundError("no network") from error
+                return cached
 
     def _cached_names(self, repository: str) -> list[str]:
         try:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import av
@@ -318,6 +319,46 @@ def test_generate(checkpoint, tmp_path, capsys):
     assert main(generate_words(checkpoint, windowed, *size, *more)) == 0
     assert main(generate_words(checkpoint, output, *size, "--num-frames", 60, "--overwrite")) == 0
     assert windowed.read_bytes() != output.read_bytes()
+
+
+def test_generate_takes_a_schedule_and_a_picture(checkpoint, pipe, tmp_path, capsys):
+    output, picture = tmp_path / "out.mp4", tmp_path / "picture.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(picture)
+    schedule = ["--frames-per-chunk", 1, "--first-chunk-frames", 2, "--denoising-steps", "1000,500"]
+    schedule += ["--first-chunk-denoising-steps", "1000", "--flow-shift", 3]
+    words = generate_words(checkpoint, output, *schedule, "--image", picture, "--resize-mode", "crop")
+    assert report_of(capsys, words)["frames"] == 9
+    keywords = {"frames_per_chunk": 1, "first_chunk_frames": 2, "denoising_steps": (1000, 500), "flow_shift": 3}
+    keywords |= {"first_chunk_denoising_steps": (1000,), "resize_mode": "crop", "first_frames": Image.open(picture)}
+    seed = torch.Generator().manual_seed(0)
+    video = pipe("a red ball", source_kwargs=keywords, generator=seed, output_type="uint8").frames[0]
+    written = np.stack([frame.pixels for frame in VideoReader(output)])
+    assert np.abs(written.astype(int) - video).mean() < 3
+    text = np.stack([frame.pixels for frame in VideoReader(output)][:1])
+    assert main(generate_words(checkpoint, output, *schedule, "--overwrite")) == 0
+    assert np.abs(next(iter(VideoReader(output))).pixels.astype(int) - text[0]).mean() > 5
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--denoising-steps", "500,1000"], "'500,1000' are no timesteps that decrease"),
+        (["--denoising-steps", "many"], "'many' are no timesteps"),
+        (["--flow-shift", "0"], "'0' is no number of more than 0"),
+        (["--frames-per-chunk", "0"], "'0' is no whole number of 1 or more"),
+        (["--window-frames", "2"], "`window_frames` 2 must hold `sink_frames` 1 and a chunk of 3 frames: at least 4"),
+        (["--resize-mode", "crop"], "--resize-mode crop: there is no --image"),
+        (["--image", "absent.png"], "--image 'absent.png' cannot be read"),
+        (["--image", "transparent.png"], "put it on a background first"),
+    ],
+)
+def test_schedules_and_pictures_that_cannot_be(more, message, checkpoint, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGBA", (8, 8), (1, 2, 3, 100)).save("transparent.png")
+    with pytest.raises(SystemExit) if "no timesteps" in message or "is no " in message else nullcontext():
+        assert main(generate_words(checkpoint, tmp_path / "out.mp4", *more)) == 2
+    assert message in capsys.readouterr().err
+    assert names_in(tmp_path) == {"transparent.png"}
 
 
 def test_generate_is_resumed(checkpoint, tmp_path, capsys):

@@ -9,6 +9,8 @@ from diffusers import (
     AnyFlowFARTransformer3DModel,
     AutoencoderKLCogVideoX,
     AutoencoderKLHunyuanVideo,
+    AutoencoderKLLTX2Audio,
+    AutoencoderKLLTX2Video,
     AutoencoderKLLTXVideo,
     AutoencoderKLWan,
     CogVideoXDDIMScheduler,
@@ -22,6 +24,8 @@ from diffusers import (
     HeliosTransformer3DModel,
     HunyuanVideoPipeline,
     HunyuanVideoTransformer3DModel,
+    LTX2Pipeline,
+    LTX2VideoTransformer3DModel,
     LTXPipeline,
     LTXVideoTransformer3DModel,
     SkyReelsV2DiffusionForcingPipeline,
@@ -30,6 +34,8 @@ from diffusers import (
     WanPipeline,
     WanTransformer3DModel,
 )
+from diffusers.pipelines.ltx2 import LTX2TextConnectors
+from diffusers.pipelines.ltx2.vocoder import LTX2Vocoder
 
 WAN_TRANSFORMER = dict(
     num_attention_heads=2, attention_head_dim=12, text_dim=16, freq_dim=32, ffn_dim=32, num_layers=1, in_channels=16
@@ -66,6 +72,45 @@ def ltx_pipeline():
     pipeline = LTXPipeline(FlowMatchEulerDiscreteScheduler(), vae, None, None, transformer)
     embeds = dict(prompt_embeds=torch.zeros(1, 4, 32), prompt_attention_mask=torch.ones(1, 4))
     return pipeline, embeds | dict(guidance_scale=1.0, height=32, width=32, num_frames=9)
+
+
+def ltx2_pipeline():
+    """Video of 24 frames a second with stereo sound of 16000 samples a second."""
+    torch.manual_seed(0)
+    transformer = LTX2VideoTransformer3DModel(
+        in_channels=4, out_channels=4, patch_size=1, patch_size_t=1, num_attention_heads=2, attention_head_dim=8,
+        cross_attention_dim=16, audio_in_channels=4, audio_out_channels=4, audio_num_attention_heads=2,
+        audio_attention_head_dim=4, audio_cross_attention_dim=8, num_layers=1, caption_channels=8,
+        rope_double_precision=False, rope_type="split",
+    )  # fmt: skip
+    connectors = LTX2TextConnectors(
+        caption_channels=8, text_proj_in_factor=2, video_connector_num_attention_heads=2,
+        video_connector_attention_head_dim=4, video_connector_num_layers=1, audio_connector_num_attention_heads=2,
+        video_connector_num_learnable_registers=None, audio_connector_num_learnable_registers=None,
+        audio_connector_attention_head_dim=4, audio_connector_num_layers=1, connector_rope_base_seq_len=16,
+        rope_double_precision=False, rope_type="split",
+    )  # fmt: skip
+    vae = AutoencoderKLLTX2Video(
+        latent_channels=4, block_out_channels=(8,), decoder_block_out_channels=(8,), layers_per_block=(1,),
+        decoder_layers_per_block=(1, 1), spatio_temporal_scaling=(True,), decoder_spatio_temporal_scaling=(True,),
+        decoder_inject_noise=(False, False), downsample_type=("spatial",), upsample_residual=(False,),
+        upsample_factor=(1,), patch_size=1, patch_size_t=1, encoder_causal=True, decoder_causal=False,
+    )  # fmt: skip
+    audio_vae = AutoencoderKLLTX2Audio(
+        base_channels=4, output_channels=2, ch_mult=(1,), num_res_blocks=1, attn_resolutions=None, in_channels=2,
+        resolution=32, latent_channels=2, mid_block_add_attention=False, mel_bins=8,
+    )  # fmt: skip
+    vocoder = LTX2Vocoder(
+        in_channels=16, hidden_channels=16, upsample_kernel_sizes=[16, 20], upsample_factors=[8, 20],
+        resnet_kernel_sizes=[3], resnet_dilations=[[1, 3]], output_sampling_rate=16000,
+    )  # fmt: skip
+    pipeline = LTX2Pipeline(
+        FlowMatchEulerDiscreteScheduler(), vae, audio_vae, None, None, connectors, transformer, vocoder
+    )
+    embeds = dict(prompt_embeds=torch.zeros(1, 16, 16), prompt_attention_mask=torch.ones(1, 16, dtype=torch.long))
+    guidance = dict(guidance_scale=1.0, stg_scale=0.0, modality_scale=1.0, audio_guidance_scale=1.0)
+    guidance |= dict(audio_stg_scale=0.0, audio_modality_scale=1.0, spatio_temporal_guidance_blocks=None)
+    return pipeline, embeds | guidance | dict(num_inference_steps=1, use_cross_timestep=False)
 
 
 def cogvideox_pipeline():

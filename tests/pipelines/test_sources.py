@@ -8,6 +8,7 @@ import av
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from diffusers import (
     WanPipeline,
 )
@@ -25,10 +26,7 @@ from helpers.source_pipelines import (
     skyreels_pipeline,
     wan_pipeline,
 )
-from helpers.tiny import make_tiny_pipeline
-from helpers.wan_cases import REFERENCE, TOLERANCE, Case, relative_error
 from PIL import Image
-from reference.deterministic import fill_layout
 
 from ultraflash_diffusers.models.causal_wan_transformer import CausalWanTransformer
 from ultraflash_diffusers.models.hr_autoencoder import HRAutoencoder
@@ -41,7 +39,6 @@ from ultraflash_diffusers.pipelines.sources import (
     has_wan_latents,
     make_source,
 )
-from ultraflash_diffusers.pipelines.sources.generator_stage import TextGeneratorState
 from ultraflash_diffusers.pipelines.sources.video_file import VideoFileSource
 from ultraflash_diffusers.video_io import VideoReader
 
@@ -569,119 +566,6 @@ def test_latents_that_do_not_fit_cannot_be_asked_for():
 # ---- text
 
 
-class RecordedNoise:
-    """The noise of a recorded case, in the place where a stream draws its own."""
-
-    def __init__(self, case):
-        self.case = case
-        given, lengths = case.config.get("first_latent_frames", 0), chunk_lengths(case)
-        self.chunks = {given + sum(lengths[:number]): number for number in range(len(lengths))}
-
-    def __call__(self, role, start, frames, shape):
-        chunk, step = self.chunks[start], role.removeprefix("generator_renoise_")
-        noise = self.case.input(f"noise_{chunk}" if role == "generator" else f"renoise_{chunk}_{step}")
-        assert noise.shape[2] == frames
-        return noise
-
-
-def chunk_lengths(case):
-    config = case.config
-    return config.get("chunk_frames", [config["frames_per_chunk"]] * config["chunks"])
-
-
-def recorded_source(case, prompt_embeds, state=None, network=None, **source_kwargs):
-    height, width = case.config["inputs"]["noise_0"][3:]
-    return source_of(
-        None,
-        generator=case.network() if network is None else network,
-        prompt_embeds=prompt_embeds,
-        noise=RecordedNoise(case),
-        height=8 * height,
-        width=8 * width,
-        num_frames=4 * (case.config.get("first_latent_frames", 0) + sum(chunk_lengths(case)) - 1) + 1,
-        source_kwargs=source_kwargs,
-        state=state,
-    )
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "generator_global",
-        "generator_rolling_sink",
-        "generator_rolling_long",
-        "generator_longlive",
-        "generator_longlive_small",
-        "generator_framewise",
-        "generator_framewise_2step",
-        "generator_framewise_1step",
-    ],
-)
-def test_text_generator_matches_the_published_one(name):
-    """By what its configuration says, and nothing else."""
-    case = Case(name)
-    steps = [len(case.config.get("first_chunk_denoising_steps", case.config["denoising_steps"]))]
-    steps += [len(case.config["denoising_steps"])] * (case.config["chunks"] - 1)
-    for number, chunk in enumerate(recorded_source(case, case.input("context")).chunks()):
-        assert relative_error(chunk.latents, case.outputs[f"denoised_{number}"]) < TOLERANCE
-        assert chunk.statistics == {"generator_passes": steps[number] + 1}
-    assert number + 1 == case.config["chunks"]
-
-
-@pytest.mark.parametrize("fused", [False, True])
-def test_a_generator_with_its_lora_makes_the_published_video(fused, tmp_path):
-    """The file as it is published, loaded as users load it."""
-    case = Case("generator_longlive_lora")
-    pipe = make_tiny_pipeline(generator_transformer=case.network())
-    lora = fill_layout(REFERENCE / "layouts" / f"{case.config['lora_layout']}.json")
-    torch.save({"generator_lora": lora, "critic_lora": {}, "step": 1}, tmp_path / "lora.pt")
-    pipe.load_lora_weights(tmp_path / "lora.pt")
-    if fused:
-        pipe.fuse_lora()
-    source = recorded_source(case, case.input("context"), network=pipe.generator_transformer)
-    for number, chunk in enumerate(source.chunks()):
-        assert relative_error(chunk.latents, case.outputs[f"denoised_{number}"]) < TOLERANCE
-    assert number + 1 == case.config["chunks"]
-
-
-@pytest.mark.parametrize("name", ["generator_framewise_i2v", "generator_framewise_i2v_2step"])
-def test_a_given_picture_is_followed_as_published(name):
-    case = Case(name)
-    source = recorded_source(case, case.input("context"), first_latents=case.input("first_latents"))
-    first, *generated = source.chunks()
-    assert torch.equal(first.latents, case.input("first_latents"))
-    for number, chunk in enumerate(generated):
-        assert relative_error(chunk.latents, case.outputs[f"denoised_{number}"]) < TOLERANCE
-    assert number + 1 == case.config["chunks"]
-
-
-@pytest.mark.parametrize("saved", [False, True])
-@pytest.mark.parametrize("name", ["switch", "switch_early", "switch_resink"])
-def test_a_new_prompt_has_the_cache_computed_again_as_published(name, saved, tmp_path):
-    case = Case(f"generator_longlive_{name}")
-    kwargs = {"recompute_on_prompt_change": True}
-    source = recorded_source(case, case.input("context_0"), **kwargs)
-
-    def change(source):
-        for number, chunk in enumerate(case.config["switch_chunks"], start=1):
-            # anywhere in the chunk before
-            at_frame = 4 * (sum(chunk_lengths(case)[:chunk]) - 1) + 1 - 3
-            source.change_prompt(number, case.input(f"context_{number}"), at_frame)
-
-    change(source)
-    chunks = source.chunks()
-    for number in range(case.config["chunks"]):
-        chunk = next(chunks)
-        assert relative_error(chunk.latents, case.outputs[f"denoised_{number}"]) < TOLERANCE
-        assert ("prompt_change" in chunk.timings) == (number in case.config["switch_chunks"])
-        if saved:
-            source.state().save(tmp_path / "state.safetensors")
-            state = TextGeneratorState.load(tmp_path / "state.safetensors")
-            source = recorded_source(case, case.input("context_0"), state, **kwargs)
-            change(source)
-            chunks = source.chunks()
-
-
 def tiny_generator(**config):
     torch.manual_seed(0)
     sizes = dict(num_attention_heads=2, attention_head_dim=12, text_dim=16, text_length=4, freq_dim=32, ffn_dim=32)
@@ -775,18 +659,54 @@ def test_video_starts_with_the_given_frames():
     assert torch.equal(all_latents(chunks)[:, :, :4], clip.expand(2, -1, -1, -1, -1))
 
 
+def test_pictures_of_any_size_are_brought_to_the_video():
+    picture = random_frames(1, height=32, width=64)
+    first = lambda **options: next(text_source(source_kwargs=options).chunks()).latents  # noqa: E731
+    pixels = frames_to_pixels(picture)[:, :, 0]
+    whole = F.interpolate(pixels, (16, 16), mode="bicubic", antialias=True).clamp(-1, 1)
+    cut = F.interpolate(pixels, (16, 32), mode="bicubic", antialias=True)[..., 8:24].clamp(-1, 1)
+    for expected, options in ((whole, {}), (cut, dict(resize_mode="crop"))):
+        with torch.no_grad():
+            latents = AUTOENCODER.encode(expected[:, :, None]).latents
+        torch.testing.assert_close(first(first_frames=picture, **options), latents, atol=1e-5, rtol=1e-4)
+    decoder = tiny_autoencoder(encoder_channels=(), encoder_blocks=())
+    with pytest.raises(ValueError, match="decoder alone"):
+        text_source(autoencoder=decoder, source_kwargs=dict(first_frames=picture))
+
+
+def test_a_schedule_of_the_calls_own_is_that_of_a_generator_so_configured():
+    schedule = dict(frames_per_chunk=2, first_chunk_frames=1, denoising_steps=(1000, 500), flow_shift=3.0)
+    schedule |= dict(first_chunk_denoising_steps=(1000,), context_noise=5.0, window_frames=6, sink_frames=1)
+    configured = tiny_generator(**schedule)
+    configured.load_state_dict(GENERATOR.state_dict())
+    expected = list(text_source(configured).chunks())
+    chunks = list(text_source(source_kwargs=schedule).chunks())
+    assert [chunk.num_frames for chunk in chunks] == [1, 8, 8, 8]
+    assert [chunk.statistics["generator_passes"] for chunk in chunks] == [2, 3, 3, 3]
+    torch.testing.assert_close(all_latents(chunks), all_latents(expected), atol=1e-5, rtol=1e-4)
+    alike = list(text_source(source_kwargs=dict(frames_per_chunk=1)).chunks())
+    assert [chunk.num_frames for chunk in alike] == [1] + [4] * 6
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (dict(first_frames=random_frames(2)), "4 n \\+ 1"),
-        (dict(first_frames=random_frames(1, height=32)), "32 pixels high"),
+        (dict(first_frames=random_frames(1), resize_mode="fill"), "`resize_mode` must be one of 'default', 'crop'"),
         (dict(first_latents=torch.zeros(1, 16, 1, 4, 4)), "first_latents"),
         (dict(first_latents=torch.full((1, 16, 1, 2, 2), float("nan"))), "not finite"),
         (dict(first_latents=torch.zeros(1, 16, 1, 2, 2), first_frames=random_frames(1)), "both"),
         (dict(denoising_steps=(250, 500)), "denoising_steps"),
         (dict(denoising_steps=()), "denoising_steps"),
+        (dict(denoising_steps=500), "`denoising_steps` must be a list of timesteps, got 500"),
+        (dict(first_chunk_denoising_steps=("a",)), "must be a list of timesteps"),
+        (dict(first_chunk_denoising_steps=()), r"must decrease inside \(0, 1000\], got \(\)"),
         (dict(flow_shift=0.0), "flow_shift"),
-        (dict(window_frames=4, sink_frames=3), "window_frames"),
+        (dict(flow_shift=float("nan")), "`flow_shift` must be a finite number"),
+        (dict(context_noise=1000), "`context_noise` must be in"),
+        (dict(frames_per_chunk=0), "`frames_per_chunk` must be an integer of at least 1"),
+        (dict(window_frames=4, sink_frames=3), "a chunk of 3 frames: at least 6"),
+        (dict(window_frames=4, frames_per_chunk=6), "a chunk of 6 frames: at least 6"),
         (dict(sink_frames=3), "sink_frames"),
     ],
 )

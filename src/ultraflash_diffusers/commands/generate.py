@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .file_options import add_output_options, add_strict, file_arguments, in_words_of_options, lazy_pipeline
+from .generator_options import add_generator_options, generator_keywords
 from .pipeline_options import (
     add_pipeline_options,
     add_stream_options,
     checkpoint_name,
     missing_components,
-    natural,
     positive,
 )
 
@@ -40,18 +40,7 @@ def add_generate(commands: SubParsers) -> argparse.ArgumentParser:
     command.add_argument("--width", type=positive, help="likewise")
     command.add_argument("--num-frames", type=positive, metavar="N", help="frames; the checkpoint's own by default")
     command.add_argument("--fps", type=positive, help="frames a second; the checkpoint's own by default")
-    command.add_argument(
-        "--window-frames",
-        type=positive,
-        metavar="N",
-        help="latent frames that the generator looks back at, for long videos; its own by default",
-    )
-    command.add_argument(
-        "--sink-frames",
-        type=natural,
-        metavar="N",
-        help="of these, how many always are the video's first ones; the generator's own by default",
-    )
+    add_generator_options(command)
     add_strict(command)
     add_stream_options(command)
     add_pipeline_options(command)
@@ -64,6 +53,7 @@ def _run(options: argparse.Namespace) -> None:
     from ..pipelines.video_files import generate_file
 
     _check_generator(checkpoint_name(options))
+    keywords = generator_keywords(options)
     with in_words_of_options():
         report = generate_file(
             lazy_pipeline(options),
@@ -75,6 +65,7 @@ def _run(options: argparse.Namespace) -> None:
             fps=options.fps,
             window_frames=options.window_frames,
             sink_frames=options.sink_frames,
+            source_kwargs=keywords,
             **file_arguments(options),
         )
     report.show(options.json)

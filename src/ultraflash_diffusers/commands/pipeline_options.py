@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +50,17 @@ def share(text: str) -> float:
         value = -1.0
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to 1")
+    return value
+
+
+def factor(text: str) -> float:
+    """Reads a number of more than 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of more than 0")
     return value
 
 
@@ -115,9 +127,16 @@ def pipeline_index(checkpoint: str) -> dict[str, Any]:
     from .. import UltraFlashStreamingPipeline
 
     try:
-        index = UltraFlashStreamingPipeline.load_config(checkpoint)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*local_dir_use_symlinks")  # diffusers' own argument
+            index = UltraFlashStreamingPipeline.load_config(checkpoint)
     except OSError as error:
-        reason = "its model_index.json is missing" if Path(checkpoint).is_dir() else "no such folder or Hub name"
+        reason = (
+            "its model_index.json is missing"
+            if Path(checkpoint).is_dir()
+            else "no such folder or Hub name; `ultraflash convert --recipe list` shows what can be made of published "
+            "weights"
+        )
         raise FileNotFoundError(f"--checkpoint {checkpoint!r}: {reason}") from error
     expected = UltraFlashStreamingPipeline.__name__
     if index.get("_class_name") != expected:

@@ -13,6 +13,7 @@ from .pipeline_options import (
     add_pipeline_options,
     add_stream_options,
     checkpoint_name,
+    factor,
     missing_components,
     natural,
     positive,
@@ -75,7 +76,7 @@ def add_upscale(commands: SubParsers) -> argparse.ArgumentParser:
 def _add_size_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--scale",
-        type=_factor,
+        type=factor,
         metavar="FACTOR",
         help="by how much; the checkpoint's own scale by default. Frames are made at that and resampled to others",
     )
@@ -92,7 +93,7 @@ def _add_track_options(command: argparse.ArgumentParser) -> None:
     )
     sound.add_argument("--no-audio", action="store_true", help="without sound")
     command.add_argument("--deinterlace", action="store_true", help="make whole pictures of interlaced ones")
-    command.add_argument("--fps", type=_factor, help="frames a second of a folder of pictures (default: 24)")
+    command.add_argument("--fps", type=factor, help="frames a second of a folder of pictures (default: 24)")
     command.add_argument(
         "--bit-depth",
         type=int,
@@ -167,17 +168,6 @@ def upscale(options: argparse.Namespace, pipe: LazyPipeline, source: Path, outpu
 def upscale_elsewhere(options: argparse.Namespace, source: Path, output: Path) -> Report:
     """Makes one file in another process, which loads the pipeline for it and shows no progress."""
     return upscale(argparse.Namespace(**vars(options) | {"json": True}), lazy_pipeline(options), source, output)
-
-
-def _factor(text: str) -> float:
-    """Reads a number of more than 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of more than 0")
-    return value
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -35,6 +35,7 @@ from .recognition import Recognition
 logger = logging.get_logger(__name__)
 
 TextFiles = Literal["copy", "link", "none"]
+_ORDER = "order.json"  # what the parts in a growing folder were made for
 _SR_SHIFT = 1.5  # of the SR steps; one step goes from 1 to 0 with any
 # folders of a diffusers repository, and the components that they are here
 _TEXT_PARTS = {"text_encoder": "text_encoder", "tokenizer": "tokenizer"}
@@ -87,14 +88,19 @@ def convert_recipe(
     _say_terms(recipe, say)
     partial = _begin(partial_folder(output), _order(name, settings, dtype, text_files, revisions))
     kitchen = _Kitchen(partial, settings or {}, dtype, hub, revisions or {}, say)
-    used = [file for part in recipe.parts for file in kitchen.convert(part)]
-    kitchen.check_settings()
-    if text_files != "none":
-        used += kitchen.take_folders(recipe.text, _TEXT_PARTS, text_files)
-    if recipe.encoder:
-        used += kitchen.take_folders(recipe.encoder, _ENCODER, "copy" if text_files == "none" else text_files)
-    _finish(name, recipe, partial, used)
-    install(partial, output)
+    try:
+        used = [file for part in recipe.parts for file in kitchen.convert(part)]
+        kitchen.check_settings()
+        if text_files != "none":
+            used += kitchen.take_folders(recipe.text, _TEXT_PARTS, text_files)
+        if recipe.encoder:
+            used += kitchen.take_folders(recipe.encoder, _ENCODER, "copy" if text_files == "none" else text_files)
+        _finish(name, recipe, partial, used)
+        install(partial, output)
+    except Exception:
+        if [path.name for path in partial.glob("*")] == [_ORDER]:  # nothing to go on from
+            shutil.rmtree(partial)
+        raise
     return output
 
 
@@ -129,7 +135,7 @@ def _order(
 
 
 def _begin(partial: Path, order: Mapping[str, Any]) -> Path:
-    note = partial / "order.json"
+    note = partial / _ORDER
     if not note.is_file() or json.loads(note.read_text()) != order:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -181,7 +187,10 @@ class _Kitchen:
                 return UsedFile(component, source, name, path)
             except FileNotFoundError as error:
                 missing.append(str(error))
-        raise FileNotFoundError(f"the {component} was not found: {'; '.join(missing)}")
+        raise FileNotFoundError(
+            f"the {component} was not found: {'; '.join(missing)}. If you have the files, "
+            "`ultraflash convert FILE ...` takes them from where they are"
+        )
 
     def _of_hub(self, source: Source) -> tuple[str, Path]:
         hub = self._hub(source)
@@ -293,7 +302,7 @@ def _finish(name: str, recipe: Recipe, partial: Path, used: list[UsedFile]) -> N
         index["encoder"] = ["diffusers", config["_class_name"]]
     index |= recipe.pipeline
     (partial / "README.md").write_text(model_card(name, recipe, used))
-    (partial / "order.json").unlink()
+    (partial / _ORDER).unlink()
     (partial / "model_index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 

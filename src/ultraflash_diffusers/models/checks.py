@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from numbers import Real
 
 import torch
 
@@ -42,8 +43,10 @@ def check_denoising_steps(name: str, steps: Sequence[float]) -> None:
     """Checks that `steps` are timesteps that decrease inside (0, 1000].
 
     Raises:
-        ValueError: there are none, or they leave the range or do not decrease.
+        ValueError: they are no numbers, there are none, or they leave the range or do not decrease.
     """
+    if not isinstance(steps, Sequence) or isinstance(steps, str) or not all(isinstance(step, Real) for step in steps):
+        raise ValueError(f"`{name}` must be a list of timesteps, got {steps!r}")
     decrease = all(before > after for before, after in itertools.pairwise(steps))
     if not steps or not decrease or not 0 < steps[-1] <= steps[0] <= 1000:
         raise ValueError(f"`{name}` must decrease inside (0, 1000], got {tuple(steps)}")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from diffusers import AutoencoderKLWan, DiffusionPipeline
+from diffusers.models.modeling_utils import ModelMixin
 
 from ..models.hr_autoencoder import HRAutoencoder
 from ..models.video_encoder import VideoEncoder, WanVideoEncoder
@@ -17,9 +18,19 @@ def video_encoder(pipe: DiffusionPipeline) -> VideoEncoder:
         TypeError: `encoder` is of a class that is not known.
         ValueError: it has no encoder, or another latent space than the autoencoder that decodes.
     """
-    encoder, decoder = pipe.encoder, pipe.autoencoder
-    if encoder is None:
-        return decoder
+    return pipe.autoencoder if pipe.encoder is None else fitting_encoder(pipe.encoder, pipe.autoencoder)
+
+
+def fitting_encoder(encoder: ModelMixin, decoder: HRAutoencoder) -> VideoEncoder:
+    """Returns a network as the encoder of what another one decodes, after checking that it can be.
+
+    Args:
+        encoder (`AutoencoderKLWan` or [`HRAutoencoder`]): the network.
+        decoder ([`HRAutoencoder`]): the other one.
+
+    Raises:
+        TypeError, ValueError: see [`video_encoder`].
+    """
     if isinstance(encoder, AutoencoderKLWan):
         ratios = (encoder.config.scale_factor_spatial, encoder.config.scale_factor_temporal)
         fits = is_wan_autoencoder(encoder) and decoder.config.latent_space == WAN_LATENT_SPACE

@@ -175,6 +175,9 @@ class FileStream:
 
     def _write(self, chunk: StreamChunk) -> None:
         frames, times = self._fitted(chunk.frames), self._ticks(chunk)
+        if chunk.audio is not None and chunk.audio_sample_rate is not None:
+            # before a state is saved, which goes on behind the chunk
+            self._writer.write_audio(chunk.audio[0], chunk.audio_sample_rate)
         to_last_cut = len(frames) - (self._writer.frames_written + len(frames)) % FRAGMENT_FRAMES
         if to_last_cut > 0 and time.perf_counter() >= self._next_save:
             self._put(frames[:to_last_cut], times and times[:to_last_cut])

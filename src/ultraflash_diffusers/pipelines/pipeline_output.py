@@ -30,10 +30,16 @@ class UltraFlashPipelineOutput(BaseOutput):
         frames (`torch.Tensor`, `np.ndarray` or `list[list[PIL.Image.Image]]`): by `output_type`: `"pt"` `[batch,
             frames, 3, height, width]` in [0, 1]; `"np"` `[batch, frames, height, width, 3]` in [0, 1], `"uint8"` the
             same in 256 levels; `"pil"` a list of pictures for each video; `"latent"` normalised high-resolution
-            latents `[batch, channels, latent frames, latent height, latent width]`, not cropped.
+            latents `[batch, channels, latent frames, latent height, latent width]`, not cropped. Nothing, where the
+            call was interrupted before the first of them were done.
+        audio (`torch.Tensor`, *optional*): what sounds with the frames, float32 `[batch, channels, samples]` in [-1,
+            1], where the source is a pipeline that makes sound.
+        audio_sample_rate (`int`, *optional*): its samples a second.
     """
 
     frames: Frames
+    audio: torch.Tensor | None = None
+    audio_sample_rate: int | None = None
 
 
 @dataclass
@@ -50,6 +56,9 @@ class StreamChunk:
         times (`list[tuple[Fraction, Fraction]]`, *optional*): for each frame, when and for how long it shows, in
             seconds from the video's start, as the source had it: of video files. `None` where the source does not
             know; frames then follow at whatever rate they are shown.
+        audio (`torch.Tensor`, *optional*): what sounds with these frames, float32 `[batch, channels, samples]` in [-1,
+            1], where the source is a pipeline that makes sound. Chunk after chunk it is the whole sound, without gaps.
+        audio_sample_rate (`int`, *optional*): its samples a second.
     """
 
     frames: Frames
@@ -57,6 +66,8 @@ class StreamChunk:
     timings: Mapping[str, float] = field(default_factory=dict)
     statistics: dict[str, Any] = field(default_factory=dict)
     times: list[tuple[Fraction, Fraction]] | None = None
+    audio: torch.Tensor | None = None
+    audio_sample_rate: int | None = None
     _capture: Callable[[int], PipelineStreamState] | None = field(default=None, repr=False)
 
     def state(self) -> PipelineStreamState:
@@ -96,9 +107,17 @@ def postprocess(video: torch.Tensor, output_type: OutputType, processor: VideoPr
     return processor.postprocess_video(video, output_type=output_type)
 
 
-def joined(chunks: list[StreamChunk], output_type: OutputType) -> Frames:
-    """The frames of all chunks of a stream as one video."""
+def whole_output(chunks: list[StreamChunk], output_type: OutputType) -> UltraFlashPipelineOutput:
+    """All chunks of a stream as one video."""
+    heard = [(chunk.audio, chunk.audio_sample_rate) for chunk in chunks if chunk.audio is not None]
+    audio = torch.cat([audio for audio, _ in heard], dim=-1) if heard else None
+    return UltraFlashPipelineOutput(_joined(chunks, output_type), audio, heard[0][1] if heard else None)
+
+
+def _joined(chunks: list[StreamChunk], output_type: OutputType) -> Frames:
     parts: list[Any] = [chunk.frames for chunk in chunks]
+    if not parts:
+        return [] if output_type == "pil" else torch.empty(0) if output_type in ("pt", "latent") else np.empty(0)
     if output_type == "pil":
         return [[picture for video in videos for picture in video] for videos in zip(*parts, strict=True)]
     if output_type in ("np", "uint8"):

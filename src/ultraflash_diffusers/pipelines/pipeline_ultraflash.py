@@ -36,7 +36,7 @@ from .execution_mixin import ExecutionMixin
 from .group_maker import StreamSettings
 from .habits import FamiliarPipeline, one_source, scaled_lora, several_videos
 from .lora import UltraFlashLoraLoaderMixin
-from .pipeline_output import OUTPUT_TYPES, Frames, OutputType, UltraFlashPipelineOutput, joined
+from .pipeline_output import OUTPUT_TYPES, OutputType, UltraFlashPipelineOutput, whole_output
 from .pipeline_state import PipelineStreamState
 from .prompt_encoding import PromptEncodingMixin
 from .stages import SRSettings
@@ -169,7 +169,7 @@ class UltraFlashStreamingPipeline(ExecutionMixin, PromptEncodingMixin, FamiliarP
         return_dict: bool = True,
         callback_on_step_end: StepEndCallback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
-    ) -> UltraFlashPipelineOutput | tuple[Frames]:
+    ) -> UltraFlashPipelineOutput | tuple[Any, ...]:
         """Makes a whole video: all chunks of [`~UltraFlashStreamingPipeline.stream`], joined.
 
         Args:
@@ -180,7 +180,7 @@ class UltraFlashStreamingPipeline(ExecutionMixin, PromptEncodingMixin, FamiliarP
             prompt, source and all others: see [`~UltraFlashStreamingPipeline.stream`].
 
         Returns:
-            [`UltraFlashPipelineOutput`] or `tuple`: the frames.
+            [`UltraFlashPipelineOutput`] or `tuple`: the frames, and the sound of a source pipeline that makes some.
 
         Raises:
             ValueError: all that `stream` raises.
@@ -222,8 +222,8 @@ class UltraFlashStreamingPipeline(ExecutionMixin, PromptEncodingMixin, FamiliarP
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
         )
         with stream, scaled_lora(self, attention_kwargs):
-            frames = joined(list(stream), output_type)
-        return UltraFlashPipelineOutput(frames=frames) if return_dict else (frames,)
+            output = whole_output(list(stream), output_type)
+        return output if return_dict else output.to_tuple()
 
     @torch.no_grad()
     def stream(

@@ -4,10 +4,38 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+
+ResizeMode = Literal["default", "crop"]
+RESIZE_MODES: tuple[ResizeMode, ...] = ("default", "crop")
+
+
+def fitted(pixels: torch.Tensor, height: int, width: int, resize_mode: ResizeMode) -> torch.Tensor:
+    """Brings frames of any size to one, by bicubic interpolation, which averages where it makes them smaller.
+
+    Args:
+        pixels (`torch.Tensor`): `[batch, 3, frames, height, width]` in [-1, 1].
+        height, width (`int`): of the result.
+        resize_mode (`str`): `"default"` brings each side to its new length; `"crop"` keeps the aspect and cuts what is
+            over, half of it at each end.
+    """
+    rows, columns = pixels.shape[-2:]
+    if (rows, columns) == (height, width):
+        return pixels
+    if resize_mode == "crop":
+        scale = max(height / rows, width / columns)
+        rows, columns = max(height, round(rows * scale)), max(width, round(columns * scale))
+    else:
+        rows, columns = height, width
+    frames = pixels.transpose(1, 2).flatten(0, 1).float()
+    frames = F.interpolate(frames, (rows, columns), mode="bicubic", antialias=True).clamp(-1, 1)
+    top, left = (rows - height) // 2, (columns - width) // 2
+    frames = frames[..., top : top + height, left : left + width]
+    return frames.unflatten(0, (pixels.shape[0], -1)).transpose(1, 2)
 
 
 def target_size(

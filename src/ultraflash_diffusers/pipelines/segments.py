@@ -13,6 +13,7 @@ import torch
 from ..models.stream_state import StreamState
 from .execution.timing import StageTimings
 from .finite import FiniteCheck
+from .frame_audio import FrameAudio
 from .sources.base import Source, SourceChunk
 
 
@@ -29,6 +30,7 @@ class LatentSegment(StreamState):
         pixels (`torch.Tensor`, *optional*): `[batch, 3, pixel frames, height, width]`, the source's own frames.
         times (`list[tuple[Fraction, Fraction]]`, *optional*): for each pixel frame that belongs to the video, when and
             for how long it shows, in seconds, where the source knows.
+        audio ([`FrameAudio`], *optional*): what sounds with these frames, where the source makes sound.
     """
 
     latents: torch.Tensor
@@ -37,6 +39,7 @@ class LatentSegment(StreamState):
     ratio: int
     pixels: torch.Tensor | None = None
     times: list[tuple[Fraction, Fraction]] | None = None
+    audio: FrameAudio | None = None
 
     @classmethod
     def from_chunk(cls, chunk: SourceChunk, starts_clip: bool, ratio: int) -> LatentSegment:
@@ -44,7 +47,8 @@ class LatentSegment(StreamState):
         first = 1 if starts_clip else ratio
         kept = [first] + [ratio] * (-(-(chunk.num_frames - first) // ratio))
         kept[-1] -= sum(kept) - chunk.num_frames
-        return cls(chunk.latents, kept, starts_clip, ratio, chunk.pixels, chunk.times).split(len(kept))[0]
+        whole = cls(chunk.latents, kept, starts_clip, ratio, chunk.pixels, chunk.times, chunk.audio)
+        return whole.split(len(kept))[0]
 
     def __len__(self) -> int:
         return self.latents.shape[2]
@@ -63,20 +67,28 @@ class LatentSegment(StreamState):
         if self.times is not None and other.times is not None:
             times = self.times + other.times
         latents = torch.cat([self.latents.to(other.latents), other.latents], dim=2)
-        return replace(self, latents=latents, kept=self.kept + other.kept, pixels=pixels, times=times)
+        audio = FrameAudio.joined([self.audio, other.audio])
+        return replace(self, latents=latents, kept=self.kept + other.kept, pixels=pixels, times=times, audio=audio)
 
     def split(self, count: int) -> tuple[LatentSegment, LatentSegment | None]:
         """Cuts after `count` latent frames; the second part is `None` where nothing is left."""
         if count >= len(self):
             return self, None
         boundary = self.ratio * count - (self.ratio - 1 if self.starts_clip else 0)
-        head_pixels = tail_pixels = head_times = tail_times = None
+        head_pixels = tail_pixels = head_times = tail_times = head_audio = tail_audio = None
         if self.pixels is not None:
             head_pixels, tail_pixels = self.pixels[:, :, :boundary], self.pixels[:, :, boundary:]
         if self.times is not None:
             head_times, tail_times = self.times[:boundary], self.times[boundary:]
+        if self.audio is not None:
+            head_audio, tail_audio = self.audio[:boundary], self.audio[boundary:]
         head = replace(
-            self, latents=self.latents[:, :, :count], kept=self.kept[:count], pixels=head_pixels, times=head_times
+            self,
+            latents=self.latents[:, :, :count],
+            kept=self.kept[:count],
+            pixels=head_pixels,
+            times=head_times,
+            audio=head_audio,
         )
         tail = replace(
             self,
@@ -85,6 +97,7 @@ class LatentSegment(StreamState):
             starts_clip=False,
             pixels=tail_pixels,
             times=tail_times,
+            audio=tail_audio,
         )
         return head, tail
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,15 +11,19 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import PIL.Image
 import torch
+from diffusers import DiffusionPipeline
 
 from ..video_io import VideoReader, VideoWriter
-from .argument_kinds import check_choice, check_type, checked_number, checked_whole, optional_whole
+from .argument_kinds import check_choice, check_type, checked_number, checked_whole, optional_whole, shown
 from .color_correction import COLOR_CORRECTIONS, ColorCorrection
 from .file_stream import FileStream, Report
 from .pipeline_state import PipelineStreamState
 from .pipeline_ultraflash import UltraFlashStreamingPipeline
 from .resampling import target_size
+from .sources.pipeline_audio import call_frame_rate
 
 
 @dataclass(frozen=True)
@@ -157,6 +162,8 @@ def generate_file(
     fps: float | None = None,
     window_frames: int | None = None,
     sink_frames: int | None = None,
+    source: DiffusionPipeline | None = None,
+    source_kwargs: Mapping[str, Any] | None = None,
     seed: int = 0,
     num_inference_steps: int = 1,
     crf: float = 18,
@@ -174,6 +181,10 @@ def generate_file(
         height, width (`int`, *optional*): pixels of the result, both or none; the pipeline's own by default.
         num_frames (`int`, *optional*), fps (`float`, *optional*): likewise.
         window_frames, sink_frames (`int`, *optional*): see [`TextGeneratorSource`]; the generator's own by default.
+        source (`DiffusionPipeline`, *optional*): makes the low-resolution video in the generator's place. Its sound,
+            if it makes some, goes into the file, and `fps` is the rate that it is called with, if it is told one.
+        source_kwargs (`dict`, *optional*): more for the generator, such as its steps or first frames, or for the call
+            of `source`; see [`UltraFlashStreamingPipeline.stream`].
         output and all others: see [`upscale_file`].
 
     Returns:
@@ -191,7 +202,11 @@ def generate_file(
     height = optional_whole("height", height) or config["default_height"]
     width = optional_whole("width", width) or config["default_width"]
     num_frames = optional_whole("num_frames", num_frames) or config["default_num_frames"]
-    fps = config["default_fps"] if fps is None else fps
+    check_type("source", source, DiffusionPipeline)
+    check_type("source_kwargs", source_kwargs, Mapping)
+    keywords = dict(source_kwargs or {})
+    if fps is None:
+        fps = (source and call_frame_rate(source, keywords)) or config["default_fps"]
     window_frames = optional_whole("window_frames", window_frames)
     sink_frames = optional_whole("sink_frames", sink_frames, least=0)
     seed, num_inference_steps, save_every = _checked(seed, num_inference_steps, save_every)
@@ -201,9 +216,13 @@ def generate_file(
         "num_frames": num_frames,
         "window_frames": window_frames,
         "sink_frames": sink_frames,
+        "source": None if source is None else type(source).__name__,
+        **{name: _recorded(value) for name, value in keywords.items()},
         "seed": seed,
         "steps": num_inference_steps,
     }
+    window = {"window_frames": window_frames, "sink_frames": sink_frames}
+    keywords |= {name: value for name, value in window.items() if value is not None}
     writer = VideoWriter(
         output, width, height, fps=fps, crf=crf, resume=resume, overwrite=overwrite, made_with=identity
     )
@@ -211,12 +230,13 @@ def generate_file(
         return FileStream(writer, num_frames, save_every, progress).run(
             lambda state: _loaded(pipe, height, width).stream(
                 prompt,
+                source,
                 height=height,
                 width=width,
                 num_frames=num_frames,
                 num_inference_steps=num_inference_steps,
                 generator=_generator(seed, state),
-                source_kwargs={"window_frames": window_frames, "sink_frames": sink_frames},
+                source_kwargs=keywords,
                 output_type="uint8",
                 state=state,
             )
@@ -245,6 +265,16 @@ def _identity(
     """What decides the frames beside the arguments; whoever loads later says it in `made_with`."""
     own = {} if isinstance(pipe, LazyPipeline) else {"checkpoint": str(pipe.name_or_path), "dtype": str(pipe.dtype)}
     return {**own, **(made_with or {})}
+
+
+def _recorded(value: Any) -> str | int | float | None:
+    """An argument as data by which a resumed run is compared with the one before: pictures and arrays by content."""
+    if value is None or isinstance(value, str | int | float):
+        return value
+    if isinstance(value, PIL.Image.Image | np.ndarray | torch.Tensor):
+        array = value.detach().float().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+        return hashlib.sha256(f"{array.shape} {array.dtype}".encode() + array.tobytes()).hexdigest()[:32]
+    return shown(value) if isinstance(value, list | tuple) else type(value).__name__
 
 
 def _generator(seed: int, state: PipelineStreamState | None) -> torch.Generator | None:

@@ -17,11 +17,12 @@ from .execution.threads import for_another_thread
 from .execution.timing import StageTimings, stage_timer
 from .execution.workers import Worker, return_worker
 from .finite import FiniteCheck, first_failure
+from .frame_audio import FrameAudio
 from .group_maker import GroupMaker, PromptTurn, RefinedGroup, StreamSettings
 from .pipeline_output import Frames, StreamChunk
 from .pipeline_state import CurrentState, PipelineStreamState, PromptChange
 from .segments import LatentSegment
-from .sources import Source
+from .sources import Source, SourceInterrupted
 from .stages import DecodeStage, FrameState
 
 EncodePrompt = Callable[..., tuple[torch.Tensor, torch.Tensor | None]]
@@ -94,6 +95,7 @@ class VideoStream(Iterator[StreamChunk]):
         decoding_stream: torch.cuda.Stream | None = None,
     ) -> None:
         self._source = source
+        self._frame_rate = source.frame_rate
         self._maker = maker
         self._decode = decode
         self._turns = turns
@@ -124,6 +126,8 @@ class VideoStream(Iterator[StreamChunk]):
         try:
             with torch.no_grad(), on_cuda_stream(self._decoding_stream):
                 chunk = self._next_chunk()
+        except SourceInterrupted:
+            chunk = None
         except BaseException:
             self.close()
             raise
@@ -133,6 +137,11 @@ class VideoStream(Iterator[StreamChunk]):
         self._hand_over(chunk)
         self._host.progress_bar.update(chunk.num_frames)
         return chunk
+
+    @property
+    def frame_rate(self) -> Fraction | None:
+        """Frames a second where the source has a rate of its own: of files, and of pipelines that are told one."""
+        return self._frame_rate
 
     @property
     def size(self) -> tuple[int, int]:
@@ -272,7 +281,17 @@ class VideoStream(Iterator[StreamChunk]):
         frame_range = (start, start + sum(segment.num_frames for segment in segments))
         with stage_timer(timings, "output", video.device):
             frames = self._host.postprocess(video)
-        return StreamChunk(frames, frame_range, timings, statistics, _times(segments), self._state_after)
+        audio = FrameAudio.joined([segment.audio for segment in segments])
+        return StreamChunk(
+            frames,
+            frame_range,
+            timings,
+            statistics,
+            times=_times(segments),
+            audio=None if audio is None else audio.waveform,
+            audio_sample_rate=None if audio is None else audio.sample_rate,
+            _capture=self._state_after,
+        )
 
     def _output(self, count: int, timings: StageTimings) -> tuple[LatentSegment, torch.Tensor]:
         """Takes up to `count` of the latent frames that wait to be decoded, and makes of them what is asked for."""

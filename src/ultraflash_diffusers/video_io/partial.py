@@ -15,13 +15,12 @@ from zlib import crc32
 
 from filelock import FileLock, Timeout
 
+from .durable import PIECE, synchronise
 from .pictures import picture_files
 from .probe import VideoInfo
-from .remux import synchronise
 from .tracks import OUTPUT_SUFFIXES
 
 _VERSION = 2
-_PIECE = 2**20
 # Sources up to here are told from others by their whole content, larger ones by pieces from all over them
 _WHOLLY_READ = 2**28
 ADVICE = "start anew with overwrite=True"
@@ -40,6 +39,7 @@ class PartialFiles:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.video = self._sidecar("mp4")
+        self.audio = self._sidecar("audio")
         self.finishing = self._sidecar(f"finishing{path.suffix}")
         self._record = self._sidecar("json")
         self._lock = FileLock(self._sidecar("lock"))
@@ -164,15 +164,6 @@ def file_mark(path: Path) -> list[int]:
     return [stat.st_ino, stat.st_size, stat.st_mtime_ns]
 
 
-def checksum(path: Path, size: int) -> int:
-    """Returns the CRC-32 of a file's first `size` bytes."""
-    value = 0
-    with path.open("rb") as file:
-        while size > 0 and (piece := file.read(min(size, _PIECE))):
-            value, size = crc32(piece, value), size - len(piece)
-    return value
-
-
 def fingerprint(path: Path) -> str:
     """Returns a hash of a clip's content: of the whole up to 256 MiB, else of 256 pieces spread over it."""
     digest = hashlib.blake2b(digest_size=16)
@@ -185,12 +176,12 @@ def fingerprint(path: Path) -> str:
 
 def _pieces(path: Path) -> Iterator[bytes]:
     size = path.stat().st_size
-    count = -(-size // _PIECE)
-    step = 1 if size <= _WHOLLY_READ else count / (_WHOLLY_READ // _PIECE)
+    count = -(-size // PIECE)
+    step = 1 if size <= _WHOLLY_READ else count / (_WHOLLY_READ // PIECE)
     with path.open("rb") as file:
-        for number in range(min(count, _WHOLLY_READ // _PIECE)):
-            file.seek(round(number * step) * _PIECE)
-            yield file.read(_PIECE)
+        for number in range(min(count, _WHOLLY_READ // PIECE)):
+            file.seek(round(number * step) * PIECE)
+            yield file.read(PIECE)
 
 
 def differences(now: Mapping[str, Any], then: Mapping[str, Any]) -> Iterator[str]:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import errno
 import heapq
 import io
-import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -22,7 +21,9 @@ from av.container import InputContainer, OutputContainer
 from av.packet import Packet
 from av.stream import Stream
 
+from .durable import synchronise
 from .fragments import EncoderSettings, sample_fragment
+from .made_audio import MadeAudio
 from .matroska import erase_frame_duration
 from .opening import open_clip, open_container, to_fraction
 from .probe import VideoInfo, read_timecode
@@ -111,7 +112,13 @@ def _try_header(
 
 
 def remux(
-    video: Path, unfinished: Path, settings: EncoderSettings, plan: OutputPlan, frames: int, end: Fraction
+    video: Path,
+    unfinished: Path,
+    settings: EncoderSettings,
+    plan: OutputPlan,
+    audio: MadeAudio,
+    frames: int,
+    end: Fraction,
 ) -> None:
     """Writes a plain file from the encoded pictures and the source's sound and subtitles.
 
@@ -120,6 +127,7 @@ def remux(
         unfinished (`Path`): the file to write.
         settings ([`EncoderSettings`]): of the pictures.
         plan ([`OutputPlan`]): what else it holds.
+        audio ([`MadeAudio`]): sound that was made with the pictures; may be none.
         frames (`int`): how many frames `video` holds.
         end (`Fraction`): when the last frame ends, in seconds. Where the source's pictures go on after it, its sound
             and subtitles are cut there.
@@ -132,7 +140,7 @@ def remux(
         pictures = files.enter_context(open_container(video))
         clip = files.enter_context(open_container(plan.source.path)) if plan.source else None
         result = files.enter_context(_new_output(unfinished, pictures, plan))
-        _copy(pictures, clip, result, plan, rate or settings.fps, end)
+        _copy(pictures, clip, result, plan, audio, rate or settings.fps, end)
     if plan.container == "matroska" and rate is None:
         erase_frame_duration(unfinished)
     _check_complete(unfinished, frames)
@@ -167,12 +175,6 @@ def _constant_rate(video: Path, settings: EncoderSettings) -> Fraction | None:
     return None
 
 
-def synchronise(path: Path) -> None:
-    """Waits until a file's content is on the disk."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
 def _add_all(
     pictures: InputContainer,
     clip: InputContainer | None,
@@ -204,6 +206,7 @@ def _copy(
     clip: InputContainer | None,
     result: OutputContainer,
     plan: OutputPlan,
+    audio: MadeAudio,
     rate: Fraction,
     end: Fraction,
 ) -> None:
@@ -211,7 +214,7 @@ def _copy(
     start = source.start_pts * source.time_base if source else Fraction(0)
     cut = end if source and _goes_on(source, start + end) else None
     target, clip_tracks, _ = _add_all(pictures, clip, result, plan, rate, start, cut)
-    sequences = [_pictures(pictures, target)]
+    sequences = [_pictures(pictures, target), audio.packets(result, end)]
     if clip is not None and source is not None:
         # copied sound before time 0 is a decoder's run-in, hidden by an edit list; Matroska would play it
         dropped = plan.audio.copied if plan.container == "matroska" else frozenset()

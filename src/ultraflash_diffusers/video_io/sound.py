@@ -1,5 +1,5 @@
 # Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
-"""Sound that an output cannot hold as it is, encoded again as AAC, in time."""
+"""Sound that is encoded as AAC, in time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import av
 import numpy as np
 from av.audio.frame import AudioFrame
 from av.audio.resampler import AudioResampler
-from av.audio.stream import AudioStream
 from av.container import OutputContainer
 from av.packet import Packet
 
@@ -18,7 +17,7 @@ from .opening import to_fraction
 _AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
 _USUAL_RATE = 48000
 # What a number of channels means where a file does not say it; AAC has no names for others
-_LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "4.0", 5: "5.0", 6: "5.1", 8: "7.1"}
+LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "4.0", 5: "5.0", 6: "5.1", 8: "7.1"}
 _BITS_PER_CHANNEL = 64000
 _DTYPES = {"u8": "u1", "s16": "i2", "s32": "i4", "flt": "f4", "dbl": "f8"}
 _BLOCK = 1024  # samples of an AAC packet
@@ -27,21 +26,19 @@ _LONGEST_SILENCE = 600  # seconds; a longer gap is a broken timestamp
 
 
 class AACEncoder:
-    """Makes AAC packets from those of another track.
+    """Makes AAC packets from decoded sound.
 
-    Where the source leaves a gap, silence is put; where it tells no times, the sound is taken to be continuous.
+    Where its times leave a gap, silence is put; where it tells no times, the sound is taken to be continuous.
 
     Args:
-        track (`AudioStream`): the source's track.
         result (`OutputContainer`): gets an AAC track, `target`.
-        sample_rate (`int`): of the source's sound; where AAC has none like it, 48000 becomes of it.
-        channels (`int`): of the source's sound; where they have no usual layout, two become of them.
+        sample_rate (`int`): of the sound; where AAC has none like it, 48000 becomes of it.
+        channels (`int`): of the sound; where they have no usual layout, two become of them.
     """
 
-    def __init__(self, track: AudioStream, result: OutputContainer, sample_rate: int, channels: int) -> None:
-        self._track = track
+    def __init__(self, result: OutputContainer, sample_rate: int, channels: int) -> None:
         self._rate = sample_rate if sample_rate in _AAC_RATES else _USUAL_RATE
-        self._layout = _LAYOUTS.get(channels, "stereo")
+        self._layout = LAYOUTS.get(channels, "stereo")
         self.target = result.add_stream("aac", rate=self._rate, layout=self._layout)
         # a second generation should not be heard
         self.target.codec_context.bit_rate = _BITS_PER_CHANNEL * max(2, channels)
@@ -51,23 +48,19 @@ class AACEncoder:
         self._waiting = np.zeros((0, self._channels), np.float32)
         self._position: int | None = None
 
-    def __call__(self, packet: Packet) -> list[Packet]:
-        """Returns what is ready after the next packet; one without content ends the track."""
-        encoded = []
-        for frame in self._track.decode(packet):
-            encoded += self._take(frame)
-        if packet.size:
-            return encoded
-        if self._resampler is not None:
-            self._append(self._resampler.resample(None))
-        return encoded + self._encode(last=True) + self.target.encode(None)
-
-    def _take(self, frame: AudioFrame) -> list[Packet]:
+    def add(self, frame: AudioFrame) -> list[Packet]:
+        """Returns what is ready after the next frame."""
         time_base = to_fraction(frame.time_base)
         if frame.pts is not None and time_base is not None:
             self._keep_time(frame.pts * time_base)
         self._append(self._converter_of(frame).resample(_named(frame)))
         return self._encode(last=False)
+
+    def end(self) -> list[Packet]:
+        """Returns what is left."""
+        if self._resampler is not None:
+            self._append(self._resampler.resample(None))
+        return self._encode(last=True) + self.target.encode(None)
 
     def _keep_time(self, time: Fraction) -> None:
         """Starts the track at `time`, or fills the gap that has come before it."""
@@ -107,7 +100,7 @@ class AACEncoder:
 def _named(frame: AudioFrame) -> AudioFrame:
     """Returns the frame with the usual layout of its channels where it names none."""
     channels = frame.layout.nb_channels
-    usual = _LAYOUTS.get(channels)
+    usual = LAYOUTS.get(channels)
     if usual is None or not frame.layout.name.endswith("channels"):
         frame.pts = None
         return frame

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fractions import Fraction
 
 import av
@@ -84,3 +85,18 @@ class JoinedClock:
         if expected is None:
             return self.offset
         return min((self.offset, self.former_offset), key=lambda offset: abs(time + offset - expected))
+
+
+def check_times(pts: Sequence[int], durations: Sequence[int], frames: int, last_pts: int | None) -> None:
+    """Checks the times of frames that follow one at `last_pts`.
+
+    Raises:
+        ValueError: there are not as many as frames, or they do not grow.
+    """
+    if len(pts) != frames or len(durations) != frames:
+        raise ValueError(f"{frames} `frames` with {len(pts)} `pts` and {len(durations)} `durations`")
+    before = -1 if last_pts is None else last_pts
+    for tick, duration in zip(pts, durations, strict=True):
+        if tick <= before or duration < 1:
+            raise ValueError(f"`pts` must grow, from 0, with `durations` of 1 or more: {tick} follows {before}")
+        before = tick

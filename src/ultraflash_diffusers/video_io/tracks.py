@@ -151,8 +151,8 @@ def _add_sound(
         tracks[track.index] = _Copier(target)
     elif track.index in plan.encoded:
         losses.append(f"{name} is encoded again as AAC, which players expect in {container}")
-        encoder = AACEncoder(track, result, *plan.encoded[track.index])
-        target, tracks[track.index] = encoder.target, encoder
+        encoder = AACEncoder(result, *plan.encoded[track.index])
+        target, tracks[track.index] = encoder.target, _transcoder(track, encoder)
     else:
         losses.append(f"{name} is dropped, it cannot be decoded")
         return
@@ -208,6 +208,14 @@ class _Copier:
         self._last_dts, self._end = packet.dts, packet.pts + (packet.duration or 1)
         packet.stream = self._target
         return [packet]
+
+
+def _transcoder(track: AudioStream, encoder: AACEncoder) -> Converter:
+    def transcode(packet: Packet) -> list[Packet]:
+        encoded = [made for frame in track.decode(packet) for made in encoder.add(frame)]
+        return encoded if packet.size else encoded + encoder.end()  # the mark of the end has no content
+
+    return transcode
 
 
 def _subtitle_encoder(

@@ -23,13 +23,16 @@ import av
 import numpy as np
 import torch
 
+from .durable import checksum, synchronise
 from .fragments import FRAGMENT_FRAMES, Fragment, choose_settings, header_size
 from .frames import checked_frames, tensor_to_frames
 from .interrupts import interrupts_deferred
-from .partial import ADVICE, PartialFiles, checked_output, checksum, differences, file_mark, fingerprint
+from .made_audio import MadeAudio
+from .partial import ADVICE, PartialFiles, checked_output, differences, file_mark, fingerprint
 from .probe import VideoInfo
 from .reader import VideoReader
-from .remux import plan_output, remux, synchronise
+from .remux import plan_output, remux
+from .timing import check_times
 
 
 class VideoWriter:
@@ -141,6 +144,7 @@ class VideoWriter:
         self._header = b""
         self._bytes = self._checksum = self._fragments = 0
         self._fragment: Fragment | None = None
+        self._audio = MadeAudio(self._files.audio)
 
     def _make_identity(self, audio_tracks: Sequence[int] | None, made_with: dict[str, Any]) -> dict[str, Any]:
         """What an interrupted run and its continuation must share, as JSON data."""
@@ -180,11 +184,27 @@ class VideoWriter:
             pts = [round(interval * (self.frames_written + index)) for index in range(len(array))]
         if durations is None:
             durations = [self.settings.ticks_per_frame] * len(array)
-        self._check_times(pts, durations, len(array))
+        check_times(pts, durations, len(array), self.last_pts)
         self.complete = False
         for pixels, tick, duration in zip(array, pts, durations, strict=True):
             with interrupts_deferred():
                 self._add(pixels, int(tick), int(duration))
+
+    def write_audio(self, samples: np.ndarray | torch.Tensor, sample_rate: int) -> None:
+        """Adds what sounds next, from the first frame on without a gap, to a track of AAC in the finished file.
+
+        It is cut where the frames end. Checkpoints count all that was added before them.
+
+        Args:
+            samples (`np.ndarray` or `torch.Tensor`): floating point `[channels, samples]` in [-1, 1].
+            sample_rate (`int`): samples a second.
+
+        Raises:
+            OSError, TypeError, ValueError: as [`~VideoWriter.write`]; or there is a `source`, whose sound is taken.
+        """
+        if self.source is not None:
+            raise ValueError(f"the sound of {str(self.path)!r} is that of its source: `samples` cannot be added")
+        self._audio.append(samples, sample_rate)
 
     def checkpoint(self, save_state: Callable[[Path], object] | None = None) -> None:
         """Makes everything written so far durable, and the place from which `resume=True` goes on.
@@ -245,7 +265,7 @@ class VideoWriter:
         finishing = self._files.finishing
         try:
             self._check_source(kept)
-            remux(self.partial_path, finishing, self.settings, self._plan, self.frames_written, end)
+            remux(self.partial_path, finishing, self.settings, self._plan, self._audio, self.frames_written, end)
             self._record(self.state_path, published=file_mark(finishing))
             self._files.publish(self._overwrite)
         except FileExistsError as error:
@@ -347,7 +367,7 @@ class VideoWriter:
             "published": published,
             "state": state,
         }
-        self._files.save_record(self._identity | record)
+        self._files.save_record(self._identity | record | {"audio": self._audio.record()})
 
     def _open(self, resume: bool) -> BinaryIO:
         try:
@@ -392,6 +412,7 @@ class VideoWriter:
         self.state_path = self._checked_state(record["state"])
         if self._published:
             return Path(os.devnull).open("r+b", buffering=0)
+        self._audio.take_up(record.get("audio"), ADVICE)
         file = self.partial_path.open("r+b", buffering=0)
         file.truncate(self._bytes)
         self._header = file.read(header_size(file)) if self._bytes else b""
@@ -429,12 +450,3 @@ class VideoWriter:
             expected = f"{self.settings.width}x{self.settings.height}"
             raise ValueError(f"`frames` are {width}x{height}, but {str(self.path)!r} was opened for {expected}")
         return array
-
-    def _check_times(self, pts: Sequence[int], durations: Sequence[int], count: int) -> None:
-        if len(pts) != count or len(durations) != count:
-            raise ValueError(f"{count} `frames` with {len(pts)} `pts` and {len(durations)} `durations`")
-        before = -1 if self.last_pts is None else self.last_pts
-        for tick, duration in zip(pts, durations, strict=True):
-            if tick <= before or duration < 1:
-                raise ValueError(f"`pts` must grow, from 0, with `durations` of 1 or more: {tick} follows {before}")
-            before = tick

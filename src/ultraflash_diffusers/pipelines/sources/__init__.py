@@ -24,7 +24,7 @@ from ...models.video_encoder import VideoEncoder
 from ..argument_kinds import optional_whole, shown
 from ..cache_management import DynamicCacheManagement
 from ..execution.plan import ExecutionPlan
-from .base import FrameNoise, Source, SourceChunk, SourceEndedError, checked_state, padded_size
+from .base import FrameNoise, Source, SourceChunk, SourceEndedError, SourceInterrupted, checked_state, padded_size
 from .diffusers_pipeline import (
     LIVE_CHUNKS,
     WAN_LATENT_SPACE,
@@ -52,6 +52,7 @@ __all__ = [
     "Source",
     "SourceChunk",
     "SourceEndedError",
+    "SourceInterrupted",
     "TextGeneratorSource",
     "TextGeneratorState",
     "frames_to_pixels",
@@ -177,7 +178,7 @@ def _generator_keywords(source_kwargs: dict[str, Any]) -> dict[str, Any]:
     known = [name for name in inspect.signature(TextGeneratorSource).parameters if name not in ours]
     if unknown := [name for name in source_kwargs if name not in known]:
         raise ValueError(f"`source_kwargs` has {shown(unknown)}, expected some of {', '.join(known)}")
-    least = {"window_frames": 1, "sink_frames": 0}
+    least = {"window_frames": 1, "sink_frames": 0, "frames_per_chunk": 1, "first_chunk_frames": 1}
     numbers = {n: optional_whole(n, source_kwargs[n], least[n]) for n in least if n in source_kwargs}
     return source_kwargs | numbers
 

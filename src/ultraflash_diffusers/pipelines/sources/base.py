@@ -16,6 +16,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from ...models.stream_state import StreamState
+from ..frame_audio import FrameAudio
 
 
 def check_replayed(given: int, seen: int, unit: str) -> None:
@@ -30,6 +31,10 @@ def check_replayed(given: int, seen: int, unit: str) -> None:
 
 class SourceEndedError(RuntimeError):
     """The source ended before the number of frames that was asked for; all frames up to there were delivered."""
+
+
+class SourceInterrupted(Exception):  # noqa: N818 - no error: it ends a stream cleanly
+    """The user stopped what the source runs; all frames that it had finished were delivered."""
 
 
 @dataclass
@@ -52,6 +57,7 @@ class SourceChunk:
         statistics (`dict`, *optional*): counts, for instance `{"generator_passes": 4}`.
         times (`list[tuple[Fraction, Fraction]]`, *optional*): for each of the `num_frames`, when and for how long it
             shows, in seconds from the video's start. `None` where the source does not know.
+        audio ([`FrameAudio`], *optional*): what sounds with the `num_frames`, where the source makes sound.
     """
 
     latents: torch.Tensor
@@ -61,6 +67,7 @@ class SourceChunk:
     timings: Mapping[str, float] = field(default_factory=dict)
     statistics: dict[str, Any] = field(default_factory=dict)
     times: list[tuple[Fraction, Fraction]] | None = None
+    audio: FrameAudio | None = None
 
 
 class FrameNoise(Protocol):
@@ -102,6 +109,7 @@ class Source(ABC):
 
         Raises:
             RuntimeError: the source was read before.
+            SourceInterrupted: the user stopped it (raised after the last chunk).
             SourceEndedError: fewer frames came than were asked for (raised after the last of them).
         """
         if self._started:

@@ -17,10 +17,11 @@ from ...models.stream_state import StreamState
 from ...models.video_encoder import VideoEncoder
 from ..execution.background import Channel, ReaderLeft, background
 from ..execution.compilation import is_compiled
-from .base import checked_state
+from .base import SourceInterrupted, checked_state
 from .frames import frames_to_pixels
 from .latents import LatentsSource, LatentsSourceState
-from .pixels import PixelSource, PixelSourceState
+from .pipeline_audio import audio_of, call_frame_rate
+from .pixels import PixelSource, PixelSourceState, TimedPixels
 
 WAN_LATENT_SPACE = "wan2.1"
 _WAN_LATENTS_MEAN = (
@@ -119,7 +120,10 @@ def pipeline_source(
     take frames.
 
     The chunks of a chunked autoregressive pipeline ([`LIVE_CHUNKS`]) pass on while it still works on the next one; of
-    any other the video comes when it is done. Closing the source stops the pipeline at its next step.
+    any other the video comes when it is done. Closing the source stops the pipeline at its next step. Sound that comes
+    with frames goes with them, cut to them. A pipeline that is interrupted (`pipeline._interrupt = True`, by a
+    callback or from another thread) ends the source after the chunks that it had finished; what was half denoised is
+    left out.
 
     Args:
         pipeline (`DiffusionPipeline`): the base pipeline, loaded and on its device.
@@ -137,6 +141,7 @@ def pipeline_source(
     Raises:
         ValueError: `output_type="latent"` from a pipeline with another latent space; while reading: an output that is
             not understood.
+        SourceInterrupted: while reading: the pipeline was interrupted.
     """
     run = _PipelineRun(pipeline, autoencoder, prompt, height, width, num_frames, call_kwargs or {})
     networks = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
@@ -156,6 +161,7 @@ def pipeline_source(
         latent_frames=latent_frames,
         multiple_of=multiple_of,
         num_frames=num_frames,
+        frame_rate=run.frame_rate,
         state=checked_state(state, PixelSourceState),
     )
 
@@ -185,21 +191,24 @@ class _PipelineRun:
         no_prompt = {"prompt": None} if "prompt" in self.parameters else {}
         self.kwargs = {**no_prompt, **ours, **call_kwargs}
         self.user_callback = self.kwargs.pop("callback_on_step_end", None)
+        self.kwargs.pop("return_dict", None)  # by their names, outputs are told apart
+        self.frame_rate = call_frame_rate(pipeline, self.kwargs)
         output_type = self.kwargs.pop("output_type", None)
         self.gives_latents = _gives_latents(pipeline, autoencoder, output_type)
         self.output_type = "latent" if self.gives_latents else output_type or "pt"
         self.live = self._live_chunks()
         self.window_frames_done = 0
 
-    def __call__(self, channel: Channel[torch.Tensor]) -> None:
+    def __call__(self, channel: Channel[Any]) -> None:
         if "callback_on_step_end" in self.parameters:
             self.kwargs.update(self._callback(channel))
         try:
             result = self.pipeline(**self.kwargs, output_type=self.output_type)
-        except ReaderLeft:
+        except (ReaderLeft, SourceInterrupted):
             # what the pipeline would have done at its end
             self.pipeline.maybe_free_model_hooks()
             raise
+        self._check_interrupt()  # the steps that were left were skipped
         if self.live is None:
             channel.put(self._video(result))
 
@@ -212,7 +221,7 @@ class _PipelineRun:
             return None
         return live
 
-    def _callback(self, channel: Channel[torch.Tensor]) -> dict[str, Any]:
+    def _callback(self, channel: Channel[Any]) -> dict[str, Any]:
         user = self.user_callback
         if isinstance(user, (PipelineCallback, MultiPipelineCallbacks)):
             names = list(user.tensor_inputs)
@@ -233,9 +242,14 @@ class _PipelineRun:
                     finished = step == len(pipeline.scheduler.timesteps) - 1
                 if finished:
                     self._pass_on(latents, self.live, channel)
+            self._check_interrupt()
             return changed
 
         return {"callback_on_step_end": on_step_end, "callback_on_step_end_tensor_inputs": names}
+
+    def _check_interrupt(self) -> None:
+        if getattr(self.pipeline, "_interrupt", False):
+            raise SourceInterrupted(type(self.pipeline).__name__)
 
     def _finished_frames(self, step: int, timesteps: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
         """The frames of a window that are finished by now and were not passed on yet."""
@@ -245,7 +259,7 @@ class _PipelineRun:
         self.window_frames_done = max(first, int((timesteps <= self.pipeline.scheduler.timesteps[-1]).sum()))
         return latents[:, :, first : self.window_frames_done]
 
-    def _pass_on(self, latents: torch.Tensor, live: LiveChunks, channel: Channel[torch.Tensor]) -> None:
+    def _pass_on(self, latents: torch.Tensor, live: LiveChunks, channel: Channel[Any]) -> None:
         latents = latents.transpose(1, 2) if live.frames_first else latents
         vae = self.pipeline.components["vae"]
         height, width = (self.kwargs.get(name, self.parameters[name].default) for name in ("height", "width"))
@@ -256,16 +270,19 @@ class _PipelineRun:
         else:
             channel.put(_decode(vae, latents))
 
-    def _video(self, result: Any) -> torch.Tensor:
+    def _video(self, result: Any) -> torch.Tensor | TimedPixels:
         name = type(self.pipeline).__name__
-        if isinstance(result, BaseOutput) and "frames" in result:
-            video = result["frames"]
+        named = [field for field in ("frames", "video") if isinstance(result, BaseOutput) and field in result]
+        if named:
+            video = result[named[0]]
         elif isinstance(result, tuple) and result:
             video = result[0]
         else:
             raise ValueError(f"`source` {name} returned a {type(result).__name__} without `frames`")
         if not self.gives_latents:
-            return frames_to_pixels(video, f"source {name}")
+            pixels = frames_to_pixels(video, f"source {name}")
+            audio = audio_of(self.pipeline, result, pixels.shape[2], self.frame_rate) if named else None
+            return TimedPixels(pixels, audio=audio)
         if not isinstance(video, torch.Tensor):
             raise ValueError(f"`source` {name} returned a {type(video).__name__} as latents, expected a tensor")
         return video

@@ -16,6 +16,7 @@ from ...models.video_encoder import VideoEncoder
 from ..execution.compilation import GuardedCalls
 from ..execution.devices import execution_device
 from ..execution.timing import StageTimings, stage_timer
+from ..frame_audio import FrameAudio
 from .base import Source, SourceChunk, SourceEndedError, check_replayed, padded_size
 
 
@@ -45,29 +46,33 @@ class VideoFileState(PixelSourceState):
 
 @dataclass(frozen=True)
 class TimedPixels:
-    """Frames of a source that knows when they show.
+    """Frames of a source that knows when they show, or what sounds with them.
 
     Args:
         pixels (`torch.Tensor`): `[batch, 3, frames, height, width]` in [-1, 1].
         times (`list[tuple[Fraction, Fraction]]`, *optional*): when and for how long each of them shows, in seconds
             from the video's start.
+        audio ([`FrameAudio`], *optional*): what sounds with them.
     """
 
     pixels: torch.Tensor
     times: list[tuple[Fraction, Fraction]] | None = None
+    audio: FrameAudio | None = None
 
     @classmethod
     def joined(cls, parts: list[TimedPixels]) -> TimedPixels:
         """One after the other."""
         times = [part.times for part in parts if part.times is not None]
         all_times = [time for each in times for time in each] if len(times) == len(parts) else None
-        return cls(torch.cat([part.pixels for part in parts], dim=2), all_times)
+        audio = FrameAudio.joined([part.audio for part in parts])
+        return cls(torch.cat([part.pixels for part in parts], dim=2), all_times, audio)
 
     def __len__(self) -> int:
         return self.pixels.shape[2]
 
     def __getitem__(self, frames: slice) -> TimedPixels:
-        return TimedPixels(self.pixels[:, :, frames], None if self.times is None else self.times[frames])
+        times = None if self.times is None else self.times[frames]
+        return TimedPixels(self.pixels[:, :, frames], times, None if self.audio is None else self.audio[frames])
 
 
 class PixelSource(Source):
@@ -196,7 +201,9 @@ class PixelSource(Source):
             with self._calls((pixels.shape[2], state is None)):
                 encoded: Any = self._encoder.encode(pixels, state=None if state is None else cast(Any, state.encoder))
         self._state = PixelSourceState((0 if state is None else state.frames) + len(frames), encoded.state)
-        return SourceChunk(encoded.latents, len(frames), pixels=pixels, timings=timings, times=frames.times)
+        return SourceChunk(
+            encoded.latents, len(frames), pixels=pixels, timings=timings, times=frames.times, audio=frames.audio
+        )
 
     def _padded(self, frames: torch.Tensor) -> torch.Tensor:
         """Repeats the right and bottom edges up to the padded size, and the last frame up to whole latent frames."""

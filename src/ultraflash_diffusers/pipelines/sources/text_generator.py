@@ -15,18 +15,22 @@ from diffusers.utils import logging
 from ...models.causal_wan_transformer import CausalWanStreamState, CausalWanTransformer
 from ...models.hr_autoencoder import HRAutoencoder
 from ...models.video_encoder import VideoEncoder
+from ..argument_kinds import check_choice
 from ..cache_management import DynamicCacheManagement
 from ..execution.calls import GeneratorCalls, Text
 from ..execution.compilation import GuardedCalls
 from ..execution.devices import execution_device
 from ..execution.plan import ExecutionPlan
 from ..execution.timing import StageTimings
+from ..resampling import RESIZE_MODES, ResizeMode, fitted
 from .base import FrameNoise, Source, SourceChunk, padded_size
 from .frames import frames_to_pixels
 from .generator_schedule import GeneratorSchedule
 from .generator_stage import TextGeneratorStage, TextGeneratorState
 
 logger = logging.get_logger(__name__)
+
+_UNNOTICED_STRETCH = 0.02  # of the aspect: sides that are no multiples of anything are rounded
 
 
 class _PromptChange(NamedTuple):
@@ -50,15 +54,23 @@ class TextGeneratorSource(Source):
             the generator's own patch divide.
         multiple_of (`int`): pixels, see above.
         num_frames (`int`, *optional*): pixel frames wanted. `None` goes on until closed, which needs a rolling window.
-        first_frames (*optional*): the frames that the video starts with, `t n + 1` of them at `height` x `width`: one
-            picture, or whatever [`frames_to_pixels`] takes.
+        first_frames (*optional*): the frames that the video starts with, `t n + 1` of them: one picture, or whatever
+            [`frames_to_pixels`] takes, of any size.
+        resize_mode (`str`, *optional*, defaults to `"default"`): what becomes of `first_frames` of another size, in
+            diffusers' words: `"default"` brings them to `height` x `width` as they are, with a warning where that
+            changes their aspect; `"crop"` keeps it and cuts what is over at both ends.
         first_latents (`torch.Tensor`, *optional*): the same as normalised latents `[batch or 1, channels, frames,
             height, width]`, at the padded size.
-        denoising_steps (`Sequence[float]`, *optional*): timesteps before the shift, decreasing; by default, as for all
-            that follow, the generator's own, which its weights were distilled for.
+        frames_per_chunk (`int`, *optional*): frames (temporal patches of the generator) of a chunk; by default, as for
+            all that follow, the generator's own, which its weights were distilled for.
+        first_chunk_frames (`int`, *optional*): those of the first chunk; of all chunks by default where the former is
+            given.
+        denoising_steps (`Sequence[float]`, *optional*): timesteps before the shift, decreasing.
         first_chunk_denoising_steps (`Sequence[float]`, *optional*): those of the first generated chunk.
         flow_shift (`float`, *optional*): warps them: 5 brings 1000, 750, 500, 250 to 1000, 937.5, 833.3, 625.
+        context_noise (`float`, *optional*): timestep, in [0, 1000), of the pass over a finished chunk.
         recompute_on_prompt_change (`bool`, *optional*): whether a new prompt has the cache computed again.
+        recompute_sink (`bool`, *optional*): whether that replaces the sink, too, once the window has rolled.
         window_frames (`int`, *optional*): latent frames of the rolling window, sink and current chunk included; by
             default the generator's own, which may be none (a global cache).
         sink_frames (`int`, *optional*): the stream's first latent frames, which stay in the rolling window; by default
@@ -84,11 +96,16 @@ class TextGeneratorSource(Source):
         multiple_of: int,
         num_frames: int | None = None,
         first_frames: Any = None,
+        resize_mode: ResizeMode = "default",
         first_latents: torch.Tensor | None = None,
+        frames_per_chunk: int | None = None,
+        first_chunk_frames: int | None = None,
         denoising_steps: Sequence[float] | None = None,
         first_chunk_denoising_steps: Sequence[float] | None = None,
         flow_shift: float | None = None,
+        context_noise: float | None = None,
         recompute_on_prompt_change: bool | None = None,
+        recompute_sink: bool | None = None,
         window_frames: int | None = None,
         sink_frames: int | None = None,
         cache_management: DynamicCacheManagement | None = None,
@@ -103,7 +120,15 @@ class TextGeneratorSource(Source):
         self._autoencoder = autoencoder
         self._encoder = encoder or autoencoder
         self._schedule = GeneratorSchedule.of(
-            generator, denoising_steps, first_chunk_denoising_steps, flow_shift, recompute_on_prompt_change
+            generator,
+            frames_per_chunk=frames_per_chunk,
+            first_chunk_frames=first_chunk_frames,
+            denoising_steps=denoising_steps,
+            first_chunk_denoising_steps=first_chunk_denoising_steps,
+            flow_shift=flow_shift,
+            context_noise=context_noise,
+            recompute_on_prompt_change=recompute_on_prompt_change,
+            recompute_sink=recompute_sink,
         )
         policy = cache_management or DynamicCacheManagement.off()
         self._calls, self._guard = GeneratorCalls(generator, plan), GuardedCalls()
@@ -117,9 +142,10 @@ class TextGeneratorSource(Source):
             rows, columns = (autoencoder.spatial_compression_ratio * side for side in trained)
             logger.warning(f"the text generator was trained on {rows}x{columns} frames alone, not on {height}x{width}")
         if state is None:
-            given = self._given_latents(first_frames, first_latents, prompt_embeds.shape[0])
+            given = self._given_latents(first_frames, resize_mode, first_latents, prompt_embeds.shape[0])
             # a scorer commits a chunk twice where it is not good enough, a new prompt the whole window
             whole = given is None or self._schedule.frames_until(given.shape[2]) == given.shape[2]
+            whole = whole and self._schedule.has_chunks_of(generator)
             single_use = whole and policy.quality_scorer is None and not self._schedule.recomputes
             state = TextGeneratorState(self._new_stream(window_frames, sink_frames, single_use), given=given)
         elif state.network.single_use and policy.quality_scorer is not None:
@@ -179,9 +205,12 @@ class TextGeneratorSource(Source):
         window = window_frames or config.window_frames
         sink = config.sink_frames if sink_frames is None else sink_frames
         if window is not None:
-            if not 0 <= sink <= window - config.frames_per_chunk:
+            patch, schedule = config.patch_size[0], self._schedule
+            chunk = max(schedule.chunk_frames, schedule.first_chunk_frames) // patch
+            if not 0 <= sink <= window - chunk:
                 raise ValueError(
-                    f"`window_frames` {window} must hold `sink_frames` {sink} and a chunk of {config.frames_per_chunk}"
+                    f"`window_frames` {window} must hold `sink_frames` {sink} and a chunk of {chunk} frames: at least "
+                    f"{sink + chunk}"
                 )
             if window_frames is not None and self.num_frames is not None:  # longer than the video nothing is kept
                 window = min(window, max(self._latent_frames(self.num_frames), config.frames_per_chunk))
@@ -210,12 +239,13 @@ class TextGeneratorSource(Source):
         return (latent_frames + self._schedule.chunk_frames) // self._generator.config.patch_size[0]
 
     def _given_latents(
-        self, first_frames: Any, first_latents: torch.Tensor | None, batch_size: int
+        self, first_frames: Any, resize_mode: ResizeMode, first_latents: torch.Tensor | None, batch_size: int
     ) -> torch.Tensor | None:
+        check_choice("resize_mode", resize_mode, RESIZE_MODES)
         if first_frames is not None and first_latents is not None:
             raise ValueError("`first_frames` and `first_latents` were both given: pass one of them")
         if first_frames is not None:
-            first_latents = self._encoded(frames_to_pixels(first_frames, "first_frames"))
+            first_latents = self._encoded(frames_to_pixels(first_frames, "first_frames"), resize_mode)
         if first_latents is None:
             return None
         expected = (batch_size, *self._shape)
@@ -229,25 +259,33 @@ class TextGeneratorSource(Source):
             )
         if not first_latents.isfinite().all():
             raise ValueError("`first_latents` holds values that are not finite")
-        if frames % self._generator.config.patch_size[0]:
+        patch, ratio = self._generator.config.patch_size[0], self._autoencoder.temporal_compression_ratio
+        if frames % patch:
             raise ValueError(
-                f"`first_latents` has {frames} frames, the generator works on {self._generator.config.patch_size[0]} "
-                "at a time"
+                f"`first_{'latents' if first_frames is None else 'frames'}` come to {frames} latent frames, but this "
+                f"generator works on {patch} at a time, which stand for {ratio * (patch - 1) + 1} frames"
             )
         return first_latents.to(execution_device(self._generator), torch.float32)
 
     @torch.no_grad()
-    def _encoded(self, pixels: torch.Tensor) -> torch.Tensor:
+    def _encoded(self, pixels: torch.Tensor, resize_mode: ResizeMode) -> torch.Tensor:
         frames, height, width = pixels.shape[2:]
         ratio = self._autoencoder.temporal_compression_ratio
-        if (height, width) != (self.height, self.width):
+        if not self._encoder.has_encoder:
             raise ValueError(
-                f"`first_frames` are {height} pixels high and {width} wide, expected {self.height} and {self.width}"
+                "`first_frames` cannot be encoded: `autoencoder` is a decoder alone, and no `encoder` there"
             )
         if (frames - 1) % ratio:
             raise ValueError(f"`first_frames` are {frames}, expected {ratio} n + 1 of them")
+        wanted = (self.height or height, self.width or width)
+        if resize_mode == "default" and abs(height * wanted[1] / (width * wanted[0]) - 1) > _UNNOTICED_STRETCH:
+            logger.warning(
+                f"`first_frames` of {height}x{width} are stretched to {wanted[0]}x{wanted[1]}; resize_mode='crop' "
+                "keeps their aspect"
+            )
+        pixels = fitted(pixels, *wanted, resize_mode)
         spatial = self._autoencoder.spatial_compression_ratio
-        bottom, right = self._shape[1] * spatial - height, self._shape[2] * spatial - width
+        bottom, right = self._shape[1] * spatial - wanted[0], self._shape[2] * spatial - wanted[1]
         pixels = pixels.to(execution_device(self._encoder), self._encoder.dtype)
         with self._guard("first_frames"):
             return self._encoder.encode(F.pad(pixels, (0, right, 0, bottom, 0, 0), mode="replicate")).latents

@@ -14,7 +14,7 @@ import torch
 from diffusers.utils import logging
 from torch.utils.data import DataLoader, Dataset
 
-from ...models.hr_autoencoder import HRAutoencoder
+from ...models.video_encoder import VideoEncoder
 from ...pixels import from_levels
 from ..files import LeftOut
 from .preparation import CachedClip
@@ -97,33 +97,34 @@ class Batch:
         return Batch(self.high[:, :, frames], low, flow, self.texts)
 
     @torch.no_grad()
-    def encode_high(self, autoencoder: HRAutoencoder) -> torch.Tensor:
+    def encode_high(self, encoder: VideoEncoder) -> torch.Tensor:
         """Returns the latents of `high`, float32, after [`~Batch.to`]."""
-        return encoded_in_pieces(autoencoder, self.high)
+        return encoded_in_pieces(encoder, self.high)
 
     @torch.no_grad()
-    def encode_low(self, autoencoder: HRAutoencoder) -> torch.Tensor:
+    def encode_low(self, encoder: VideoEncoder) -> torch.Tensor:
         """Returns the latents of `low`, float32, after [`~Batch.to`]."""
         assert self.low is not None
-        return encoded_in_pieces(autoencoder, self.low)
+        return encoded_in_pieces(encoder, self.low)
 
 
 @torch.no_grad()
-def encoded_in_pieces(autoencoder: HRAutoencoder, pixels: torch.Tensor) -> torch.Tensor:
+def encoded_in_pieces(encoder: VideoEncoder, pixels: torch.Tensor) -> torch.Tensor:
     """Encodes clips some frames at a time, as a stream, which gives the latents of the whole with less memory.
 
     Args:
-        autoencoder (`HRAutoencoder`): with an encoder.
+        encoder (`VideoEncoder`): encodes them.
         pixels (`torch.Tensor`): `[batch, 3, t n + 1, height, width]` in [-1, 1], for a temporal compression of t.
 
     Returns:
         `torch.Tensor`: `[batch, channels, n + 1, latent height, latent width]`, float32.
     """
-    temporal, state, latents = autoencoder.temporal_compression_ratio, None, []
+    temporal, latents = encoder.temporal_compression_ratio, []
+    state: Any = None
     # the first latent of a stream is of one frame
     ends = range(1 + temporal * (_PIECE - 1), pixels.shape[2] + temporal * _PIECE, temporal * _PIECE)
     for start, end in zip((0, *ends), ends, strict=False):
-        output = autoencoder.encode(pixels[:, :, start:end], state)
+        output = encoder.encode(pixels[:, :, start:end], state)
         latents.append(output.latents.float())
         state = output.state
     return torch.cat(latents, dim=2)

@@ -15,6 +15,7 @@ from ...degradation import H264, PRESETS, Compose, Downscale, Transform, degrada
 from ...models.causal_latent_upsampler import CausalLatentUpsampler
 from ...models.hr_autoencoder import HRAutoencoder
 from ...models.ultraflash_sr_transformer import UltraFlashSRTransformer
+from ...models.video_encoder import VideoEncoder
 from ..files import LeftOut, delete_dead_files, write_left_out
 from ..processes import local_main_process_first
 from .crops import Batch, CropDataset, validation_crop
@@ -124,14 +125,14 @@ def load_cascade_data(
 
 
 def load_latents(
-    arguments: argparse.Namespace, accelerator: Accelerator, autoencoder: HRAutoencoder, dataset: CropDataset
+    arguments: argparse.Namespace, accelerator: Accelerator, encoder: VideoEncoder, dataset: CropDataset
 ) -> LatentDataset:
     """Encodes the clips of a dataset once, for stages that train without pixels; the cache folder keeps the latents.
 
     Args:
         arguments (`argparse.Namespace`): the ones that [`load_data`] made the dataset of.
         accelerator (`Accelerator`): its first local process encodes, the others wait.
-        autoencoder (`HRAutoencoder`): with an encoder, which stays as it is during training.
+        encoder (`VideoEncoder`): which stays as it is during training.
         dataset (`CropDataset`): of [`load_data`].
 
     Returns:
@@ -141,12 +142,12 @@ def load_latents(
         ValueError: crops that are not whole latents, or no clip that is large enough.
         OSError: the cache cannot be written, for instance because the disk is full.
     """
-    spatial, temporal = autoencoder.spatial_compression_ratio, autoencoder.temporal_compression_ratio
+    spatial, temporal = encoder.spatial_compression_ratio, encoder.temporal_compression_ratio
     left_out = list(dataset.left_out)
     with local_main_process_first(accelerator):
         clips = cache_latents(
             dataset.clips,
-            autoencoder.to(accelerator.device),
+            encoder.to(accelerator.device),
             cache_folder(arguments),
             dataset.crops,
             spatial * (dataset.scale or 1),

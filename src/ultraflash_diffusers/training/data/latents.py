@@ -6,13 +6,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from diffusers.utils import logging
 from tqdm import tqdm
 
-from ...models.hr_autoencoder import HRAutoencoder
+from ...models.video_encoder import VideoEncoder, WanVideoEncoder
 from ...pixels import from_levels
 from ..files import LeftOut, holds_array, save_array, weights_fingerprint
 from .crops import Batch, Crop, CropDataset
@@ -33,11 +34,11 @@ class LatentBatch(Batch):
         low = None if self.low is None else self.low.to(device)
         return LatentBatch(self.high.to(device), low, None, self.texts)
 
-    def encode_high(self, autoencoder: HRAutoencoder) -> torch.Tensor:
+    def encode_high(self, encoder: VideoEncoder) -> torch.Tensor:
         """Returns the latents as they are."""
         return self.high
 
-    def encode_low(self, autoencoder: HRAutoencoder) -> torch.Tensor:
+    def encode_low(self, encoder: VideoEncoder) -> torch.Tensor:
         """Returns the low-resolution latents as they are."""
         if self.low is None:
             raise ValueError("the batch has no low-resolution latents: give the dataset a `scale`")
@@ -108,7 +109,7 @@ class LatentDataset(CropDataset):
 
 def cache_latents(
     clips: Sequence[CachedClip],
-    autoencoder: HRAutoencoder,
+    encoder: VideoEncoder,
     cache_dir: str | Path,
     crops: Sequence[Crop],
     multiple: int,
@@ -122,7 +123,7 @@ def cache_latents(
 
     Args:
         clips (list of `CachedClip`): from [`~ultraflash_diffusers.training.data.preparation.prepare_clips`].
-        autoencoder (`HRAutoencoder`): with an encoder; on the device that is to encode.
+        encoder (`VideoEncoder`): on the device that is to encode.
         cache_dir (`str` or `Path`): created if there is none.
         crops (list of `Crop`): what training will cut out, in pixels.
         multiple (`int`): what heights and widths are made multiples of, by cutting off right and lower edges: pixels a
@@ -133,19 +134,20 @@ def cache_latents(
         list of `CachedClip`: sizes in pixels; the files hold float32 `[channels, frames, height, width]`.
 
     Raises:
-        ValueError: the autoencoder has no encoder, or no clip is large enough.
+        ValueError: `encoder` is a decoder alone, or no clip is large enough.
         OSError: the cache cannot be written, for instance because the disk is full.
     """
-    if not autoencoder.has_encoder:
-        raise ValueError("`autoencoder` has no encoder (`encoder_channels` is empty): it cannot make latents")
-    folder = Path(cache_dir) / "latents" / weights_fingerprint(autoencoder, without="decoder")
+    if not encoder.has_encoder:
+        raise ValueError("`encoder` has no encoder (`encoder_channels` is empty): it cannot make latents")
+    network = encoder.autoencoder if isinstance(encoder, WanVideoEncoder) else encoder
+    folder = Path(cache_dir) / "latents" / weights_fingerprint(network, without="decoder")
     pieces, small, cut = [], [], 0
     for clip in tqdm(clips, desc="Encoding", unit="clip", disable=None):
         height, width = clip.height - clip.height % multiple, clip.width - clip.width % multiple
         cut += (height, width) != (clip.height, clip.width)
-        for start, frames in _spans(clip.frames, crops, autoencoder.temporal_compression_ratio):
+        for start, frames in _spans(clip.frames, crops, encoder.temporal_compression_ratio):
             if frames and height and width:
-                pieces.append(_encoded(clip, start, Crop(frames, height, width), autoencoder, folder))
+                pieces.append(_encoded(clip, start, Crop(frames, height, width), encoder, folder))
             else:
                 small.append(LeftOut(str(clip.high), f"frames {start} to {clip.frames - 1} fill no latents of a crop"))
     if cut:
@@ -168,7 +170,7 @@ def _spans(count: int, crops: Sequence[Crop], temporal: int) -> Iterator[tuple[i
         yield start, whole if whole >= shortest else 0
 
 
-def _encoded(clip: CachedClip, start: int, size: Crop, autoencoder: HRAutoencoder, folder: Path) -> CachedClip:
+def _encoded(clip: CachedClip, start: int, size: Crop, encoder: VideoEncoder, folder: Path) -> CachedClip:
     """The latents of one piece of a clip, and of its low-resolution versions."""
 
     def latents(file: Path) -> Path:
@@ -177,7 +179,7 @@ def _encoded(clip: CachedClip, start: int, size: Crop, autoencoder: HRAutoencode
             pixels = np.load(file, mmap_mode="r")
             divisor = clip.height // pixels.shape[1]
             rows, columns = size.height // divisor, size.width // divisor
-            save_array(path, encode_stream(autoencoder, pixels[start : start + size.frames, :rows, :columns]))
+            save_array(path, encode_stream(encoder, pixels[start : start + size.frames, :rows, :columns]))
         return path
 
     lows = tuple(latents(low) for low in clip.lows)
@@ -185,22 +187,23 @@ def _encoded(clip: CachedClip, start: int, size: Crop, autoencoder: HRAutoencode
 
 
 @torch.no_grad()
-def encode_stream(autoencoder: HRAutoencoder, frames: np.ndarray) -> np.ndarray:
+def encode_stream(encoder: VideoEncoder, frames: np.ndarray) -> np.ndarray:
     """Encodes a clip some frames at a time, as a stream.
 
     Args:
-        autoencoder (`HRAutoencoder`): with an encoder.
+        encoder (`VideoEncoder`): encodes it.
         frames (`np.ndarray`): uint8 `[frames, height, width, 3]`, `t n + 1` frames for a temporal compression of t.
 
     Returns:
         `np.ndarray`: float32 `[channels, latent frames, latent height, latent width]`.
     """
-    temporal, state, latents, start = autoencoder.temporal_compression_ratio, None, [], 0
+    temporal, latents, start = encoder.temporal_compression_ratio, [], 0
+    state: Any = None
     while start < len(frames):
         # the first latent of a stream is of one frame
         end = start + temporal * STEP - (temporal - 1 if start == 0 else 0)
-        pixels = torch.from_numpy(np.array(frames[start:end])).permute(3, 0, 1, 2)[None].to(autoencoder.device)
-        output = autoencoder.encode(from_levels(pixels).to(autoencoder.dtype), state)
+        pixels = torch.from_numpy(np.array(frames[start:end])).permute(3, 0, 1, 2)[None].to(encoder.device)
+        output = encoder.encode(from_levels(pixels).to(encoder.dtype), state)
         latents.append(output.latents[0].float().cpu().numpy())
         start, state = end, output.state
     return np.concatenate(latents, axis=1)

@@ -14,6 +14,7 @@ import torch
 
 from ...models.stream_state import StreamState
 from ...models.ultraflash_sr_transformer import SRStreamState, UltraFlashSRTransformer
+from ...pipelines.encoding import video_encoder
 from ...pipelines.execution.calls import SRCalls
 from ...pipelines.execution.compilation import GuardedCalls
 from ...pipelines.execution.timing import StageTimings
@@ -64,11 +65,12 @@ def clip_source(pipe: UltraFlashStreamingPipeline, low: torch.Tensor) -> Source:
     """A source of low-resolution clips.
 
     Args:
-        pipe (`UltraFlashStreamingPipeline`): whose autoencoder encodes them.
+        pipe (`UltraFlashStreamingPipeline`): whose encoder, or else autoencoder, encodes them.
         low (`torch.Tensor`): `[batch, 3, frames, height, width]` in [-1, 1], one frame more than a multiple of the
             temporal compression.
     """
-    latents = pipe.autoencoder.encode(low.to(pipe.autoencoder.dtype)).latents
+    encoder = video_encoder(pipe)
+    latents = encoder.encode(low.to(encoder.dtype)).latents
     return make_source(latents, **_source_settings(pipe))
 
 

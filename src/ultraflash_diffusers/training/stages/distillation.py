@@ -177,7 +177,7 @@ class DistillationTraining(DecodedTraining):
 
     def forward(self, batch: Batch, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         if self._phase == "student" and self._reconstructs:
-            return self._without_transformer("reconstruction", batch.encode_high(self.autoencoder), batch)
+            return self._without_transformer("reconstruction", batch.encode_high(self.encoder), batch)
         inputs = self._inputs(self.condition(batch), batch.texts, generator)
         if self._phase == "fake_score":
             return self._track(*inputs, generator)

@@ -123,7 +123,7 @@ class PreferenceTraining(Training):
         self.transformer: UltraFlashSRTransformer = pipe.transformer
         self.reference = self._checked_reference(reference)
         self.pairs = pairs
-        around = (pipe.latent_upsampler, pipe.autoencoder, pipe.generator_transformer)
+        around = (pipe.latent_upsampler, pipe.autoencoder, pipe.generator_transformer, pipe.encoder)
         self.frozen = nn.ModuleList(network.requires_grad_(False) for network in around if network is not None)
         self.pipe, self.prompts = pipe, prompts
         self._place = 0.0  # of the group, in its clip

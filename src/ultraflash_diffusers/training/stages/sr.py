@@ -8,7 +8,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
@@ -18,6 +18,7 @@ from torch import nn
 from ...models.causal_latent_upsampler import CausalLatentUpsampler
 from ...models.hr_autoencoder import HRAutoencoder
 from ...models.ultraflash_sr_transformer import SRStreamState, UltraFlashSRTransformer
+from ...models.video_encoder import VideoEncoder
 from ...pipelines.execution.calls import SRCalls
 from ...pipelines.samplers import PreparedPrompts, sample_group, sr_timesteps
 from ..data.crops import Batch
@@ -143,7 +144,7 @@ class SRTraining(Training):
     Args:
         transformer (`UltraFlashSRTransformer`): those of its parameters that require gradients are trained.
         upsampler (`CausalLatentUpsampler`): frozen.
-        autoencoder (`HRAutoencoder`): frozen; with an encoder.
+        autoencoder (`HRAutoencoder`): frozen; with an encoder, or else there is [`~SRTraining.encode_by`].
         prompts (`Prompts`): embeddings of the clips' texts.
         objective (`SRObjective`): what is learnt.
     """
@@ -165,9 +166,15 @@ class SRTraining(Training):
         self.upsampler = upsampler.requires_grad_(False)
         self.autoencoder = autoencoder.requires_grad_(False)
         self.prompts, self.objective = prompts, objective
+        self.encoder: VideoEncoder = autoencoder
         warn_of_other_noise("the transformer", transformer, objective)
         weights = pixel_weights(autoencoder) if objective.weigh_channels else None
         self.register_buffer("channel_weights", weights, persistent=False)
+
+    def encode_by(self, encoder: VideoEncoder) -> Self:
+        """Has the clips encoded by another network of the same latent space, where the autoencoder cannot."""
+        self.encoder = encoder if encoder is self.autoencoder else encoder.requires_grad_(False)
+        return self
 
     def parameter_groups(self, learning_rate: float) -> list[dict]:
         return [{"params": [p for p in self.transformer.parameters() if p.requires_grad], "lr": learning_rate}]
@@ -184,7 +191,7 @@ class SRTraining(Training):
 
     def condition(self, batch: Batch) -> torch.Tensor:
         """Returns the upsampled latents of the degraded clips, float32."""
-        return self.upsampler(batch.encode_low(self.autoencoder)).sample.float()
+        return self.upsampler(batch.encode_low(self.encoder)).sample.float()
 
     @property
     def _predicts(self) -> Literal["flow", "clean"]:
@@ -259,7 +266,7 @@ class FlowMatchingTraining(SRTraining):
 
     def forward(self, batch: Batch, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         noise, condition, prompt_embeds = self._inputs(self.condition(batch), batch.texts, generator)
-        clean = batch.encode_high(self.autoencoder)
+        clean = batch.encode_high(self.encoder)
         sigmas = sample_sigmas(len(clean), generator, self.objective.flow_shift).to(clean.device)
         noisy = add_noise(clean, noise, sigmas)
         flow = self.transformer(torch.cat([noisy, condition], dim=1), 1000 * sigmas, prompt_embeds).sample
@@ -375,7 +382,7 @@ class OneStepTraining(DecodedTraining):
 
     def forward(self, batch: Batch, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         if self._reconstructs:
-            return self._without_transformer("reconstruction", batch.encode_high(self.autoencoder), batch)
+            return self._without_transformer("reconstruction", batch.encode_high(self.encoder), batch)
         clean = self.condition(batch)
         if self._compares_condition:
             return self._without_transformer("condition", clean, batch, batch.low)
@@ -386,7 +393,7 @@ class OneStepTraining(DecodedTraining):
             terms = self.objective.pixel_loss(decoded, shown.high, shown.flow, shown.low)
             measured = {"psnr": psnr(self.corrected(decoded.detach(), shown), shown.high)}
         if self.objective.latent_weight > 0:
-            error = weighted_mse(latents, batch.encode_high(self.autoencoder), self.channel_weights)
+            error = weighted_mse(latents, batch.encode_high(self.encoder), self.channel_weights)
             terms["latent"] = self.objective.latent_weight * error
         return torch.stack(list(terms.values())).sum(), terms | measured
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
@@ -20,6 +20,8 @@ from ...models.causal_latent_upsampler import CausalLatentUpsampler
 from ...models.causal_wan_transformer import CausalWanTransformer
 from ...models.hr_autoencoder import HRAutoencoder
 from ...models.ultraflash_sr_transformer import UltraFlashSRTransformer
+from ...models.video_encoder import VideoEncoder
+from ...pipelines.encoding import fitting_encoder
 from ...pipelines.pipeline_ultraflash import UltraFlashStreamingPipeline
 
 Network = TypeVar("Network", bound=ModelMixin)
@@ -81,6 +83,8 @@ def load_cascade(name_or_path: str, **networks: ModelMixin) -> UltraFlashStreami
         for name, kind in classes.items()
         if name not in networks
     }
+    if (Path(name_or_path) / "encoder").is_dir():
+        components["encoder"] = _load_encoder_network(Path(name_or_path) / "encoder")
     with torch.device("cpu"):
         scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(name_or_path, subfolder="scheduler")
     settings = {name: value for name, value in index.items() if not (name.startswith("_") or isinstance(value, list))}
@@ -125,6 +129,35 @@ def without_weights(wanted: bool) -> AbstractContextManager:
 def has_no_weights() -> bool:
     """Whether this is inside [`without_weights`]."""
     return torch.get_default_device().type == "meta"
+
+
+def load_encoder(name_or_path: str, autoencoder: HRAutoencoder) -> VideoEncoder:
+    """Finds what encodes clips for an autoencoder: itself or, if it cannot, the `encoder` of the pipeline's folder.
+
+    Args:
+        name_or_path (`str`): what the autoencoder was loaded from.
+        autoencoder (`HRAutoencoder`): it.
+
+    Raises:
+        ValueError: it holds a decoder alone, and there is no `encoder`, or one of another latent space.
+    """
+    if autoencoder.has_encoder:
+        return autoencoder
+    folder = Path(name_or_path) / "encoder"
+    if not folder.is_dir():
+        raise ValueError(
+            f"the autoencoder of {name_or_path!r} holds a decoder alone and cannot encode clips, and there is no "
+            f"{str(folder)!r}: name a pipeline's folder that has an encoder, as `ultraflash convert --recipe` makes it"
+        )
+    return fitting_encoder(_load_encoder_network(folder), autoencoder)
+
+
+def _load_encoder_network(folder: Path) -> ModelMixin:
+    name = json.loads((folder / "config.json").read_text()).get("_class_name")
+    known = {each.__name__: each for each in (AutoencoderKLWan, HRAutoencoder)}
+    if name not in known:
+        raise ValueError(f"{str(folder)!r} holds a {name}, expected one of {', '.join(known)}")
+    return load_network(known[name], str(folder), "encoder")
 
 
 def start_network(network_class: type[Network], arguments: argparse.Namespace, subfolder: str) -> Network:
