@@ -1,0 +1,29 @@
+# Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
+"""When a new prompt is followed, read off rendered scenes of which it is known; the stream of a tiny pipeline."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from helpers.tiny import make_tiny_pipeline
+
+from benchmarks.prompt_change import Following, changed_video, draw_changes, following, next_chunk
+
+(CHANGE,) = draw_changes(1, seed=0)
+
+
+@pytest.mark.parametrize("late", [0, 7])
+def test_the_frame_from_which_it_is_followed(late: int) -> None:
+    before, after = CHANGE.before.render(5 + late), CHANGE.after.render(20)
+    assert following(np.concatenate([before, after]), CHANGE, 5) == Following(late, late)
+    misread = np.concatenate([before, after[:4], before[:1], after])
+    assert following(misread, CHANGE, 5) == Following(late, late)
+    assert following(before.repeat(3, axis=0), CHANGE, 5) == Following(None, None)
+
+
+def test_a_stream_changes_where_its_next_chunk_begins() -> None:
+    pipe = make_tiny_pipeline(text=True)
+    assert [next_chunk(pipe, frame) for frame in (0, 1, 9, 10)] == [0, 9, 9, 21]
+    kept, anew = (changed_video(pipe, CHANGE, 33, 10, recompute, seed=0) for recompute in (False, True))
+    assert kept.shape == anew.shape == (33, 32, 48, 3)
+    assert np.array_equal(kept[:21], anew[:21]) and not np.array_equal(kept[21:], anew[21:])
