@@ -332,11 +332,11 @@ def test_generate_takes_a_schedule_and_a_picture(checkpoint, pipe, tmp_path, cap
     keywords |= {"first_chunk_denoising_steps": (1000,), "resize_mode": "crop", "first_frames": Image.open(picture)}
     seed = torch.Generator().manual_seed(0)
     video = pipe("a red ball", source_kwargs=keywords, generator=seed, output_type="uint8").frames[0]
-    written = np.stack([frame.pixels for frame in VideoReader(output)])
-    assert np.abs(written.astype(int) - video).mean() < 3
-    text = np.stack([frame.pixels for frame in VideoReader(output)][:1])
+    written, luma = np.stack([frame.pixels for frame in VideoReader(output)]), (0.299, 0.587, 0.114)
+    assert np.abs((written - video.astype(float)) @ luma).mean() < 2
     assert main(generate_words(checkpoint, output, *schedule, "--overwrite")) == 0
-    assert np.abs(next(iter(VideoReader(output))).pixels.astype(int) - text[0]).mean() > 5
+    without = np.stack([frame.pixels for frame in VideoReader(output)])
+    assert np.abs((written - without.astype(float)) @ luma).mean() > 2
 
 
 @pytest.mark.parametrize(
@@ -355,7 +355,7 @@ def test_generate_takes_a_schedule_and_a_picture(checkpoint, pipe, tmp_path, cap
 def test_schedules_and_pictures_that_cannot_be(more, message, checkpoint, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Image.new("RGBA", (8, 8), (1, 2, 3, 100)).save("transparent.png")
-    with pytest.raises(SystemExit) if "no timesteps" in message or "is no " in message else nullcontext():
+    with pytest.raises(SystemExit) if message.startswith("'") else nullcontext():
         assert main(generate_words(checkpoint, tmp_path / "out.mp4", *more)) == 2
     assert message in capsys.readouterr().err
     assert names_in(tmp_path) == {"transparent.png"}

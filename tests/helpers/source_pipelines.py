@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from diffusers import (
     AnyFlowFARPipeline,
@@ -108,7 +110,7 @@ def ltx2_pipeline():
         FlowMatchEulerDiscreteScheduler(), vae, audio_vae, None, None, connectors, transformer, vocoder
     )
     embeds = dict(prompt_embeds=torch.zeros(1, 16, 16), prompt_attention_mask=torch.ones(1, 16, dtype=torch.long))
-    guidance = dict(guidance_scale=1.0, stg_scale=0.0, modality_scale=1.0, audio_guidance_scale=1.0)
+    guidance: dict[str, Any] = dict(guidance_scale=1.0, stg_scale=0.0, modality_scale=1.0, audio_guidance_scale=1.0)
     guidance |= dict(audio_stg_scale=0.0, audio_modality_scale=1.0, spatio_temporal_guidance_blocks=None)
     return pipeline, embeds | guidance | dict(num_inference_steps=1, use_cross_timestep=False)
 

@@ -68,7 +68,7 @@ def _picture(address: str) -> Image:
 
 
 def _in_colour(picture: Image) -> Image:
-    if picture.has_transparency_data and picture.convert("RGBA").getextrema()[3] != (255, 255):
+    if picture.has_transparency_data and picture.convert("RGBA").getchannel("A").getextrema() != (255, 255):
         raise ValueError("it is transparent in places: put it on a background first")
     if picture.mode.startswith(("I", "F")):
         raise ValueError(f"it has more than 8 bits a sample (mode {picture.mode!r}): convert it first")

@@ -104,9 +104,9 @@ class MadeAudio:
                 frame = AudioFrame.from_ndarray(block, "flt", LAYOUTS[channels])
                 frame.sample_rate = rate
                 for packet in encoder.add(frame):
-                    yield packet.dts * packet.time_base, packet
+                    yield (packet.dts or 0) * packet.time_base, packet
         for packet in encoder.end():
-            yield packet.dts * packet.time_base, packet
+            yield (packet.dts or 0) * packet.time_base, packet
 
     @property
     def _bytes(self) -> int:
