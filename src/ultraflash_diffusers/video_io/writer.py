@@ -191,9 +191,7 @@ class VideoWriter:
                 self._add(pixels, int(tick), int(duration))
 
     def write_audio(self, samples: np.ndarray | torch.Tensor, sample_rate: int) -> None:
-        """Adds what sounds next, from the first frame on without a gap, to a track of AAC in the finished file.
-
-        It is cut where the frames end. Checkpoints count all that was added before them.
+        """Adds what sounds next, without a gap from the first frame on: AAC in the finished file, cut to the frames.
 
         Args:
             samples (`np.ndarray` or `torch.Tensor`): floating point `[channels, samples]` in [-1, 1].

@@ -6,10 +6,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import nn
 
+from ...models.hr_autoencoder import HRAutoencoder
+from ...models.video_encoder import VideoEncoder
 from ..data.crops import Batch
 
 
@@ -73,6 +76,27 @@ class Training(nn.Module, ABC):
     def named_trained_parameters(self) -> dict[str, nn.Parameter]:
         """Returns the parameters that are trained, by name."""
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+
+class EncodingTraining(Training):
+    """A stage that encodes its clips: the autoencoder does it, unless another network is named."""
+
+    autoencoder: HRAutoencoder
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.other_encoder: VideoEncoder | None = None
+
+    @property
+    def encoder(self) -> VideoEncoder:
+        """What encodes the clips."""
+        return self.autoencoder if self.other_encoder is None else self.other_encoder
+
+    def encode_by(self, encoder: VideoEncoder) -> Self:
+        """Has the clips encoded by a network of the same latent space, where the autoencoder cannot."""
+        if encoder is not self.autoencoder:
+            self.other_encoder = encoder.requires_grad_(False)
+        return self
 
 
 def one_in(every: int | None, generator: torch.Generator) -> bool:

@@ -8,7 +8,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
@@ -18,7 +18,6 @@ from torch import nn
 from ...models.causal_latent_upsampler import CausalLatentUpsampler
 from ...models.hr_autoencoder import HRAutoencoder
 from ...models.ultraflash_sr_transformer import SRStreamState, UltraFlashSRTransformer
-from ...models.video_encoder import VideoEncoder
 from ...pipelines.execution.calls import SRCalls
 from ...pipelines.samplers import PreparedPrompts, sample_group, sr_timesteps
 from ..data.crops import Batch
@@ -39,7 +38,7 @@ from ..starting_points.networks import (
     train_only,
     upsampler_parameters,
 )
-from .base import Training, one_in
+from .base import EncodingTraining, one_in
 from .tuning import DecoderTuning, UpsamplerTuning
 
 logger = logging.get_logger(__name__)
@@ -138,13 +137,13 @@ class FlowMatching(SRObjective):
     num_inference_steps: Count = 8
 
 
-class SRTraining(Training):
+class SRTraining(EncodingTraining):
     """Trains the transformer, or its LoRA layers, on the upsampled latents of degraded clips.
 
     Args:
         transformer (`UltraFlashSRTransformer`): those of its parameters that require gradients are trained.
         upsampler (`CausalLatentUpsampler`): frozen.
-        autoencoder (`HRAutoencoder`): frozen; with an encoder, or else there is [`~SRTraining.encode_by`].
+        autoencoder (`HRAutoencoder`): frozen; with an encoder, or else there is [`~EncodingTraining.encode_by`].
         prompts (`Prompts`): embeddings of the clips' texts.
         objective (`SRObjective`): what is learnt.
     """
@@ -166,15 +165,9 @@ class SRTraining(Training):
         self.upsampler = upsampler.requires_grad_(False)
         self.autoencoder = autoencoder.requires_grad_(False)
         self.prompts, self.objective = prompts, objective
-        self.encoder: VideoEncoder = autoencoder
         warn_of_other_noise("the transformer", transformer, objective)
         weights = pixel_weights(autoencoder) if objective.weigh_channels else None
         self.register_buffer("channel_weights", weights, persistent=False)
-
-    def encode_by(self, encoder: VideoEncoder) -> Self:
-        """Has the clips encoded by another network of the same latent space, where the autoencoder cannot."""
-        self.encoder = encoder if encoder is self.autoencoder else encoder.requires_grad_(False)
-        return self
 
     def parameter_groups(self, learning_rate: float) -> list[dict]:
         return [{"params": [p for p in self.transformer.parameters() if p.requires_grad], "lr": learning_rate}]
