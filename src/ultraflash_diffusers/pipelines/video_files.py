@@ -205,8 +205,9 @@ def generate_file(
     check_type("source", source, DiffusionPipeline)
     check_type("source_kwargs", source_kwargs, Mapping)
     keywords = dict(source_kwargs or {})
-    if fps is None:
-        fps = (source and call_frame_rate(source, keywords)) or config["default_fps"]
+    rate: float | Fraction | None = fps
+    if rate is None and source is not None:
+        rate = call_frame_rate(source, keywords)
     window_frames = optional_whole("window_frames", window_frames)
     sink_frames = optional_whole("sink_frames", sink_frames, least=0)
     seed, num_inference_steps, save_every = _checked(seed, num_inference_steps, save_every)
@@ -224,7 +225,14 @@ def generate_file(
     window = {"window_frames": window_frames, "sink_frames": sink_frames}
     keywords |= {name: value for name, value in window.items() if value is not None}
     writer = VideoWriter(
-        output, width, height, fps=fps, crf=crf, resume=resume, overwrite=overwrite, made_with=identity
+        output,
+        width,
+        height,
+        fps=config["default_fps"] if rate is None else rate,
+        crf=crf,
+        resume=resume,
+        overwrite=overwrite,
+        made_with=identity,
     )
     with _finished_or_kept(writer):
         return FileStream(writer, num_frames, save_every, progress).run(
