@@ -26,7 +26,7 @@ $(VENV)/core: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/dev: $(VENV)/core
-	$(PIP) --editable '.[dev,demo,train,triton,fp8]'
+	$(PIP) --editable '.[dev,demo,train,triton,fp8,gguf]'
 	@touch $@
 
 $(VENV)/docs: $(VENV)/core
@@ -57,7 +57,7 @@ docs: $(VENV)/docs
 dist: $(VENV)/dev
 	$(BIN)/python release/distribution.py --repository '$(REPOSITORY)'
 
-benchmark: $(VENV)/core
+benchmark: $(VENV)/dev
 	mkdir -p outputs
 	$(BIN)/ultraflash benchmark --output outputs/speed.json --plot outputs/speed.svg
 	$(BIN)/python -m benchmarks.linearity --json outputs/linearity.json --plot outputs/linearity

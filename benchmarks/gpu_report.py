@@ -21,6 +21,8 @@ matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 
+from ultraflash_diffusers.tables import markdown_table  # noqa: E402
+
 _SPEED = {
     "fps": "FPS",
     "fps_slowest": "slowest",
@@ -98,8 +100,7 @@ def markdown(results: Results, folder: str) -> str:
 def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     if not rows:
         return "Nothing."
-    lines = [f"| {' | '.join(titles)} |", "|---|" + "---:|" * (len(titles) - 1)]
-    return "\n".join(lines + [f"| {' | '.join(row)} |" for row in rows])
+    return markdown_table(titles, rows)
 
 
 def _shown(value: float | None) -> str:

@@ -8,7 +8,7 @@ A step is forward, loss, backward and AdamW with gradient checkpointing in bfloa
 (that of `train_sr.py --pretrained_wan`), in the default 480x832 of the result. Counting runs the same step on tensors
 without contents, with the kernels that PyTorch would choose on a CPU; a GPU adds its context and the allocator's
 fragments. The networks before the transformer (autoencoder, upsampler) work without gradients, and are done when it
-begins.
+begins. Beside it stands the space on disk that clips and checkpoints take.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ from torch.nn import functional as F
 
 from ultraflash_diffusers import UltraFlashSRTransformer
 from ultraflash_diffusers.profiling.fake_run import count_step
+from ultraflash_diffusers.tables import markdown_table
 from ultraflash_diffusers.training.starting_points.lora import LoraLayers, choose_trained
 
 GIB = 2**30
 TEMPORAL, SPATIAL = 4, 8  # compression of Wan's latents
+SCALE = 2  # of the upsampler
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -33,6 +35,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--frames", type=int, nargs="+", default=[9, 21, 49, 81], help="of a clip, 4 n + 1")
     parser.add_argument("--height", type=int, default=480)
     parser.add_argument("--width", type=int, default=832)
+    parser.add_argument("--fps", type=int, default=24, help="of the clips, for the space on disk")
     parser.add_argument("--rank", type=int, default=32)
     parser.add_argument("--no_checkpointing", action="store_true", help="without gradient checkpointing")
     parser.add_argument("--bf16_weights", action="store_true", help="the frozen weights in bfloat16 too")
@@ -129,6 +132,26 @@ def _optimizer(transformer: UltraFlashSRTransformer) -> torch.optim.Optimizer:
     return torch.optim.AdamW([parameter for parameter in transformer.parameters() if parameter.requires_grad])
 
 
+def disk(options: argparse.Namespace) -> dict[str, float]:
+    """MB that training keeps: of each second of a clip as it plays, and of each checkpoint.
+
+    Decoded clips are uint8, latents float32; a checkpoint has the LoRA layers and their two moments in float32, but
+    not the frozen weights.
+    """
+    with torch.device("meta"):
+        transformer = make_transformer(options)
+    trained = sum(_size(parameter) for parameter in transformer.parameters() if parameter.requires_grad)
+    pixels = options.fps * options.height * options.width
+    latents = pixels / (TEMPORAL * SPATIAL**2) * transformer.config.out_channels * 4
+    return {
+        "a second, decoded": 3 * pixels / 1e6,
+        "a second, each degraded version": 3 * pixels / SCALE**2 / 1e6,
+        "a second, its latents": latents / 1e6,
+        "a second, latents of each degraded version": latents / SCALE**2 / 1e6,
+        "a checkpoint": 3 * trained / 1e6,
+    }
+
+
 def main(arguments: list[str] | None = None) -> None:
     options = parse_arguments(arguments)
     rows = []
@@ -138,8 +161,9 @@ def main(arguments: list[str] | None = None) -> None:
         rows.append([f"{frames}", *(f"{size:.2f}" for size in parts.values())])
     where = torch.cuda.get_device_name() if options.measure else "counted"
     print(f"GiB for one clip of {options.height}x{options.width}, LoRA of rank {options.rank} ({where})\n")
-    for row in (["frames", *parts], ["---:"] * (1 + len(parts)), *rows):
-        print(f"| {' | '.join(row)} |")
+    print(markdown_table(["frames", *parts], rows, text_columns=0))
+    print("\nMB on disk\n")
+    print(markdown_table(("what", "MB"), [(name, f"{size:.1f}") for name, size in disk(options).items()]))
 
 
 if __name__ == "__main__":

@@ -5,17 +5,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import cv2
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from ultraflash_diffusers.training.losses.perceptual import PerceptualLoss
 
 LUMA = (0.299, 0.587, 0.114)
-MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
-WINDOW_SIZE, WINDOW_SIGMA = 11, 1.5
+WINDOW_SIGMA, WINDOW_RADIUS, SCALES = 1.5, 5, 5
 
 
 def luma(frames: np.ndarray) -> np.ndarray:
@@ -33,50 +32,34 @@ def psnr(frames: np.ndarray, truth: np.ndarray) -> float:
 
 def ssim(frames: np.ndarray, truth: np.ndarray) -> float:
     """Structural similarity of the luma (Wang et al. 2004: 11x11 Gaussian window, sigma 1.5, windows wholly inside
-    the frame), mean over frames."""
-    return _mean_over_frames(lambda a, b: _ssim_and_contrast(a, b)[0], frames, truth)
+    the frame), mean over frames; torchmetrics'."""
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    def inside(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        _, image = structural_similarity_index_measure(
+            a, b, sigma=WINDOW_SIGMA, data_range=255.0, reduction="none", return_full_image=True
+        )
+        return image[..., WINDOW_RADIUS:-WINDOW_RADIUS, WINDOW_RADIUS:-WINDOW_RADIUS].mean((1, 2, 3))
+
+    return _mean_over_frames(inside, frames, truth)
 
 
 def ms_ssim(frames: np.ndarray, truth: np.ndarray) -> float:
     """Multi-scale structural similarity of the luma over five scales (Wang, Simoncelli and Bovik 2003), mean over
-    frames.
+    frames; torchmetrics', whose coarsest scale counts windows over the reflected border, too.
 
     Raises:
-        ValueError: If a side is too small for five scales, 161 pixels being the least.
+        ValueError: If a side is too small for five scales, 176 pixels being the least.
     """
-    smallest = (WINDOW_SIZE - 1) * 2 ** (len(MS_SSIM_WEIGHTS) - 1) + 1
+    from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
+
+    smallest = (2 * WINDOW_RADIUS + 1) * 2 ** (SCALES - 1)
     if min(frames.shape[1:3]) < smallest:
         raise ValueError(f"MS-SSIM needs at least {smallest} rows and columns, got {frames.shape[1:3]}.")
-    return _mean_over_frames(_ms_ssim, frames, truth)
-
-
-def _ms_ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    result = torch.ones(len(a))
-    for scale, weight in enumerate(MS_SSIM_WEIGHTS):
-        similarity, contrast = _ssim_and_contrast(a, b)
-        last = scale == len(MS_SSIM_WEIGHTS) - 1
-        # A negative mean has no real power: the usual rule counts it as no similarity at all.
-        result = result * (similarity if last else contrast).clamp_min(0) ** weight
-        a, b = (F.avg_pool2d(x, 2, padding=[side % 2 for side in x.shape[2:]]) for x in (a, b))
-    return result
-
-
-def _ssim_and_contrast(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """SSIM and its contrast-structure part, one value a frame, of [F, 1, H, W] in [0, 255]."""
-    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    mean_a, mean_b = _blur(a), _blur(b)
-    variance_a, variance_b = _blur(a * a) - mean_a**2, _blur(b * b) - mean_b**2
-    covariance = _blur(a * b) - mean_a * mean_b
-    contrast = (2 * covariance + c2) / (variance_a + variance_b + c2)
-    similarity = contrast * (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
-    return similarity.mean((1, 2, 3)), contrast.mean((1, 2, 3))
-
-
-def _blur(x: torch.Tensor) -> torch.Tensor:
-    offsets = torch.arange(WINDOW_SIZE, dtype=x.dtype) - WINDOW_SIZE // 2
-    window = torch.exp(-(offsets**2) / (2 * WINDOW_SIGMA**2))
-    window = window / window.sum()
-    return F.conv2d(F.conv2d(x, window.view(1, 1, -1, 1)), window.view(1, 1, 1, -1))
+    # A negative mean has no real power: "relu" counts it as no similarity at all.
+    settings = {"sigma": WINDOW_SIGMA, "data_range": 255.0, "reduction": "none", "normalize": "relu"}
+    measure = partial(multiscale_structural_similarity_index_measure, **settings)
+    return _mean_over_frames(measure, frames, truth)
 
 
 def _mean_over_frames(

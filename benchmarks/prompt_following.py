@@ -28,6 +28,7 @@ from benchmarks.metrics import psnr
 from ultraflash_diffusers import CausalWanTransformer, HRAutoencoder, UltraFlashStreamingPipeline
 from ultraflash_diffusers.pipelines.noise import SeededFrameNoise
 from ultraflash_diffusers.pipelines.sources.text_generator import TextGeneratorSource
+from ultraflash_diffusers.tables import markdown_table
 from ultraflash_diffusers.training.data.scenes import COLORS, MOTIONS, OBJECTS, Scene, all_scenes
 from ultraflash_diffusers.training.starting_points.networks import load_network
 from ultraflash_diffusers.training.starting_points.text_encoding import TextEncoding
@@ -261,11 +262,9 @@ def read_clip(path: Path, height: int, width: int, num_frames: int) -> np.ndarra
 
 
 def print_table(rows: dict[str, Result]) -> None:
-    print(f"| {'':24} | scenes | colour | object | motion | all three |")
-    print("|---|---|---|---|---|---|")
-    for name, row in rows.items():
-        shares = " | ".join(f"{100 * value:5.1f} %" for value in (row.color, row.object, row.motion, row.all))
-        print(f"| {name:24} | {row.scenes} | {shares} |")
+    shares = {name: (row.color, row.object, row.motion, row.all) for name, row in rows.items()}
+    cells = [[name, rows[name].scenes, *(f"{value:.1%}" for value in values)] for name, values in shares.items()]
+    print(markdown_table(("", "scenes", "colour", "object", "motion", "all three"), cells))
 
 
 def choose(scenes: list[Scene], count: int, seed: int) -> list[Scene]:

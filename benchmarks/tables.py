@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from ultraflash_diffusers.tables import markdown_table
+
 # title of a column: what it means, and how a row's measures show it
 Columns = Mapping[str, tuple[str, str]]
 Rows = Mapping[str, Mapping[str, float]]
@@ -29,8 +31,11 @@ def markdown(first: str, rows: Rows, columns: Columns, notes: Sequence[str], fac
         notes (sequence of `str`): lines between the columns' meanings and the facts.
         facts: the command, the machine and the like.
     """
-    lines = [f"| {first} | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
-    for name, row in rows.items():
-        lines.append(f"| {name} | " + " | ".join(show(row, form) for _, form in columns.values()) + " |")
-    lines += ["", "Columns:", *(f"- {title}: {meaning}." for title, (meaning, _) in columns.items())]
+    cells = [[name, *(show(row, form) for _, form in columns.values())] for name, row in rows.items()]
+    lines = [
+        markdown_table([first, *columns], cells),
+        "",
+        "Columns:",
+        *(f"- {title}: {meaning}." for title, (meaning, _) in columns.items()),
+    ]
     return "\n".join([*lines, *notes, "", *(f"- {key}: {value}" for key, value in facts.items())])

@@ -35,6 +35,7 @@ from ultraflash_diffusers.models.attention.backends import triton_kernel
 from ultraflash_diffusers.models.attention.backends.triton_kernel import LaunchSettings
 from ultraflash_diffusers.models.attention.block_layout import BlockSparseSettings
 from ultraflash_diffusers.models.attention.block_selection import select_blocks
+from ultraflash_diffusers.tables import markdown_table
 
 # name: compute capability, bytes of shared memory that a program may have and that a multiprocessor has, its threads
 GPUS = {
@@ -187,27 +188,24 @@ def show(kernels: list[dict[str, Any]]) -> None:
         "programs",
         *INSTRUCTIONS,
     )
-    print(f"| {' | '.join(titles)} |\n|---|---|---|{'---:|' * (len(titles) - 3)}")
+    rows: list[list[object]] = []
     for kernel in kernels:
         cut = kernel["settings"]
-        print(
-            f"| {kernel['gpu']} | {kernel['dtype']} | {cut['rows']} x {cut['columns']}, {cut['num_warps']}, "
-            f"{cut['num_stages']} | {kernel['registers']} | {kernel['spilled_bytes']} | "
-            f"{kernel['shared_memory'] / 1024:.0f} | {kernel['programs']} | "
-            + " | ".join(str(kernel["instructions"][name]) for name in INSTRUCTIONS)
-            + " |"
-        )
+        shape = f"{cut['rows']} x {cut['columns']}, {cut['num_warps']}, {cut['num_stages']}"
+        used = [kernel["registers"], kernel["spilled_bytes"], f"{kernel['shared_memory'] / 1024:.0f}"]
+        counts = [kernel["programs"], *(kernel["instructions"][name] for name in INSTRUCTIONS)]
+        rows.append([kernel["gpu"], kernel["dtype"], shape, *used, *counts])
+    print(markdown_table(titles, rows, text_columns=3))
 
 
 def show_balances(results: list[dict[str, Any]]) -> None:
-    print("\n| size | rows x columns | mean list | longest | busy in raster order | busy, longest first |")
-    print(f"|---|---|{'---:|' * 4}")
+    titles = ("size", "rows x columns", "mean list", "longest", "busy in raster order", "busy, longest first")
+    rows: list[list[object]] = []
     for result in results:
-        cut = result["settings"]
-        print(
-            f"| {result['size']} | {cut['rows']} x {cut['columns']} | {result['mean_list']:.1f} | "
-            f"{result['longest_list']} | {result['in_raster_order']:.1%} | {result['longest_first']:.1%} |"
-        )
+        shape = f"{result['settings']['rows']} x {result['settings']['columns']}"
+        busy = (f"{result[order]:.1%}" for order in ("in_raster_order", "longest_first"))
+        rows.append([result["size"], shape, f"{result['mean_list']:.1f}", result["longest_list"], *busy])
+    print("\n" + markdown_table(titles, rows, text_columns=2))
 
 
 def main() -> None:

@@ -28,10 +28,15 @@ text { font: 12px sans-serif; fill: #334155 }
 
 
 def modules() -> dict[str, Path]:
-    """The package's modules by their dotted names; a package's own name is that of its folder."""
+    """The package's modules by their dotted names; a package's own name is that of its folder.
+
+    The files in `checkpoint` are no modules but part of what is loaded from there.
+    """
     names = {}
     for path in sorted(ROOT.rglob("*.py")):
         parts = [PACKAGE, *path.relative_to(ROOT).with_suffix("").parts]
+        if parts[1] == "checkpoint":
+            continue
         names[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
     return names
 

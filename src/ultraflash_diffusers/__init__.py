@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # for editors and type checkers, which cannot follow `_EXPORT
     from .models.stream_state import StreamState as StreamState
     from .models.ultraflash_sr_transformer import UltraFlashSRTransformer as UltraFlashSRTransformer
     from .pipelines.cache_management import DynamicCacheManagement as DynamicCacheManagement
+    from .pipelines.modular_block import UltraFlashUpscaleStep as UltraFlashUpscaleStep
     from .pipelines.pipeline_output import StreamChunk as StreamChunk
     from .pipelines.pipeline_output import UltraFlashPipelineOutput as UltraFlashPipelineOutput
     from .pipelines.pipeline_state import PipelineStreamState as PipelineStreamState
@@ -45,6 +46,7 @@ _EXPORTS = {
     "UltraFlashPipelineOutput": ".pipelines.pipeline_output",
     "UltraFlashSRTransformer": ".models.ultraflash_sr_transformer",
     "UltraFlashStreamingPipeline": ".pipelines.pipeline_ultraflash",
+    "UltraFlashUpscaleStep": ".pipelines.modular_block",
     "generate_file": ".pipelines.video_files",
     "upscale_file": ".pipelines.video_files",
 }

@@ -35,6 +35,7 @@ REPLACED = {
     "use_stream=True": "use_stream=False",
     "pipe.optimize()": "pipe.optimize(compile=False)",
     "source=wan, num_frames=81": "source=wan, num_frames=5, height=32, width=64",
+    'num_frames=81, output="videos"': 'num_frames=5, height=32, width=64, num_inference_steps=1, output="videos"',
     "num_frames=81": "num_frames=5",
     "num_frames=25": "num_frames=9",
     'sand").frames': 'sand", num_frames=9, height=64, width=96).frames',

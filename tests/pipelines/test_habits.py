@@ -5,19 +5,28 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from diffusers import AutoModel, DDIMScheduler, DiffusionPipeline, EulerDiscreteScheduler, UniPCMultistepScheduler
-from diffusers.utils import export_to_video, load_video
+from diffusers.pipelines import pipeline_utils
+from diffusers.utils import export_to_video, hub_utils, load_video
 from helpers.clips import make_clip
 from helpers.source_pipelines import PROMPT_EMBEDS, wan_pipeline
 from helpers.tiny import TEXT_DIM, make_tiny_pipeline, make_tiny_transformer
+from huggingface_hub import ModelCard
+from huggingface_hub.errors import EntryNotFoundError
 from peft import LoraConfig
 
-from ultraflash_diffusers import HRAutoencoder, UltraFlashSRTransformer, UltraFlashStreamingPipeline
+from ultraflash_diffusers import (
+    HRAutoencoder,
+    UltraFlashSRTransformer,
+    UltraFlashStreamingPipeline,
+    default_checkpoint,
+)
 from ultraflash_diffusers.video_io import VideoReader
 
 
@@ -40,6 +49,45 @@ def test_a_saved_pipeline_is_loaded_by_diffusers(saved: Path, monkeypatch: pytes
     assert pipe.config.group_frames == 2
     with pytest.raises(ValueError, match="trust_remote_code=True"):
         DiffusionPipeline.from_pretrained(saved)
+
+
+def test_the_packaged_folder_is_loaded_by_diffusers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path))
+    pipe = DiffusionPipeline.from_pretrained(default_checkpoint(), trust_remote_code=True)
+    assert type(pipe) is UltraFlashStreamingPipeline
+    for name in ("transformer", "generator_transformer", "latent_upsampler", "autoencoder"):
+        network = AutoModel.from_pretrained(str(default_checkpoint() / name), trust_remote_code=True)
+        assert type(network) is type(getattr(pipe, name))
+
+
+def test_a_pushed_pipeline_has_a_filled_card(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Offline, up to where diffusers hands the folder to `huggingface_hub`."""
+    uploads = []
+
+    def uploaded(*, repo_id: str, folder_path: str, **_: Any) -> None:
+        uploads.append((repo_id, (Path(folder_path) / "README.md").read_text()))
+
+    def absent(*_: Any, **__: Any) -> None:
+        raise EntryNotFoundError("no card yet")
+
+    monkeypatch.setattr(hub_utils, "create_repo", lambda name, **_: SimpleNamespace(repo_id=name))
+    monkeypatch.setattr(pipeline_utils, "create_repo", lambda name, **_: SimpleNamespace(repo_id=name))
+    monkeypatch.setattr(hub_utils, "upload_folder", uploaded)
+    monkeypatch.setattr(ModelCard, "load", absent)
+    pipe = make_tiny_pipeline(group_frames=2)
+    pipe.push_to_hub("somebody/bigger-video")
+    pipe.save_pretrained(tmp_path / "saved", push_to_hub=True, repo_id="somebody/saved")
+    assert [name for name, _ in uploads] == ["somebody/bigger-video", "somebody/saved"]
+    for name, card in uploads:
+        assert ModelCard(card).data.pipeline_tag == "text-to-video"
+        assert f"from_pretrained({name!r})" in card
+        assert "| `group_frames` | 2 |" in card and "| `transformer` | `UltraFlashSRTransformer` |" in card
+
+
+def test_a_card_that_is_there_stays(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("mine")
+    make_tiny_pipeline().save_pretrained(tmp_path)
+    assert (tmp_path / "README.md").read_text() == "mine"
 
 
 def test_its_own_class_needs_no_code_from_the_folder(saved: Path, tmp_path: Path) -> None:

@@ -675,6 +675,7 @@ def test_what_is_shared_is_the_result_and_not_the_cache() -> None:
     card = hub.model_card("someone/style", hub.FinishedRun(30, 60.0, 1, 0, {}, private))
     assert "not published" in card.text and "Measures" not in card.text and "rank 4" in card.text
     assert card.data.base_model == "some/base" and "lora" in card.data.tags
+    assert "from_pretrained('some/base')" in card.text and "load_lora_weights('someone/style'" in card.text
 
 
 @pytest.mark.parametrize(

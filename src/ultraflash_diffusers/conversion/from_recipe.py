@@ -23,6 +23,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.utils import logging
 
 from ..hub_files import Hub
+from ..pipelines.habits import class_reference, write_pipeline_file
 from ..pipelines.lora.fitting import misfits
 from ..pipelines.lora.layers import lora_layers
 from ..weight_files import read_checkpoint
@@ -289,7 +290,9 @@ def _of_github(source: Source) -> tuple[str, Path]:
 def _finish(name: str, recipe: Recipe, partial: Path, used: list[UsedFile]) -> None:
     """Writes what makes of parts a pipeline."""
     FlowMatchEulerDiscreteScheduler(shift=_SR_SHIFT).save_pretrained(partial / "scheduler")
-    index: dict[str, Any] = {"_class_name": "UltraFlashStreamingPipeline", "_diffusers_version": version("diffusers")}
+    write_pipeline_file(partial)
+    index: dict[str, Any] = {"_class_name": class_reference("UltraFlashStreamingPipeline")}
+    index["_diffusers_version"] = version("diffusers")
     index["scheduler"] = ["diffusers", "FlowMatchEulerDiscreteScheduler"]
     for part in recipe.parts:
         config = json.loads((partial / part.component / "config.json").read_text())

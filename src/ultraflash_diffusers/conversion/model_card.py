@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..tables import markdown_table
 from .recipes import Recipe, Source
 
+_COLUMNS = ("part", "file", "repository", "its licence, as its page states it")
 _CARD = """---
 library_name: diffusers
 pipeline_tag: text-to-video
@@ -31,8 +33,6 @@ pipe = UltraFlashStreamingPipeline.from_pretrained("PATH_OF_THIS_FOLDER")
 
 ## Sources and licences
 
-| part | file | repository | its licence, as its page states it |
-|---|---|---|---|
 {sources}
 
 Each part stays under its own terms. What derives from other weights may inherit their terms, whatever a later page
@@ -53,11 +53,15 @@ class UsedFile:
 def model_card(name: str, recipe: Recipe, used: Sequence[UsedFile]) -> str:
     """Returns the text of a `README.md`."""
     rows = dict.fromkeys(
-        f"| {file.component} | `{file.name}` | {file.source.repository} | {file.source.license} |" for file in used
+        (file.component, f"`{file.name}`", file.source.repository, file.source.license) for file in used
     )
     restricted = sorted({file.source.repository for file in used if not file.source.is_commercial})
     warning = f"\n\n**{', '.join(restricted)}: no commercial use.**" if restricted else ""
     merged = "; the generator's LoRA is merged into it" if any(part.lora for part in recipe.parts) else ""
     return _CARD.format(
-        name=name, description=recipe.description, merged=merged, sources="\n".join(rows), warning=warning
+        name=name,
+        description=recipe.description,
+        merged=merged,
+        sources=markdown_table(_COLUMNS, list(rows), text_columns=4),
+        warning=warning,
     )

@@ -10,11 +10,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
+from diffusers import GGUFQuantizationConfig
 from diffusers.models.modeling_utils import ModelMixin
 
 from ..hub_files import Hub, split_address
 from ..weight_files import read_checkpoint
 from .convert import from_original, in_dtype
+from .gguf_file import load_gguf_file
 
 
 def load_single_file(
@@ -24,22 +26,34 @@ def load_single_file(
     dtype: torch.dtype | None,
     subfolder: str | None,
     hub: Mapping[str, Any],
+    quantization_config: GGUFQuantizationConfig | None,
     settings: Mapping[str, Any],
 ) -> ModelMixin:
     """See [`Network.from_single_file`].
 
     Raises:
+        ImportError: a GGUF file without the package `gguf`.
         OSError, ValueError: there is no such file, or it holds another network.
     """
-    checkpoint = source if isinstance(source, Mapping) else read_checkpoint(_local_file(source, subfolder, Hub(**hub)))
-    network = from_original(checkpoint, **settings)
+    content = source if isinstance(source, Mapping) else _local_file(source, subfolder, Hub(**hub))
+    is_gguf = isinstance(content, Path) and content.suffix == ".gguf"
+    if is_gguf != isinstance(quantization_config, GGUFQuantizationConfig):
+        raise ValueError(
+            f"`quantization_config` is {quantization_config!r}, expected "
+            + ("GGUFQuantizationConfig(compute_dtype=...) for a .gguf file" if is_gguf else "None for this source")
+        )
+    if isinstance(content, Path) and isinstance(quantization_config, GGUFQuantizationConfig):
+        network = load_gguf_file(content, quantization_config, settings)
+    else:
+        network = from_original(content if isinstance(content, Mapping) else read_checkpoint(content), **settings)
     if not isinstance(network, network_class):
         place = "the tensors" if isinstance(source, Mapping) else repr(str(source))
         raise ValueError(
             f"{place} are of a {type(network).__name__}, not of a {network_class.__name__}: call "
             f"`{type(network).__name__}.from_single_file`"
         )
-    in_dtype(network, dtype)
+    if not is_gguf:
+        in_dtype(network, dtype)
     return network
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+from diffusers import GGUFQuantizationConfig
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.models.modeling_utils import ModelMixin
 
@@ -30,7 +31,7 @@ class Network(ModelMixin, ConfigMixin):
         if not folder.is_file():
             folder.mkdir(parents=True, exist_ok=True)
             name = type(self).__name__
-            code = f"from {module} import {name}  # pip install ultraflash_diffusers\n\n__all__ = [{name!r}]\n"
+            code = f'# pip install ultraflash_diffusers\nfrom {module} import {name}\n\n__all__ = ["{name}"]\n'
             (folder / f"{module.rpartition('.')[2]}.py").write_text(code)
         super().save_pretrained(save_directory, *arguments, **keywords)
 
@@ -69,6 +70,7 @@ class Network(ModelMixin, ConfigMixin):
         cache_dir: str | PathLike[str] | None = None,
         local_files_only: bool = False,
         force_download: bool = False,
+        quantization_config: GGUFQuantizationConfig | None = None,
         **settings: Any,
     ) -> Self:
         """Loads the network from a published checkpoint file, whose sizes are read off its tensors.
@@ -80,9 +82,12 @@ class Network(ModelMixin, ConfigMixin):
                 file by default. `torch_dtype` is another name for it.
             subfolder, revision, token, cache_dir, local_files_only, force_download (*optional*): as in
                 `from_pretrained`.
+            quantization_config (`GGUFQuantizationConfig`, *optional*): for a `.gguf` file (extra `gguf`), and for no
+                other: its linear layers stay quantised, and work in the `compute_dtype`.
             settings: what tensors do not show, under our config's names or the published ones; see [`from_original`].
 
         Raises:
+            ImportError: a GGUF file without the package `gguf`.
             OSError: the file is not there or cannot be downloaded.
             ValueError: it holds another network, or see [`read_checkpoint`] and [`from_original`].
         """
@@ -100,6 +105,7 @@ class Network(ModelMixin, ConfigMixin):
                 "local_files_only": local_files_only,
                 "force_download": force_download,
             },
+            quantization_config=quantization_config,
             settings=settings,
         )
 

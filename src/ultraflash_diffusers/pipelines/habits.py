@@ -14,9 +14,13 @@ from diffusers import DiffusionPipeline
 from diffusers.utils.peft_utils import scale_lora_layers, unscale_lora_layers
 
 from .argument_kinds import check_type, checked_number
+from .model_card import pipeline_card
 
 # beside a saved pipeline: whoever has the package loads the folder by DiffusionPipeline and `trust_remote_code=True`
 _PIPELINE_FILE = "pipeline.py"
+_CARD_FILE = "README.md"
+# what diffusers writes on a card that nobody has filled
+_EMPTY_CARD = "[More Information Needed]"
 _PIPELINE_CODE = '''"""For `DiffusionPipeline.from_pretrained`. Needs `pip install ultraflash_diffusers`."""
 
 from ultraflash_diffusers import UltraFlashStreamingPipeline
@@ -64,13 +68,22 @@ class FamiliarPipeline(DiffusionPipeline):
         folder = Path(save_directory)
         if not folder.is_file():
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / _PIPELINE_FILE).write_text(_PIPELINE_CODE)  # before: `push_to_hub` uploads at the end
-        super().save_pretrained(save_directory, *arguments, **keywords)
+            write_pipeline_file(folder)  # before: `push_to_hub` uploads at the end
+            if not (folder / _CARD_FILE).exists():
+                (folder / _CARD_FILE).write_text(pipeline_card(self, str(save_directory)))
+        super().save_pretrained(str(save_directory), *arguments, **keywords)  # which takes no `Path` where it uploads
+
+    def _upload_folder(self, working_dir: str | PathLike[str], repo_id: str, **keywords: Any) -> Any:
+        """Uploads a saved pipeline as diffusers does, with a filled card in place of its empty one."""
+        card = Path(working_dir) / _CARD_FILE
+        if _EMPTY_CARD in card.read_text():
+            card.write_text(pipeline_card(self, repo_id))
+        return super()._upload_folder(working_dir, repo_id, **keywords)
 
     def to_json_string(self) -> str:
         """The configuration as JSON, with the class by the file that names it."""
         config = json.loads(super().to_json_string())
-        config["_class_name"] = [Path(_PIPELINE_FILE).stem, type(self).__name__]
+        config["_class_name"] = class_reference(type(self).__name__)
         return json.dumps(config, indent=2, sort_keys=True) + "\n"
 
     @classmethod
@@ -80,6 +93,16 @@ class FamiliarPipeline(DiffusionPipeline):
         if isinstance(config.get("_class_name"), list):
             config["_class_name"] = config["_class_name"][-1]
         return config
+
+
+def write_pipeline_file(folder: Path) -> None:
+    """Writes the file by which `DiffusionPipeline` finds the class that an index names by [`class_reference`]."""
+    (folder / _PIPELINE_FILE).write_text(_PIPELINE_CODE)
+
+
+def class_reference(name: str) -> list[str]:
+    """How a `model_index.json` names a pipeline's class by the file beside it."""
+    return [Path(_PIPELINE_FILE).stem, name]
 
 
 def one_source(source: Any, video: Any) -> Any:

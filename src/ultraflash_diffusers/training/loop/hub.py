@@ -9,6 +9,8 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData, create_repo, upload_folder
 
+from ...tables import markdown_table
+
 # what stays at home
 PRIVATE = ["cache/**", "checkpoint-*/**", "left_out.jsonl", "ultraflash/**", "validation/**", "wandb/**"]
 
@@ -26,6 +28,14 @@ CARD_SETTINGS = (
     "rank",
     "seed",
 )
+
+_LORA_SNIPPET = """```python
+from ultraflash_diffusers import UltraFlashStreamingPipeline
+
+pipe = UltraFlashStreamingPipeline.from_pretrained({base!r})
+pipe.load_lora_weights({name!r}, adapter_name="style")
+pipe.set_adapters("style", 1.0)  # 0 gives the results without it
+```"""
 
 
 @dataclass(frozen=True)
@@ -101,17 +111,19 @@ def model_card(name: str, run: FinishedRun) -> ModelCard:
         f"{layers}, trained for {run.steps} steps in {run.seconds / 3600:.1f} h on {run.processes} process(es) with "
         "`ultraflash_diffusers`. All settings: `training_arguments.json`; the course: `log.jsonl`.",
     ]
+    if lora:
+        sections += ["## Use", _LORA_SNIPPET.format(base=base or "PIPELINE", name=name)]
     if run.measures:
         rows = [(measure.removeprefix("validation/"), f"{value:.3f}") for measure, value in run.measures.items()]
         clips = f"{run.validation_clips} clip(s) that were held out of training, at the end:"
-        sections += ["## Measures", clips, _table("measure", rows), "![Curves of training](curves.png)"]
+        sections += ["## Measures", clips, _values("measure", rows), "![Curves of training](curves.png)"]
     chosen = [(key, f"`{settings[key]}`") for key in CARD_SETTINGS if settings.get(key) is not None]
-    sections += ["## Settings", _table("setting", chosen), "## Data", source]
+    sections += ["## Settings", _values("setting", chosen), "## Data", source]
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n")
 
 
-def _table(what: str, rows: list[tuple[str, str]]) -> str:
-    return "\n".join([f"| {what} | value |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
+def _values(what: str, rows: list[tuple[str, str]]) -> str:
+    return markdown_table((what, "value"), rows, text_columns=2)
 
 
 def _on_the_hub(name: str | None) -> str | None:

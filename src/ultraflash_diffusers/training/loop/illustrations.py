@@ -4,19 +4,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from matplotlib.figure import Figure
 from torch.nn import functional as F
 
 from ...video_io import VideoWriter, tensor_to_frames, write_side_by_side_png
 
 _FPS = 24
-_PANEL_WIDTH, _PANEL_HEIGHT, _COLUMNS = 360, 220, 3
-_MARGIN = 28
+_PANEL_WIDTH, _PANEL_HEIGHT, _COLUMNS = 3.6, 2.2, 3  # inches, of 100 pixels
 _NOT_MEASURED = {"step", "seconds"}
 
 
@@ -56,40 +55,18 @@ def draw_curves(log_file: Path, path: Path) -> None:
             if name not in _NOT_MEASURED and np.isfinite(value):
                 curves.setdefault(name, []).append((entry["step"], value))
     names = sorted(curves, key=lambda name: (not name.startswith("validation/"), name != "loss", name))
-    rows = -(-len(names) // _COLUMNS)
-    sheet = Image.new("RGB", (_COLUMNS * _PANEL_WIDTH, max(rows, 1) * _PANEL_HEIGHT), "white")
-    for index, name in enumerate(names):
-        row, column = divmod(index, _COLUMNS)
-        sheet.paste(_panel(name, curves[name]), (column * _PANEL_WIDTH, row * _PANEL_HEIGHT))
-    sheet.save(path)
+    rows = max(1, -(-len(names) // _COLUMNS))
+    figure = Figure(figsize=(_COLUMNS * _PANEL_WIDTH, rows * _PANEL_HEIGHT), layout="constrained")
+    panels = list(figure.subplots(rows, _COLUMNS, squeeze=False).flat)
+    for axes in panels[len(names) :]:
+        axes.set_axis_off()
+    for axes, name in zip(panels, names, strict=False):
+        axes.plot(*zip(*curves[name], strict=True), marker=".", markevery=[-1])
+        axes.set_title(f"{name}   {curves[name][-1][1]:.4g}", fontsize="medium")
+    figure.savefig(path)
 
 
 def _resized(video: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     if tuple(video.shape[3:]) == size:
         return video
     return F.interpolate(video.float(), (video.shape[2], *size), mode="nearest-exact")
-
-
-def _panel(name: str, points: Sequence[tuple[int, float]]) -> Image.Image:
-    """One curve in a frame, with the ends of both axes and the last value."""
-    panel = Image.new("RGB", (_PANEL_WIDTH, _PANEL_HEIGHT), "white")
-    draw, font = ImageDraw.Draw(panel), ImageFont.load_default(size=12)
-    left, top, right, bottom = _MARGIN // 2, _MARGIN, _PANEL_WIDTH - _MARGIN // 2, _PANEL_HEIGHT - _MARGIN
-    steps, values = np.array(points, float).T
-    low, high = values.min(), values.max()
-    x = left + (right - left) * _share(steps, steps.min(), steps.max())
-    y = bottom - (bottom - top) * _share(values, low, high)
-    draw.rectangle((left, top, right, bottom), outline="lightgrey")
-    corners = list(zip(x.tolist(), y.tolist(), strict=True))
-    draw.line(corners, fill="steelblue", width=2)
-    draw.ellipse((x[-1] - 3, y[-1] - 3, x[-1] + 3, y[-1] + 3), fill="steelblue")
-    draw.text((left, 6), f"{name}   {values[-1]:.4g}", fill="black", font=font)
-    draw.text((left + 4, top + 2), f"{high:.4g}", fill="grey", font=font)
-    draw.text((left + 4, bottom - 16), f"{low:.4g}", fill="grey", font=font)
-    draw.text((left, bottom + 6), f"step {steps.min():.0f} to {steps.max():.0f}", fill="grey", font=font)
-    return panel
-
-
-def _share(values: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Where values lie between two others, from 0 to 1; in the middle where these are equal."""
-    return (values - low) / (high - low) if high > low else np.full_like(values, 0.5)
