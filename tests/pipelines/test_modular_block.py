@@ -69,4 +69,4 @@ def test_a_folder_holds_the_block_and_its_pipeline(tmp_path: Path, monkeypatch: 
     assert loaded.upscaler.config.kv_cache_blocks == 1
     videos = np.random.default_rng(0).random((1, 5, 16, 16, 3), np.float32)
     expected = workflow(**seeded(videos=videos), output="videos")
-    assert np.array_equal(loaded(**seeded(videos=videos), output="videos"), expected)
+    np.testing.assert_allclose(loaded(**seeded(videos=videos), output="videos"), expected, atol=1e-5)

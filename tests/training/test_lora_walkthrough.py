@@ -59,10 +59,10 @@ def result(pipe: UltraFlashStreamingPipeline, folder: Path) -> torch.Tensor:
 
 def test_the_example_writes_the_lora_and_a_picture(folder: Path) -> None:
     weights = load_file(folder / "result" / "lora" / WEIGHTS)
-    assert all(name.startswith("transformer.blocks.0.attn") and "lora" in name for name in weights)
+    assert {name.rpartition(".lora_")[0] for name in weights} == {"transformer.proj_out"}
     assert all(min(tensor.shape) == 2 for tensor in weights.values())
     picture = Image.open(folder / "result" / "style_lora.png")
-    assert picture.width > 8 * 32 and picture.height >= 24  # without, four weights, fused, taken out, the change
+    assert picture.width >= 4 * 64 and picture.height >= 48  # four weights
 
 
 def test_a_trained_lora_changes_results_by_its_weight(pipe: UltraFlashStreamingPipeline, folder: Path) -> None:

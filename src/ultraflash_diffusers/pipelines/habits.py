@@ -63,6 +63,24 @@ class FamiliarPipeline(DiffusionPipeline):
         """Decodes whole frames again."""
         self.autoencoder.disable_tiling()
 
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | PathLike[str], subfolder: str | None = None, **keywords: Any
+    ) -> Any:
+        """Loads the pipeline as diffusers does; also from a folder inside of a local one, as modular workflows ask.
+
+        Raises:
+            ValueError: a `subfolder` of what is no local folder.
+        """
+        if subfolder:
+            if not Path(pretrained_model_name_or_path).is_dir():
+                raise ValueError(
+                    f"`subfolder` is {subfolder!r}, but {str(pretrained_model_name_or_path)!r} is no local folder: "
+                    "huggingface_hub.snapshot_download makes one of a repository"
+                )
+            pretrained_model_name_or_path = Path(pretrained_model_name_or_path) / subfolder
+        return super().from_pretrained(pretrained_model_name_or_path, **keywords)
+
     def save_pretrained(self, save_directory: str | PathLike[str], *arguments: Any, **keywords: Any) -> None:
         """Saves the pipeline as diffusers does, so that `DiffusionPipeline` can load it, too."""
         folder = Path(save_directory)
