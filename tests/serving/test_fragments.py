@@ -10,9 +10,11 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
+from helpers.clips import make_clip
 from helpers.realtime import decoded
 
 from ultraflash_diffusers.serving.fragments import FragmentEncoder
+from ultraflash_diffusers.video_io import VideoReader
 
 
 def pictures(frames: int, width: int = 64, height: int = 48) -> np.ndarray:
@@ -50,6 +52,32 @@ def test_uneven_times_are_kept():
 
 def test_the_mime_type_is_that_of_the_encoded_stream():
     assert FragmentEncoder(64, 48, 25).mime_type == 'video/mp4; codecs="avc1.64000a"'
+
+
+def test_a_clip_s_sound_goes_along_in_step_and_as_long_as_the_pictures(tmp_path):
+    """Half of 40 frames have sound; the first eight were streamed elsewhere."""
+    path = make_clip(tmp_path / "clip.mp4", frames=40, audio="aac")
+    info = VideoReader(path).info
+    encoder = FragmentEncoder(64, 48, info.fps, info.time_base, info)
+    tick, parts = round(1 / (info.fps * info.time_base)), [encoder.header]
+    for first in (8, 16, 24, 32):
+        parts.append(encoder.encode(pictures(8), [tick * number for number in range(first, first + 8)], [tick] * 8))
+        assert abs(encoder.audio_samples - 0.32 * encoder.sample_rate) <= 1024
+    assert encoder.mime_type.endswith(', mp4a.40.2"')
+    begin, heard = samples_of(io.BytesIO(b"".join(parts)))
+    _, source = samples_of(str(path))
+    assert abs(begin - 0.32) < 0.03 and abs(begin + len(heard) / encoder.sample_rate - 1.6) < 0.05
+    sounding = round((0.75 - begin) * encoder.sample_rate)
+    expected = source[round(begin * encoder.sample_rate) :][2048:sounding]
+    assert np.corrcoef(heard[2048:sounding], expected)[0, 1] > 0.9
+    assert np.abs(heard[-9600:]).max() < 1e-3 < 0.01 < np.abs(expected).max()
+
+
+def samples_of(file) -> tuple[float, np.ndarray]:
+    """When the sound of a file begins, in seconds, and one channel of it."""
+    with av.open(file) as container:
+        frames = list(container.decode(audio=0))
+    return float(frames[0].pts * frames[0].time_base), np.concatenate([frame.to_ndarray()[0] for frame in frames])
 
 
 @pytest.mark.parametrize("size", [(63, 48), (64, 47)])

@@ -6,10 +6,12 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 
+import av
 import httpx
 import numpy as np
 import pytest
 import torch
+from helpers.clips import make_clip
 from helpers.realtime import Client, decoded, encoded, running, wait_until
 from helpers.tiny import make_tiny_pipeline
 from PIL import Image
@@ -227,6 +229,19 @@ def test_a_video_of_the_client_is_upscaled_at_its_own_rate(client, pipe, tmp_pat
     received = client.finish()
     expected = made(pipe, 30, prompt=None, source=str(tmp_path / "clip.mp4"))
     assert np.array_equal(decoded(received.video), decoded(b"".join(encoded(expected, [13, 16, 1], 25))))
+
+
+def test_a_video_with_sound_keeps_it(client, tmp_path):
+    data = make_clip(tmp_path / "clip.mp4", 20, size=(WIDTH // 2, HEIGHT // 2), audio="aac").read_bytes()
+    client.start(source="video", video={"byte_length": len(data), "name": "concert.mp4"}, seed=3)
+    client.socket.send(data)
+    assert "mp4a.40.2" in client.read_until("video.start")["mime_type"]
+    received = client.finish()
+    samples = [metadata["num_audio_samples"] for metadata, _ in received.chunks]
+    assert {metadata["audio_sample_rate"] for metadata, _ in received.chunks} == {48000}
+    with av.open(io.BytesIO(received.video)) as container:
+        heard = sum(frame.samples for frame in container.decode(audio=0))
+    assert heard == sum(samples) and abs(heard - 0.8 * 48000) <= 1024 and len(decoded(received.video)) == 20
 
 
 def test_streams_take_turns_and_others_wait_for_a_place(address, server):

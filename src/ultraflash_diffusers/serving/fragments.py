@@ -13,6 +13,8 @@ from av.codec.context import Flags
 from av.packet import Packet
 
 from ..video_io.color import ColorTags, RGBConverter
+from ..video_io.probe import VideoInfo
+from .clip_sound import ClipSound
 
 _KEYFRAME_SECONDS = 2
 _MUXER_OPTIONS = {
@@ -32,11 +34,14 @@ class FragmentEncoder:
         width, height (`int`): of the frames, in pixels, even.
         fps (`float` or `Fraction`): frames a second where no timestamps are given.
         time_base (`Fraction`, *optional*): seconds of a tick of the timestamps; a frame's time at `fps` by default.
+        clip ([`VideoInfo`], *optional*): whose first sound track goes along, encoded as AAC.
         crf (`float`, *optional*, defaults to 20): x264's constant rate factor.
         preset (`str`, *optional*, defaults to `"superfast"`): x264's speed preset.
 
     Attributes:
         header (`bytes`): the initialisation segment, to be sent before the first fragment.
+        sample_rate (`int` or `None`): of the sound, if there is any.
+        audio_samples (`int`): of the newest fragment.
         mime_type (`str`): with the codec's profile and level, as `MediaSource.isTypeSupported` takes it.
 
     Raises:
@@ -49,6 +54,7 @@ class FragmentEncoder:
         height: int,
         fps: float | Fraction,
         time_base: Fraction | None = None,
+        clip: VideoInfo | None = None,
         crf: float = 20,
         preset: str = "superfast",
     ) -> None:
@@ -68,11 +74,15 @@ class FragmentEncoder:
         context.colorspace, context.color_primaries, context.color_trc, context.color_range = 1, 1, 1, 1
         context.flags |= Flags.frame_duration | Flags.global_header
         context.open()
+        self._sound = None if clip is None else ClipSound(clip, self._container)
+        self.sample_rate = None if self._sound is None else self._sound.sample_rate
+        self.audio_samples = 0
         self._fragments = 0
         self._next_pts = 0
-        self.header = self._muxed([])
+        self.header = self._muxed([], [])
         profile = bytes(context.extradata or b"")
-        self.mime_type = f'video/mp4; codecs="avc1.{_profile(profile).hex()}"'
+        codecs = [f"avc1.{_profile(profile).hex()}", *(["mp4a.40.2"] if self._sound is not None else [])]
+        self.mime_type = f'video/mp4; codecs="{", ".join(codecs)}"'
 
     def encode(
         self, frames: np.ndarray, pts: Sequence[int] | None = None, durations: Sequence[int] | None = None
@@ -95,9 +105,13 @@ class FragmentEncoder:
             frame.pts, frame.duration, frame.time_base = tick, duration, self._time_base
             packets += self._stream.encode(frame)
         self._next_pts = pts[-1] + durations[-1]
-        return self._muxed(packets)[len(self.header) :]
+        sound: list[Packet] = []
+        if self._sound is not None:
+            sound = self._sound.between(pts[0] * self._time_base, self._next_pts * self._time_base)
+        self.audio_samples = sum(packet.duration or 0 for packet in sound)
+        return self._muxed(packets, sound)[len(self.header) :]
 
-    def _muxed(self, packets: list[Packet]) -> bytes:
+    def _muxed(self, packets: list[Packet], sound: list[Packet]) -> bytes:
         """Returns the header, which is the same for all, and the fragment of the packets."""
         buffer = io.BytesIO()
         self._fragments += bool(packets)
@@ -108,10 +122,16 @@ class FragmentEncoder:
             context, template = stream.codec_context, self._stream.codec_context
             context.extradata = template.extradata  # which the template leaves out, as it does the size
             context.width, context.height = template.width, template.height
+            tracks = [(stream, packets)]
+            if self._sound is not None:
+                heard = container.add_stream_from_template(self._sound.target)
+                heard.codec_context.extradata = self._sound.target.codec_context.extradata
+                tracks.append((heard, sound))
             container.start_encoding()
-            for packet in packets:
-                packet.stream = stream
-                container.mux(packet)
+            for track, content in tracks:
+                for packet in content:
+                    packet.stream = track
+                    container.mux(packet)
         return buffer.getvalue()
 
 

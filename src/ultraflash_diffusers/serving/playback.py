@@ -18,6 +18,7 @@ from ..pipelines.sources.pixels import PixelSource, PixelSourceState
 from ..pipelines.stream_start import size_multiple
 from ..pipelines.video_stream import VideoStream
 from ..video_io import VideoReader
+from .clip_sound import has_sound
 from .errors import ClientError
 from .fragments import FragmentEncoder
 from .intake import ClientFrames
@@ -120,7 +121,9 @@ class Playback:
         width, height = self.size or (0, 0)
         if self._reader is None:
             return FragmentEncoder(width, height, self._fps)
-        return FragmentEncoder(width, height, self._reader.info.fps, self._reader.info.time_base)
+        clip = self._reader.info
+        sounding = clip.has_audio and has_sound(clip)
+        return FragmentEncoder(width, height, clip.fps, clip.time_base, clip if sounding else None)
 
     def config(self) -> dict[str, Any]:
         """What was accepted, all defaults filled in."""

@@ -238,6 +238,9 @@ class RealtimeSession:
         data = await asyncio.to_thread(self._encoder.encode, chunk.frames, chunk.pts, chunk.durations)
         if metadata["transport_chunk_index"] == 0:
             data = self._encoder.header + data
+        if self._encoder.sample_rate is not None:
+            sound = {"num_audio_samples": self._encoder.audio_samples, "audio_sample_rate": self._encoder.sample_rate}
+            metadata |= sound
         metadata["stage_seconds"]["video_encoder"] = round(self._now() - began, 4)
         await self._send_pair("video.chunk_metadata", metadata, data)
         self._server.metrics.count_bytes(len(data))

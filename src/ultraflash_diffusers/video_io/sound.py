@@ -56,6 +56,13 @@ class AACEncoder:
         self._append(self._converter_of(frame).resample(_named(frame)))
         return self._encode(last=False)
 
+    def fill(self, end: Fraction) -> list[Packet]:
+        """Puts silence up to `end` seconds; returns what is ready then."""
+        self._position = self._position or 0
+        gap = max(0, round(end * self._rate) - self._position - len(self._waiting))
+        self._waiting = np.concatenate([self._waiting, np.zeros((gap, self._channels), np.float32)])
+        return self._encode(last=False)
+
     def end(self) -> list[Packet]:
         """Returns what is left."""
         if self._resampler is not None:

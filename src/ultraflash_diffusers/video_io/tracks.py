@@ -81,11 +81,11 @@ def plan_audio(source: VideoInfo, container: str, numbers: Sequence[int] | None)
         codecs = {track.index: _codec(track) for track in chosen_audio(clip, numbers)}
     usual = _COPIED_AUDIO[container]
     copied = {index for index, codec in codecs.items() if codec in usual and _can_hold(source, container, index)}
-    kinds = {index: _decoded_kind(source, index) for index in codecs if index not in copied}
+    kinds = {index: decoded_kind(source, index) for index in codecs if index not in copied}
     return AudioPlan(frozenset(copied), {index: kind for index, kind in kinds.items() if kind is not None})
 
 
-def _decoded_kind(source: VideoInfo, index: int) -> tuple[int, int] | None:
+def decoded_kind(source: VideoInfo, index: int) -> tuple[int, int] | None:
     """Returns sample rate and channels of a track's first sound, `None` where it has none that can be decoded."""
     with open_container(source.path) as clip:
         track = clip.streams[index]
