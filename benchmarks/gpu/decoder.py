@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from benchmarks.gpu.rates import milliseconds
 from benchmarks.gpu.results import Report
@@ -24,7 +25,9 @@ def time_memory_blocks(report: Report) -> None:
     """The stage `decoder`: one memory block on the frames of a latent, each way compiled where the plain one is."""
     shrink = 8 if report.dry else 1
     for channels, height, width in _STAGES:
-        block = CausalMemoryBlock(channels).to(report.device, torch.bfloat16, memory_format=torch.channels_last)
+        block = CausalMemoryBlock(channels).to(report.device, torch.bfloat16)
+        for convolution in _convolutions(block):
+            convolution.weight.data = convolution.weight.to(memory_format=torch.channels_last)
         features = torch.randn(_FRAMES + 1, channels, height // shrink, width // shrink, device=report.device)
         features = features.to(torch.bfloat16, memory_format=torch.channels_last)
         expected = plain(block, features[1:], features[:-1])
@@ -65,21 +68,23 @@ def plain(block: CausalMemoryBlock, frames: torch.Tensor, pasts: torch.Tensor) -
 
 def split(block: CausalMemoryBlock, frames: torch.Tensor, pasts: torch.Tensor) -> torch.Tensor:
     """Two convolutions instead of a concatenation. The arguments are those of [`plain`]."""
-    first, *rest = block.conv
+    first, second, third = _convolutions(block)
     own, past = first.weight.chunk(2, dim=1)
-    joined = F.conv2d(frames, own, first.bias, padding=1) + F.conv2d(pasts, past, padding=1)
-    for layer in rest:
-        joined = layer(joined)
-    return F.relu(joined + frames)
+    hidden = F.relu(F.conv2d(frames, own, first.bias, padding=1) + F.conv2d(pasts, past, padding=1))
+    return F.relu(third(F.relu(second(hidden))) + frames)
 
 
 def fused(block: CausalMemoryBlock, frames: torch.Tensor, pasts: torch.Tensor) -> torch.Tensor:
     """cuDNN's convolutions with bias, sum and ReLU in one. The arguments are those of [`plain`]."""
-    first, _, second, _, third = block.conv
+    first, second, third = _convolutions(block)
     once = ([1, 1], [1, 1], [1, 1], 1)  # stride, padding, dilation, groups
     hidden = torch.cudnn_convolution_relu(torch.cat([frames, pasts], dim=1), first.weight, first.bias, *once)
     hidden = torch.cudnn_convolution_relu(hidden, second.weight, second.bias, *once)
     return torch.cudnn_convolution_add_relu(hidden, third.weight, frames, 1.0, third.bias, *once)
+
+
+def _convolutions(block: CausalMemoryBlock) -> list[nn.Conv2d]:
+    return [layer for layer in block.conv if isinstance(layer, nn.Conv2d)]
 
 
 _WAYS: dict[str, Compute] = {"plain": plain, "split": split, "fused": fused}

@@ -11,6 +11,7 @@ import av
 import numpy as np
 from av.codec.context import Flags
 from av.packet import Packet
+from av.stream import Stream
 
 from ..video_io.color import ColorTags, RGBConverter
 from ..video_io.probe import VideoInfo
@@ -122,7 +123,7 @@ class FragmentEncoder:
             context, template = stream.codec_context, self._stream.codec_context
             context.extradata = template.extradata  # which the template leaves out, as it does the size
             context.width, context.height = template.width, template.height
-            tracks = [(stream, packets)]
+            tracks: list[tuple[Stream, list[Packet]]] = [(stream, packets)]
             if self._sound is not None:
                 heard = container.add_stream_from_template(self._sound.target)
                 heard.codec_context.extradata = self._sound.target.codec_context.extradata

@@ -117,7 +117,7 @@ def optimize(
     return report
 
 
-def _use_channels_last(network: torch.nn.Module, name: str, report: OptimizationReport) -> None:
+def _use_channels_last(network: Any, name: str, report: OptimizationReport) -> None:
     if any(isinstance(layer, torch.nn.Conv3d) for layer in network.modules()):
         report.add("channels_last", name, False, "it convolves over time, too")
         return
