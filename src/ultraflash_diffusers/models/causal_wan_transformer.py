@@ -12,14 +12,16 @@ from typing import Literal, cast
 import torch
 from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
+from torch import nn
 
 from .attention.dense_attention import ChunkCausalAttention
 from .attention.frame_kv_cache import FrameKVCache, PastKVCache
-from .checks import check_denoising_steps
-from .state_chain import shapes_are_static
+from .causal_wan_checks import check_causal_wan_config, check_room, check_seed_code
+from .overlapping_head import OverlappingHead
+from .seed_code import SeedCodeEmbedding, text_summary
 from .stream_state import StreamState
 from .wan_backbone import TextKeyValues, WanBackbone
-from .wan_layers import FramePositionEmbedding
+from .wan_layers import Attend, FramePositionEmbedding
 
 # noise levels below this one are taken for it where a predicted sample is turned into a flow
 _LEAST_SIGMA = 1e-3
@@ -38,6 +40,7 @@ class CausalWanStreamState(StreamState):
         cache (`FrameKVCache`, *optional*): keys and values; `None` until sizes are known.
         single_use (`bool`, *optional*, defaults to `False`): whether each state commits once, see [`PastKVCache`].
         room_frames (`int`, *optional*, defaults to 0): frames of a call that such a cache has room for.
+        seed_code (`torch.Tensor`, *optional*): `[batch, seed_code_dim]`, of a network that has one.
     """
 
     position: torch.Tensor
@@ -47,6 +50,7 @@ class CausalWanStreamState(StreamState):
     cache: FrameKVCache | None = None
     single_use: bool = False
     room_frames: int = 0
+    seed_code: torch.Tensor | None = None
 
 
 @dataclass
@@ -112,6 +116,14 @@ class CausalWanTransformer(WanBackbone):
             recomputed under a new prompt in mid-stream (LongLive).
         recompute_sink (`bool`, *optional*, defaults to `True`): whether recomputing replaces the sink, too, once the
             window has rolled (LongLive as released: `False`).
+        seed_code_dim (`int`, *optional*, defaults to 0): values of the seed code that each call is given, see
+            [`SeedCodeEmbedding`]; 0 for none.
+        seed_code_period (`float`, *optional*, defaults to 36.0): temporal patches of a turn of the seed code's clock.
+        seed_code_anchors (`int`, *optional*, defaults to 0): places that tokens are told their position relative to.
+        reads_latents (`bool`, *optional*, defaults to `True`): whether the latents that it is given matter, or only
+            say the size: a network that is told all by text and seed code needs no noise to start from.
+        head_channels (`tuple[int, ...]`, *optional*, defaults to `()`): channels of an [`OverlappingHead`] in the
+            place of the linear last layer, whose patches do not overlap; one a doubling, up to the spatial patch size.
     """
 
     @register_to_config
@@ -143,31 +155,26 @@ class CausalWanTransformer(WanBackbone):
         context_noise: float = 0.0,
         recompute_on_prompt_change: bool = False,
         recompute_sink: bool = True,
+        seed_code_dim: int = 0,
+        seed_code_period: float = 36.0,
+        seed_code_anchors: int = 0,
+        reads_latents: bool = True,
+        head_channels: tuple[int, ...] = (),
     ) -> None:
         super().__init__()
-        if prediction_type not in ("flow", "sample"):
-            raise ValueError(f"`prediction_type` must be 'flow' or 'sample', got {prediction_type!r}")
-        if frames_per_chunk < 1:
-            raise ValueError(f"`frames_per_chunk` must be positive, got {frames_per_chunk}")
-        if sink_frames < 0 or (window_frames is None and sink_frames):
-            raise ValueError(f"`sink_frames` must be 0 without `window_frames` and never negative, got {sink_frames}")
-        if window_frames is not None and window_frames - sink_frames < frames_per_chunk:
-            raise ValueError(
-                f"`window_frames` must hold `sink_frames` {sink_frames} and a chunk of `frames_per_chunk` "
-                f"{frames_per_chunk}, got {window_frames}"
-            )
-        if first_chunk_frames is not None:
-            _check_first_chunk(first_chunk_frames, window_frames, sink_frames)
-        check_denoising_steps("denoising_steps", denoising_steps)
-        if first_chunk_denoising_steps is not None:
-            check_denoising_steps("first_chunk_denoising_steps", first_chunk_denoising_steps)
-        if not (math.isfinite(flow_shift) and flow_shift > 0):
-            raise ValueError(f"`flow_shift` must be positive and finite, got {flow_shift}")
-        if not 0 <= context_noise < 1000:
-            raise ValueError(f"`context_noise` must be a timestep in [0, 1000), got {context_noise}")
+        check_causal_wan_config(self.config)
         self._build()
+        dim = num_attention_heads * attention_head_dim
+        if seed_code_dim:
+            sizes = (seed_code_dim, text_dim, seed_code_period, seed_code_anchors, dim)
+            self.seed_code_embedding = SeedCodeEmbedding(*sizes)
+        if not reads_latents:
+            del self.patch_embedding
+        if head_channels:
+            self.proj_out = nn.Linear(dim, OverlappingHead.token_channels(head_channels))
+            self.head = OverlappingHead(head_channels, out_channels)
         if absolute_positions:
-            self.position_embedding = FramePositionEmbedding(num_attention_heads * attention_head_dim)
+            self.position_embedding = FramePositionEmbedding(dim)
 
     @property
     def chunk_frames(self) -> int:
@@ -184,6 +191,7 @@ class CausalWanTransformer(WanBackbone):
         dtype: torch.dtype | None = None,
         single_use: bool = False,
         room_frames: int = 0,
+        seed_code: torch.Tensor | None = None,
     ) -> CausalWanStreamState:
         """Returns the state with which a stream starts.
 
@@ -202,6 +210,8 @@ class CausalWanTransformer(WanBackbone):
                 so that a rolling cache needs no room for the chunk; not with gradient checkpointing.
             room_frames (`int`, *optional*, defaults to 0): room for a chunk all the same: it is not copied for each
                 call, for so many frames more of memory.
+            seed_code (`torch.Tensor` of shape `[batch, seed_code_dim]`, *optional*): normal values, for networks that
+                have a seed code.
 
         Raises:
             ValueError: a capacity that does not fit the config, `single_use` of a global cache, or only some of the
@@ -223,6 +233,7 @@ class CausalWanTransformer(WanBackbone):
             rolling=window is not None,
             single_use=single_use,
             room_frames=room_frames,
+            seed_code=seed_code,
         )
         sizes = (batch_size, height, width)
         if sizes == (None, None, None):
@@ -263,6 +274,7 @@ class CausalWanTransformer(WanBackbone):
         state: CausalWanStreamState | None = None,
         commit: bool = False,
         return_dict: bool = True,
+        seed_code: torch.Tensor | None = None,
     ) -> CausalWanTransformerOutput | tuple[torch.Tensor, CausalWanStreamState | None]:
         """Predicts the flow of a chunk that follows `state`, or of a whole clip with `state=None`.
 
@@ -277,6 +289,8 @@ class CausalWanTransformer(WanBackbone):
             commit (`bool`, *optional*, defaults to `False`): whether the keys and values of this pass stay in the
                 cache (the clean pass at timestep 0, or the last denoising step). Otherwise the state is left as it is.
             return_dict (`bool`, *optional*, defaults to `True`): a plain tuple instead of the output class if `False`.
+            seed_code (`torch.Tensor` of shape `[batch, seed_code_dim]`, *optional*): for whole clips of networks that
+                have one; that of a stream is part of its state.
 
         Raises:
             ValueError: inputs of a wrong shape or dtype; a state of another batch size, resolution or network, or one
@@ -290,15 +304,53 @@ class CausalWanTransformer(WanBackbone):
         if state is None:
             if commit:
                 raise ValueError("`commit` is True without a `state` to commit to")
-            raw, next_state = self._transform(*inputs, *self._full_attention(hidden_states.device, grid))[0], None
+            position, attends = self._full_attention(hidden_states.device, grid)
+            raw, next_state = self._predict(*inputs, seed_code, position, attends), None
+        elif seed_code is not None:
+            raise ValueError("`seed_code` was given beside a `state`, which holds the stream's own")
         else:
             raw, next_state = self._stream(*inputs, state, commit)
         sample = self._flow(raw, hidden_states, timestep)
         return CausalWanTransformerOutput(sample, next_state) if return_dict else (sample, next_state)
 
+    def encode_text(self, encoder_hidden_states: torch.Tensor) -> TextKeyValues:
+        text = super().encode_text(encoder_hidden_states)
+        summary = text_summary(encoder_hidden_states) if self.config.seed_code_dim else None
+        return dataclasses.replace(text, summary=summary)
+
+    def _predict(
+        self,
+        hidden_states: torch.Tensor,
+        timestep: torch.Tensor,
+        text: torch.Tensor | TextKeyValues,
+        grid: tuple[int, int, int],
+        seed_code: torch.Tensor | None,
+        position: torch.Tensor,
+        attends: Sequence[Attend],
+    ) -> torch.Tensor:
+        """What the last layer says of frames from `position` on."""
+        check_seed_code(self.config.seed_code_dim, seed_code, len(hidden_states))
+        condition = places = None
+        if seed_code is not None:
+            summary = text.summary if isinstance(text, TextKeyValues) else text_summary(text)
+            condition, anchors = self.seed_code_embedding(seed_code, summary, position, grid[0])
+            condition = condition.to(hidden_states.dtype)
+            if anchors is not None:
+                places = self.seed_code_embedding.beside_anchors(anchors, grid[1:]).to(hidden_states.dtype)
+        return self._transform(hidden_states, timestep, text, grid, position, attends, condition, places)[0]
+
     def _embed_patches(self, hidden_states: torch.Tensor, grid: tuple[int, int, int]) -> torch.Tensor:
-        tokens = super()._embed_patches(hidden_states, grid)
+        if self.config.reads_latents:
+            tokens = super()._embed_patches(hidden_states, grid)
+        else:
+            dim = self.config.num_attention_heads * self.config.attention_head_dim
+            tokens = hidden_states.new_zeros(len(hidden_states), math.prod(grid), dim)
         return tokens + self.position_embedding(grid) if self.config.absolute_positions else tokens
+
+    def _unpatchify(self, tokens: torch.Tensor, grid: tuple[int, int, int]) -> torch.Tensor:
+        if self.config.head_channels:
+            return self.head(tokens, grid)
+        return super()._unpatchify(tokens, grid)
 
     def _flow(self, raw: torch.Tensor, hidden_states: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         if self.config.prediction_type == "flow":
@@ -330,7 +382,9 @@ class CausalWanTransformer(WanBackbone):
         state: CausalWanStreamState,
         commit: bool,
     ) -> tuple[torch.Tensor, CausalWanStreamState]:
-        _check_state(state, grid[0])
+        if not isinstance(state, CausalWanStreamState):
+            raise ValueError(f"`state` must be a CausalWanStreamState from `new_stream`, got {type(state).__name__}")
+        check_room(state, grid[0])
         if state.single_use:
             self._check_single_use(grid[0])
         dtype = self._stream_dtype(hidden_states.device, hidden_states.dtype)
@@ -343,7 +397,8 @@ class CausalWanTransformer(WanBackbone):
             state.position, grid[0], oldest=0, commit=commit, static_shapes=self._shapes_are_static()
         )
         attends = [cache.attention(layer, window, commit) for layer in range(self.config.num_layers)]
-        sample, _ = self._transform(hidden_states, timestep, encoder_hidden_states, grid, state.position, attends)
+        inputs = (hidden_states, timestep, encoder_hidden_states, grid)
+        sample = self._predict(*inputs, state.seed_code, state.position, attends)
         if commit:
             state = dataclasses.replace(state, position=state.position + grid[0], cache=cache.advance(window))
         return sample, state
@@ -378,37 +433,3 @@ class CausalWanTransformer(WanBackbone):
             room_frames=state.room_frames if state.single_use else 0,
         )
         return dataclasses.replace(state, cache=cache, position=state.position.to(device))
-
-
-def _check_first_chunk(frames: int, window_frames: int | None, sink_frames: int) -> None:
-    if frames < 1:
-        raise ValueError(f"`first_chunk_frames` must be positive or None, got {frames}")
-    if window_frames is not None and window_frames - sink_frames < frames:
-        raise ValueError(
-            f"`window_frames` must hold `sink_frames` {sink_frames} and a first chunk of `first_chunk_frames` "
-            f"{frames}, got {window_frames}"
-        )
-
-
-def _check_state(state: CausalWanStreamState, frames: int) -> None:
-    if not isinstance(state, CausalWanStreamState):
-        raise ValueError(f"`state` must be a CausalWanStreamState from `new_stream`, got {type(state).__name__}")
-    if state.rolling:
-        room = state.cache_frames - state.sink_frames
-        # an empty cache, of a stream that begins or was rewound, takes what will be its sink in the same call; whether
-        # it is one is asked only where it matters, since compiled code would depend on it
-        if frames > room and state.cache is not None and state.cache.committed == 0:
-            room = state.cache_frames
-        if frames > room:
-            raise ValueError(f"`hidden_states` has {frames} frames, more than the {room} of the rolling window")
-        return
-    if shapes_are_static():
-        return
-    known = 0 if state.cache is None else state.cache.committed
-    done = int(state.position) if known is None else known
-    if done + frames > state.cache_frames:
-        raise ValueError(
-            f"`hidden_states` has {frames} frames after {done} committed ones, but the global cache "
-            f"holds `cache_frames` {state.cache_frames}: pass more to `new_stream`, or use a network that has "
-            "`window_frames`"
-        )

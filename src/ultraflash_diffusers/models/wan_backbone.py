@@ -44,14 +44,16 @@ class TextKeyValues(StreamState):
     Args:
         keys (`list[torch.Tensor]`): one a layer, `[batch, text_length, heads, head_dim]`, after their norm.
         values (`list[torch.Tensor]`): likewise.
+        summary (`torch.Tensor`, *optional*): `[batch, text_dim]`, for networks with a seed code.
     """
 
     keys: list[torch.Tensor]
     values: list[torch.Tensor]
+    summary: torch.Tensor | None = None
 
     def expand(self, batch_size: int) -> TextKeyValues:
         """Returns the same prompt for `batch_size` samples."""
-        return self.map_tensors(lambda tensor: tensor.expand(batch_size, -1, -1, -1))
+        return self.map_tensors(lambda tensor: tensor.expand(batch_size, *tensor.shape[1:]))
 
 
 class WanBackbone(Network, PeftAdapterMixin, AttentionMixin):
@@ -64,7 +66,7 @@ class WanBackbone(Network, PeftAdapterMixin, AttentionMixin):
     _supports_gradient_checkpointing = True
     _no_split_modules = ["CausalWanBlock"]
     _repeated_blocks = ["CausalWanBlock"]
-    _keep_in_fp32_modules = ["time_embedder", "scale_shift_table", "norm1", "norm2", "norm3"]
+    _keep_in_fp32_modules = ["time_embedder", "scale_shift_table", "norm1", "norm2", "norm3", "seed_code_embedding"]
     _skip_layerwise_casting_patterns = ["patch_embedding", "position_embedding", "condition_embedder", "norm"]
     _skip_keys = ["state"]
 
@@ -200,18 +202,24 @@ class WanBackbone(Network, PeftAdapterMixin, AttentionMixin):
         grid: tuple[int, int, int],
         offset: torch.Tensor,
         attends: Sequence[Attend],
+        condition: torch.Tensor | None = None,
+        places: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, list[Any]]:
-        """The way through the network; `timestep` is `[batch, n]`, `attends` one function a layer."""
+        """The way through the network; `timestep` is `[batch, n]`, `attends` one function a layer.
+
+        `condition`, `[batch, frames, dim]`, is added to the timesteps' embedding, `places` to the tokens.
+        """
         config = self.config
         rotary_emb = rotary_embedding(offset, grid, config.attention_head_dim)
         tokens = self._embed_patches(hidden_states, grid)
+        tokens = tokens if places is None else tokens + places
         texts: Sequence[Text]
         if isinstance(encoder_hidden_states, TextKeyValues):
-            embedding, modulation, _ = self.condition_embedder(timestep, None, hidden_states.dtype)
+            embedding, modulation, _ = self.condition_embedder(timestep, None, hidden_states.dtype, condition)
             texts = list(zip(encoder_hidden_states.keys, encoder_hidden_states.values, strict=True))
         else:
             padded = self._padded_text(encoder_hidden_states)
-            embedding, modulation, text = self.condition_embedder(timestep, padded, hidden_states.dtype)
+            embedding, modulation, text = self.condition_embedder(timestep, padded, hidden_states.dtype, condition)
             texts = [text] * config.num_layers
         caches = []
         for block, block_text, attend in zip(self.blocks, texts, attends, strict=True):

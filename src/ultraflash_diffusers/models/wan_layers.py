@@ -175,10 +175,18 @@ class WanConditionEmbedder(nn.Module):
         self.text_embedder = PixArtAlphaTextProjection(text_dim, dim, act_fn="gelu_tanh")
 
     def forward(
-        self, timestep: torch.Tensor, encoder_hidden_states: torch.Tensor | None, dtype: torch.dtype
+        self,
+        timestep: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None,
+        dtype: torch.dtype,
+        condition: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Returns the time embedding `[batch, n, dim]`, its projection `[batch, n, 6, dim]` and the text's, if any."""
+        """Returns the time embedding `[batch, n, dim]`, its projection `[batch, n, 6, dim]` and the text's, if any.
+
+        A `condition`, `[batch, frames, dim]`, is added to the time embedding, which then is one a frame.
+        """
         embedding = self.time_embedder(self._sinusoids(timestep)).to(dtype)
+        embedding = embedding if condition is None else embedding + condition
         modulation = self.time_proj(self.act_fn(embedding)).unflatten(-1, (6, -1))
         text = None if encoder_hidden_states is None else self.text_embedder(encoder_hidden_states)
         return embedding, modulation, text

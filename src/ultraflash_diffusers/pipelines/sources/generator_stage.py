@@ -153,19 +153,22 @@ class TextGeneratorStage:
     def _generate(
         self, text: Text, state: TextGeneratorState, timings: StageTimings
     ) -> tuple[torch.Tensor, CausalWanStreamState, dict[str, Any]]:
-        """Denoises a chunk and commits its keys and values: those of the last step if they are good enough."""
+        """Denoises a chunk and commits its keys and values: those of the last step if they are good enough, or if the
+        network does not read latents, so that noisy and clean ones make no difference."""
         sigmas = self._schedule.sigmas_of(state.chunk)
         sigmas = [sigmas[step] for step in self._policy.generator_steps(state.chunk, len(sigmas))]
-        scores = self._policy.quality_scorer is not None
+        scores, reads = self._policy.quality_scorer is not None, self._calls.network.config.reads_latents
         noise = partial(self._fresh_noise, state.latent_frames)
         with stage_timer(timings, "generator_steps", self._calls.device):
-            latents, network = sample_chunk(self._calls, noise, sigmas, text, state.network, commit=scores)
+            latents, network = sample_chunk(
+                self._calls, noise, sigmas, text, state.network, commit=scores or not reads
+            )
         statistics: dict[str, Any] = {"generator_passes": len(sigmas)}
         if scores:
             quality = self._quality(latents)
             statistics["generator_quality"] = quality
             statistics["skipped_context_passes"] = int(self._policy.skips_context_pass(quality))
-        if not statistics.get("skipped_context_passes"):
+        if reads and not statistics.get("skipped_context_passes"):
             # from the state before the chunk, so that this replaces what the last step may have committed
             with stage_timer(timings, "context_pass", self._calls.device):
                 _, network = self._calls(latents, self._schedule.context_sigma, text, state.network, commit=True)

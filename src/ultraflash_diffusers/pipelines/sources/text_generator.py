@@ -49,7 +49,7 @@ class TextGeneratorSource(Source):
         autoencoder ([`HRAutoencoder`]): the stream's, in whose latent space `generator` works.
         prompt_embeds (`torch.Tensor`): `[batch, up to text_length, text_dim]`.
         noise ([`FrameNoise`]): normal noise by role, `"generator"` for a chunk's start and `"generator_renoise_N"` for
-            what is mixed in after its step N (from 0).
+            what is mixed in after its step N (from 0); `"seed_code"` for the seed code of a generator that has one.
         height, width (`int`): pixels as the user sees them; generated at the next larger size that `multiple_of` and
             the generator's own patch divide.
         multiple_of (`int`): pixels, see above.
@@ -147,7 +147,9 @@ class TextGeneratorSource(Source):
             whole = given is None or self._schedule.frames_until(given.shape[2]) == given.shape[2]
             whole = whole and self._schedule.has_chunks_of(generator)
             single_use = whole and policy.quality_scorer is None and not self._schedule.recomputes
-            state = TextGeneratorState(self._new_stream(window_frames, sink_frames, single_use), given=given)
+            network = self._new_stream(window_frames, sink_frames, single_use)
+            network = replace(network, seed_code=self._seed_code(noise))
+            state = TextGeneratorState(network, given=given)
         elif state.network.single_use and policy.quality_scorer is not None:
             raise ValueError("`quality_scorer` commits chunks twice, but `state` is of a stream without one")
         self._state = state.to(self._calls.device)
@@ -238,12 +240,19 @@ class TextGeneratorSource(Source):
         # one chunk more, since given first frames need not fill whole chunks
         return (latent_frames + self._schedule.chunk_frames) // self._generator.config.patch_size[0]
 
+    def _seed_code(self, noise: FrameNoise) -> torch.Tensor | None:
+        """All that the stream's seed decides beside the text, `[batch, seed_code_dim]`."""
+        size = self._generator.config.seed_code_dim
+        return noise("seed_code", 0, 1, (size, 1, 1)).flatten(1) if size else None
+
     def _given_latents(
         self, first_frames: Any, resize_mode: ResizeMode, first_latents: torch.Tensor | None, batch_size: int
     ) -> torch.Tensor | None:
         check_choice("resize_mode", resize_mode, RESIZE_MODES)
         if first_frames is not None and first_latents is not None:
             raise ValueError("`first_frames` and `first_latents` were both given: pass one of them")
+        if not (self._generator.config.reads_latents or first_frames is first_latents):
+            raise ValueError("`first_frames` or `first_latents` was given, but the generator does not read latents")
         if first_frames is not None:
             first_latents = self._encoded(frames_to_pixels(first_frames, "first_frames"), resize_mode)
         if first_latents is None:

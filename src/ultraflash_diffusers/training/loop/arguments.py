@@ -21,6 +21,7 @@ def training_parser(
     takes_prompts: bool = False,
     takes_scenes: bool = False,
     degrades: bool = False,
+    takes_clips: bool = True,
 ) -> TrainingParser:
     """Makes a parser of the arguments that the data and the loop read.
 
@@ -31,9 +32,11 @@ def training_parser(
         takes_prompts (`bool`, *optional*, defaults to `False`): whether prompts may take the place of clips.
         takes_scenes (`bool`, *optional*, defaults to `False`): whether synthetic scenes may, or come beside clips.
         degrades (`bool`, *optional*, defaults to `False`): whether clips get low-resolution versions.
+        takes_clips (`bool`, *optional*, defaults to `True`): `False` for trainings that draw all that they learn from.
     """
     parser = TrainingParser(description)
-    _add_data_arguments(parser, crops, takes_prompts, takes_scenes, degrades)
+    if takes_clips:
+        _add_data_arguments(parser, crops, takes_prompts, takes_scenes, degrades)
     _add_optimisation_arguments(parser, learning_rate)
     _add_run_arguments(parser)
     return parser

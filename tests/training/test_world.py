@@ -1,0 +1,105 @@
+# Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
+"""The small world and what trains on it: exact at any size, periodic, decided by text and code."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from helpers.training_runs import AUTOENCODER, GENERATOR, script
+
+from ultraflash_diffusers import CausalWanTransformer, HRAutoencoder
+from ultraflash_diffusers.models.seed_code import clock
+from ultraflash_diffusers.training.data.world import (
+    CODE_SIZE,
+    COLORS,
+    MOTIONS,
+    OBJECTS,
+    WorldScene,
+    draw_scene,
+    vocabulary,
+)
+from ultraflash_diffusers.training.data.world_batches import WorldDataset
+
+
+def phases(codes: torch.Tensor, frames: int) -> torch.Tensor:
+    return clock(codes, torch.tensor(0), frames, 36.0)
+
+
+def test_scenes_are_the_same_at_any_size_and_in_each_period():
+    rng = np.random.default_rng(0)
+    for _ in range(6):
+        scene = draw_scene(rng)
+        small, large = scene.render(np.array([0.3]), 48, 80), scene.render(np.array([5.3]), 192, 320)
+        shrunk = large.reshape(1, 48, 4, 80, 4, 3).mean((2, 4))
+        assert small.min() >= 0 and large.max() <= 1
+        assert np.abs(shrunk - small).mean() < 0.004
+
+
+@pytest.mark.parametrize("kind", list(OBJECTS))
+@pytest.mark.parametrize("motion", list(MOTIONS))
+def test_the_object_is_where_its_anchor_says(kind, motion):
+    code = np.random.default_rng(3).standard_normal(CODE_SIZE)
+    scene = WorldScene(code, kind, "red", motion, "snow", "day")
+    for phase in (0.35, 0.6):
+        column, row, size = scene.anchors(phase)[0]
+        frame = scene.render(np.array([phase]))[0]
+        redness = frame[..., 0] - frame[..., 1:].max(-1)
+        rows, columns = np.nonzero(redness > 0.15)
+        radius = np.exp(size)
+        assert abs(columns.mean() + 0.5 - 160 - 192 * column) < 0.25 * 192 * radius
+        assert abs(rows.mean() + 0.5 - 192 * row) < 0.6 * 192 * radius
+
+
+def test_what_a_text_leaves_open_the_code_decides():
+    code = np.random.default_rng(1).standard_normal(CODE_SIZE)
+    still = np.zeros(1)
+    plain = WorldScene(code, "cone").render(still)
+    assert not np.array_equal(plain, WorldScene(-code, "cone").render(still))
+    pictures = [WorldScene(code, "cone", color).render(still) for color in COLORS]
+    assert all(not np.array_equal(one, other) for one, other in zip(pictures, pictures[1:], strict=False))
+    texts = {
+        WorldScene(code, "ball", "orange", "left", "sand", "night").text(np.random.default_rng(n)) for n in range(9)
+    }
+    assert "an orange ball moves left over sand at night" in texts and len(texts) > 3
+    assert {word for text in texts for word in text.split()} <= set(vocabulary())
+
+
+def test_batches_depend_on_their_number_alone():
+    first, again = (WorldDataset(phases, 2, (24, 40), 4, anchor_batches=1, anchor_batch_size=5) for _ in range(2))
+    assert first[0].pixels is None and first[0].codes.shape == (5, CODE_SIZE)
+    batch, same = first[3], again[3]
+    assert batch.pixels.shape == (2, 3, 5, 24, 40) and batch.anchors.shape == (2, 2, 4, 3)
+    assert batch.texts == same.texts and torch.equal(batch.pixels, same.pixels)
+    assert not torch.equal(batch.pixels, first[4].pixels)
+
+
+def test_the_script_trains_what_a_pipeline_loads(tmp_path):
+    torch.manual_seed(0)
+    HRAutoencoder(**AUTOENCODER).save_pretrained(tmp_path / "autoencoder")
+    coded = {"window_frames": 1, "seed_code_dim": CODE_SIZE, "seed_code_anchors": 4, "reads_latents": False}
+    sizes = {"head_channels": (6, 6), "sample_size": (8, 12), "denoising_steps": (1000,)}
+    (tmp_path / "config.json").write_text(json.dumps(GENERATOR | coded | sizes))
+    program = script("train_seeded_generator")
+    given = {
+        "network_config": tmp_path / "config.json",
+        "autoencoder": tmp_path / "autoencoder",
+        "output_dir": tmp_path / "out",
+        "anchor_steps": 25,
+        "max_train_steps": 30,
+        "train_batch_size": 2,
+        "validation_batches": 1,
+        "learning_rate": 3e-3,
+        "lr_warmup_steps": 2,
+        "logging_steps": 5,
+    }
+    line = [part for name, value in given.items() for part in (f"--{name}", str(value))]
+    assert program.main(program.parse_arguments([*line, "--dry_run"]))["gib"] > 0
+    measures = program.main(program.parse_arguments(line))
+    log = [json.loads(text) for text in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    anchors = [entry["anchors"] for entry in log if "anchors" in entry]
+    assert anchors[-1] < 0.8 * anchors[0] and np.isfinite(list(measures.values())).all()
+    network = CausalWanTransformer.from_pretrained(tmp_path / "out", subfolder="generator_transformer")
+    assert network.config.seed_code_dim == CODE_SIZE and not hasattr(network, "patch_embedding")
