@@ -6,12 +6,13 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint con
 export HF_HUB_OFFLINE ?= 1
 
 .DELETE_ON_ERROR:
-.PHONY: help generate demo test lint docs dist benchmark clean
+.PHONY: help generate demo test test-slow lint docs dist benchmark clean
 
 help:
 	@echo "make generate   stream a short video from a text with the packaged checkpoint"
 	@echo "make demo       the same in a browser"
-	@echo "make test       all tests"
+	@echo "make test       the tests, but for the slow ones"
+	@echo "make test-slow  those"
 	@echo "make lint       ruff and mypy"
 	@echo "make docs       the documentation site, in build/site"
 	@echo "make dist       sdist and wheel for a package index: make dist REPOSITORY=https://github.com/OWNER/NAME"
@@ -44,7 +45,10 @@ demo: $(VENV)/demo
 	$(BIN)/ultraflash demo
 
 test: $(VENV)/dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
+
+test-slow: $(VENV)/dev
+	$(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .

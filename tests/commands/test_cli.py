@@ -69,6 +69,7 @@ def test_wrong_words_exit_with_2(arguments, capsys):
     assert "usage: ultraflash" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_convert_in_a_process(upsampler_file, tmp_path):
     result = run("convert", upsampler_file, "--output", tmp_path / "out")
     assert result.returncode == 0, result.stderr

@@ -193,6 +193,7 @@ def whole(checkpoint, long_clip, tmp_path_factory) -> Path:
     return output
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_equals_uninterrupted(checkpoint, long_clip, whole, tmp_path, capsys):
     output, partial = tmp_path / "out.mp4", tmp_path / "out.mp4.partial.mp4"
     assert interrupt(words(checkpoint, long_clip, output), signal.SIGKILL).returncode == -signal.SIGKILL
@@ -209,6 +210,7 @@ def test_killed_and_resumed_equals_uninterrupted(checkpoint, long_clip, whole, t
     assert names_in(tmp_path) == {"out.mp4"}
 
 
+@pytest.mark.slow
 def test_interrupted_by_the_user(checkpoint, long_clip, whole, tmp_path, capsys):
     output = tmp_path / "out.mp4"
     result = interrupt(words(checkpoint, long_clip, output), signal.SIGINT)
@@ -361,6 +363,7 @@ def test_schedules_and_pictures_that_cannot_be(more, message, checkpoint, tmp_pa
     assert names_in(tmp_path) == {"transparent.png"}
 
 
+@pytest.mark.slow
 def test_generate_is_resumed(checkpoint, tmp_path, capsys):
     output, whole, frames = tmp_path / "out.mp4", tmp_path / "whole.mp4", ("--num-frames", LONG)
     assert main(generate_words(checkpoint, whole, *frames)) == 0
@@ -398,6 +401,7 @@ def run_example(name: str, *arguments: object) -> str:
     return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=True).stdout
 
 
+@pytest.mark.slow
 def test_the_packaged_checkpoint_upscales_a_clip(tmp_path):
     clip = make_clip(tmp_path / "clip.mp4", 9, size=SIZE)
     assert "9 frames of 64x32" in run_example("upscale.py", clip, "--output", tmp_path / "made")
@@ -405,6 +409,7 @@ def test_the_packaged_checkpoint_upscales_a_clip(tmp_path):
     assert (tmp_path / "made" / "clip_side_by_side.png").stat().st_size > 0
 
 
+@pytest.mark.slow
 def test_the_packaged_checkpoint_makes_what_a_text_says(tmp_path):
     """Also a combination that no network was trained on."""
     assert Scene("red", "ball", "left", "sand").is_held_out
@@ -462,6 +467,7 @@ def test_a_resampled_result_is_the_networks_own_resampled(checkpoint, clip, tmp_
         assert np.abs(expected - small.pixels).mean() < 12
 
 
+@pytest.mark.slow
 def test_sizes_are_resumed(checkpoint, long_clip, tmp_path, capsys):
     more = ("--size", "40x24")
     assert main(words(checkpoint, long_clip, tmp_path / "whole.mp4", *more)) == 0

@@ -236,6 +236,7 @@ def test_the_list_of_recipes(capsys):
     assert list(json.loads(capsys.readouterr().out)["recipes"]) == list(RECIPES)
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_and_gone_on_with(cache, tmp_path):
     output, partial = tmp_path / "out", tmp_path / ".out.partial"
     words = [sys.executable, "-m", "ultraflash_diffusers.cli", *arguments(cache, output)]

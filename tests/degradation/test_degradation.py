@@ -282,6 +282,7 @@ def test_cutmix_puts_a_box_of_one_branch_into_the_other() -> None:
         CutMix(Compose(), Downscale(2))(clip, seeded(0))
 
 
+@pytest.mark.slow
 def test_the_sheet_shows_every_operation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = tmp_path / "sheet.png"
     monkeypatch.setattr(sys, "argv", ["degradation_sheet.py", "--output", str(output)])

@@ -130,6 +130,7 @@ def test_a_broken_snippet_is_noticed(tmp_path: Path) -> None:
     assert commands(page, "make", "text") == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("example", ["degradation_sheet", "style_lora"])
 def test_examples_that_need_an_extra_say_so(example: str) -> None:
     path = str(ROOT / "examples" / f"{example}.py")

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import pytest
 from fuzz.visitors import campaign
 
 
+@pytest.mark.slow
 def test_visitors_get_their_own_frames_and_leave_nothing_behind():
     visits, before, after, freed = campaign(visitors=6, seconds=4, seed=0)
     assert visits.wrong == [] and visits.ends["finish"] > 0, visits

@@ -549,6 +549,7 @@ def test_lists_name_each_kept_block_and_the_longest_come_first():
         assert set(row[:count]) == expected and len(expected) == count
 
 
+@pytest.mark.slow
 @TRITON
 def test_the_triton_kernel_compiles_for_gpus_that_are_not_here(tmp_path):
     """At the released sizes: Hopper's matrix and copy instructions, enough registers and shared memory.
@@ -586,6 +587,7 @@ def test_a_stream_by_triton_follows_the_dense_reference():
     assert relative_error(outputs["triton"], outputs["sdpa"]) < 1e-6
 
 
+@pytest.mark.slow
 @TRITON
 @torch.no_grad()
 def test_the_triton_kernel_compiles_as_one_operator():
@@ -635,6 +637,7 @@ def test_flex_follows_the_dense_reference_on_a_gpu(dtype):
         assert relative_error(result, reference) < tolerance
 
 
+@pytest.mark.slow
 def test_sparse_attention_takes_at_most_a_third_of_dense_attention(tmp_path):
     """The benchmark with one head; the bound is four times what it measures, so that a busy machine passes."""
     script = ROOT / "benchmarks" / "attention.py"

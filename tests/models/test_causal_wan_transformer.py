@@ -399,6 +399,7 @@ def test_layerwise_casting_and_group_offload(kind: str) -> None:
     assert_same(run_stream(network, chunks, prompt())[0], expected, 1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("regional", [False, True])
 @pytest.mark.parametrize(("kind", "single_use"), [("global", False), ("rolling", False), ("rolling", True)])
 @torch.no_grad()

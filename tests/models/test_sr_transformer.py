@@ -527,6 +527,7 @@ def test_attention_backends_are_its_own() -> None:
         network.set_sparse_backend("cuda")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "regional", "single_use"),
     [("sparse", False, False), ("sparse", True, False), ("dense", False, False), ("dense", True, False)]
@@ -550,6 +551,7 @@ def test_compiles_once_for_all_groups(kind: str, regional: bool, single_use: boo
         run_stream(network, groups[4:], prompt(), state.with_kv_cache_blocks(2))
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_parts_compile_as_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     """What large frames bring with them: tokens in parts, heads in parts, both inside a compiled block."""

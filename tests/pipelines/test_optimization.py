@@ -145,6 +145,7 @@ def test_the_state_of_a_stream_does_not_grow() -> None:
     assert sizes[4:6] == sizes[6:8]
 
 
+@pytest.mark.slow
 def test_a_running_stream_takes_the_same_memory_group_after_group() -> None:
     """Twelve latent frames are four generator chunks and three groups: then all is as it was, to the byte."""
     pipe = text_pipeline().to("meta")
@@ -170,6 +171,7 @@ def no_recompile() -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 def test_an_optimized_stream_compiles_nothing_once_it_runs() -> None:
     """Every network as whole graphs (a graph break is an error), the generator's window full after three chunks."""
     torch.compiler.reset()
@@ -261,6 +263,7 @@ def test_encoded_text_is_checked() -> None:
         network.encode_text(PROMPT[..., :4])
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_an_optimized_pipeline_takes_any_number_of_sizes() -> None:
     torch.compiler.reset()
@@ -362,6 +365,7 @@ def test_optimize_alone_says_what_it_chose_and_what_that_costs() -> None:
     assert all(step.applied and (step.accuracy in line) for step, line in zip(report.steps, lines, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiled", [False, True])
 def test_an_attention_backend_makes_the_same_and_reaches_this_pipeline_alone(compiled: bool) -> None:
     """One that takes no masks, which compiled streams need until the window is full."""
@@ -438,6 +442,7 @@ def test_fp8_takes_the_blocks_linears_alone() -> None:
     assert not fp8_linears(tiny.make_tiny_transformer().blocks), "its sizes are no multiples of 16"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiled", [False, True])
 def test_a_pipeline_in_fp8_is_near_the_plain_one(compiled: bool, fp8_on_a_cpu: None) -> None:
     torch.compiler.reset()

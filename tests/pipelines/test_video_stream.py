@@ -166,6 +166,7 @@ def test_a_resumed_stream_needs_no_prompt(tmp_path):
     assert torch.equal(joined([chunk, *start(state=state, num_frames=FRAMES)]), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overlap", ["overlapped"], indirect=True)
 def test_a_stream_resumes_in_another_process(tmp_path, overlap):
     expected = joined(start(clip()))

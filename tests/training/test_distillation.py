@@ -453,6 +453,7 @@ def distil(cascade: Path, output_dir: Path, *flags: str, **options: Any) -> dict
     return run("distill_sr", cascade, output_dir, *flags, **settings | options)
 
 
+@pytest.mark.slow
 def test_distillation_brings_the_student_to_the_teacher(cascade: Path, tmp_path: Path) -> None:
     options = {"guidance_scale": 1, "fake_updates": 2, "wavelet_weight": 0, "max_train_steps": 120}
     student = ("--pretrained_model_name_or_path", str(cascade / "student"))
@@ -468,6 +469,7 @@ def test_distillation_brings_the_student_to_the_teacher(cascade: Path, tmp_path:
     assert not (tmp_path / "autoencoder").exists() and not (tmp_path / "latent_upsampler").exists()
 
 
+@pytest.mark.slow
 def test_a_reward_and_a_wavelet_loss_move_their_numbers(cascade: Path, tmp_path: Path) -> None:
     options = {"fake_updates": 1, "max_train_steps": 60, "reward": cascade / "scorer", "judged_frames": 5}
     weights = {"without": (0, 1e-3), "reward": (500, 0), "wavelet": (0, 50)}

@@ -579,6 +579,7 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_script_trains_resumes_and_distils(material: Path) -> None:
     common = {
         "network_config": material / "generator.json",
@@ -628,6 +629,7 @@ def test_samples_of_one_chunk_are_learnt_and_held_out_clips_may_have_any_length(
     assert (output / "validation" / "step-6" / "clip-0.mp4").is_file()
 
 
+@pytest.mark.slow
 def test_the_script_trains_on_captioned_clips_beside_scenes(material: Path) -> None:
     clips = material / "clips"
     clips.mkdir()

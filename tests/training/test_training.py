@@ -365,6 +365,7 @@ def test_crops_that_do_not_fit_are_refused(material: Path) -> None:
 # ---- the scripts, through their command lines
 
 
+@pytest.mark.slow
 def test_autoencoder_training_improves_the_reconstruction(autoencoder: Path) -> None:
     measures = [line["validation/psnr"] for line in log(autoencoder) if "validation/psnr" in line]
     assert measures[-1] > measures[0] + 0.1

@@ -269,6 +269,7 @@ def nearly_full_disk(bytes_of_a_file: int, from_step: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+@pytest.mark.slow
 def test_a_full_disk_loses_no_checkpoint(train: Callable[..., Path], tmp_path: Path) -> None:
     whole = train("whole")
     # the weights may still fit, but not the optimiser's moments

@@ -815,6 +815,7 @@ def run_script(
     return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
 
 
+@pytest.mark.slow
 def test_kill_and_resume_equals_an_uninterrupted_run(tmp_path: Path) -> None:
     pts = [index * 512 + (index * 37) % 300 for index in range(90)]
     source = make_clip(tmp_path / "source.mp4", 90, pts=pts, audio="aac", seconds_of_audio=3.6)
