@@ -35,7 +35,9 @@ def test_the_client_saves_what_comes_and_changes_the_prompt(address, tmp_path):
     assert run.returncode == 0, run.stderr
     assert "from here on ['then']" in run.stdout and "'ended_by': 'end'" in run.stdout
     assert decoded(video.read_bytes()).shape == (125, 64, 96, 3)
-    refused = subprocess.run([*command, "--num-frames", "-1", "--url", address], capture_output=True, text=True)
+    refused = subprocess.run(
+        [*command, "--num-frames", "-1", "--url", address, "--output", str(video)], capture_output=True, text=True
+    )
     assert refused.returncode == 1 and "num_frames" in refused.stderr and "Traceback" not in refused.stderr
 
 
@@ -52,7 +54,7 @@ def test_the_page_plays_while_later_frames_are_made(address, tmp_path):
         with opened(url, tmp_path / "profile") as page:
             press = "document.querySelector('button[value={}]').click()".format
             status = "document.querySelector('[role=status]').textContent"
-            page.wait_for("document.readyState === 'complete'")
+            page.wait_for("Boolean(document.querySelector('button[value=start]'))")
             page.evaluate(press("start"))
             page.wait_for("video.currentTime > 1 && video.readyState >= 2")
             assert page.evaluate("video.videoWidth") == 96 and "frames/s" in page.evaluate(status)

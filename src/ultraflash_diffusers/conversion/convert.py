@@ -71,21 +71,22 @@ def from_original(state_dict: Mapping[str, Any], **settings: Any) -> ModelMixin:
         state_dict (`Mapping[str, Any]`): bare, or under `generator_ema`, `model_ema`, `ema`, `generator`, `model` or
             `state_dict` (the first of these that is there, or what `use_ema` says), with any prefix common to all
             keys. What training keeps beside it is left out.
-        settings: what tensors do not show, under our config's names or the published ones, with the released values as
-            defaults: for transformers `num_attention_heads` (`num_heads`; heads of 128 channels), `text_length`
-            (`text_len`, 512), `eps` (1e-6); for the SR transformer `use_sparse_attention` (`use_sparse_attn`, `True`),
-            `block_size` (`sparse_block_size`, `(2, 8, 8)`), `top_k_ratio` (`sparse_top_k_ratio`, 1.0), `local_range`
-            (`sparse_local_range`, 9), `chunk_size` (`stream_chunk_size`, 2), `reference_tokens`
-            (`sparse_ref_spatial_tokens`, 1560), `prediction_type` (`"flow"`); for the generator, whose schedule is
-            part of its config, `window_frames` (`local_attn_size`, global), `sink_frames` (`sink_size`, 0),
-            `frames_per_chunk` (`num_frame_per_block`, 3), `first_chunk_frames` (1 by `independent_first_frame`),
-            `denoising_steps` (`denoising_step_list`, 1000, 750, 500, 250), `first_chunk_denoising_steps`
-            (`denoising_step_list_first_chunk`), `flow_shift` (`timestep_shift`, 5; 1 by `warp_denoising_step=False`),
-            `context_noise` (0), `recompute_on_prompt_change` and `recompute_sink` (both by `global_sink`); for
-            upsamplers `activation` (`"relu"`), `memory_init` (`"replicate"`), `residual_scale` (1.0); for decoders
-            `variant`, `decoder_spatial_strides` (`decoder_space_upscale`), `decoder_temporal_strides`
-            (`decoder_time_upscale`), `encoder_spatial_strides`, `latent_space`; for all `use_ema`: whether averaged
-            weights or those beside them are meant. Settings that tensors do show may be given too, and have to agree.
+        settings: what tensors do not show, under our config's names or the published ones, with the released values
+            as defaults: for transformers `num_attention_heads` (`num_heads`; heads of 128 channels), `text_length`
+            (`text_len`, 512), `eps` (1e-6); for the SR transformer `use_sparse_attention` (`use_sparse_attn`,
+            `True`), `block_size` (`sparse_block_size`, `(2, 8, 8)`), `top_k_ratio` (`sparse_top_k_ratio`, 1.0),
+            `local_range` (`sparse_local_range`, 9), `chunk_size` (`stream_chunk_size`, 2), `reference_tokens`
+            (`sparse_ref_spatial_tokens`, 1560), `prediction_type` (`"flow"`), `condition_noise`; for the generator,
+            whose schedule is part of its config, `window_frames` (`local_attn_size`, global), `sink_frames`
+            (`sink_size`, 0), `frames_per_chunk` (`num_frame_per_block`, 3), `first_chunk_frames` (1 by
+            `independent_first_frame`), `denoising_steps` (`denoising_step_list`, 1000, 750, 500, 250),
+            `first_chunk_denoising_steps` (`denoising_step_list_first_chunk`), `flow_shift` (`timestep_shift`, 5; 1 by
+            `warp_denoising_step=False`), `context_noise` (0), `recompute_on_prompt_change` and `recompute_sink` (both
+            by `global_sink`); for upsamplers `activation` (`"relu"`), `memory_init` (`"replicate"`), `residual_scale`
+            (1.0); for decoders `variant`, `decoder_spatial_strides` (`decoder_space_upscale`),
+            `decoder_temporal_strides` (`decoder_time_upscale`), `encoder_spatial_strides`, `latent_space`; for all
+            `use_ema`: whether averaged weights or those beside them are meant. Settings that tensors do show may be
+            given too, and have to agree.
 
     Returns:
         `ModelMixin`: an `UltraFlashSRTransformer`, `CausalWanTransformer`, `CausalLatentUpsampler` or `HRAutoencoder`

@@ -140,6 +140,7 @@ def _sr_config(settings: Settings) -> dict[str, Any]:
         "chunk_size": settings.take(2, "chunk_size", "stream_chunk_size"),
         "reference_tokens": settings.take(1560, "reference_tokens", "sparse_ref_spatial_tokens", or_none=1560),
         "prediction_type": settings.take("flow", "prediction_type"),
+        "condition_noise": settings.take(None, "condition_noise", or_none=0.0),
     }
 
 

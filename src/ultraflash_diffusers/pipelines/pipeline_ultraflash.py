@@ -111,7 +111,7 @@ class UltraFlashStreamingPipeline(ExecutionMixin, PromptEncodingMixin, FamiliarP
     ) -> None:
         super().__init__()
         if condition_noise is None:
-            condition_noise = transformer.config.condition_noise or 0.0
+            condition_noise = 0.0 if transformer is None else transformer.config.condition_noise or 0.0
         self.register_modules(
             transformer=transformer,
             latent_upsampler=latent_upsampler,

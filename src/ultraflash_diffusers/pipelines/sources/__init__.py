@@ -91,7 +91,7 @@ def make_source(
     | `str`, `Path`, [`VideoReader`] | a video file |
     | a tensor `[batch, latent_channels, f, h, w]`, or an iterable of such | normalised latents |
     | other tensors, arrays, PIL images, iterables of them | frames, see [`frames_to_pixels`] |
-    | a [`Source`] | what it gives, up to `num_frames` |
+    | a [`Source`] | what it gives, up to `num_frames`; with a state of its own, itself |
 
     A tensor `[batch, latent_channels, 3, h, w]` with all its values in [0, 1] is taken as frames: normalised latents
     are never like that. The first item of an iterable is read here, to see what it is; frames that arrive live block
@@ -154,6 +154,8 @@ def make_source(
     if extra:
         raise ValueError(f"`source_kwargs` {sorted(extra)} mean nothing to a source of type {type(source).__name__}")
     if isinstance(source, Source):
+        if source.state() is not None:  # it ends and goes on by itself
+            return source
         ratio, done = autoencoder.temporal_compression_ratio, checked_state(state, HandedSourceState)
         return HandedSource(source, ratio, num_frames, done)
     if _is_video_file(source):

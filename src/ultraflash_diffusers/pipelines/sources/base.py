@@ -123,7 +123,8 @@ class Source(ABC):
     def state(self) -> StreamState | None:
         """Returns what is needed to go on after the last chunk that was yielded.
 
-        A source of your own needs none: it is handed over again, from its beginning, and what was done is skipped.
+        A source of your own needs none: it is handed over again, from its beginning, and what was done is skipped. One
+        that returns a state is made with it to go on, and ends after `num_frames` by itself.
         """
         return None
 
