@@ -154,7 +154,7 @@ def make_source(
     if extra:
         raise ValueError(f"`source_kwargs` {sorted(extra)} mean nothing to a source of type {type(source).__name__}")
     if isinstance(source, Source):
-        if source.state() is not None:  # it ends and goes on by itself
+        if type(source).state is not Source.state:  # it ends and goes on by itself
             return source
         ratio, done = autoencoder.temporal_compression_ratio, checked_state(state, HandedSourceState)
         return HandedSource(source, ratio, num_frames, done)
