@@ -57,8 +57,13 @@ def ms_ssim(frames: np.ndarray, truth: np.ndarray) -> float:
     if min(frames.shape[1:3]) < smallest:
         raise ValueError(f"MS-SSIM needs at least {smallest} rows and columns, got {frames.shape[1:3]}.")
     # A negative mean has no real power: "relu" counts it as no similarity at all.
-    settings = {"sigma": WINDOW_SIGMA, "data_range": 255.0, "reduction": "none", "normalize": "relu"}
-    measure = partial(multiscale_structural_similarity_index_measure, **settings)
+    measure = partial(
+        multiscale_structural_similarity_index_measure,
+        sigma=WINDOW_SIGMA,
+        data_range=255.0,
+        reduction="none",
+        normalize="relu",
+    )
     return _mean_over_frames(measure, frames, truth)
 
 

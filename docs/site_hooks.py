@@ -23,7 +23,7 @@ TAKEN = (
     "LICENSE",
     "benchmarks/**/*.md",
     "demo/*.md",
-    "demo/*.png",
+    "demo/*.webp",
     "examples/*",
     "integrations/**/*.md",
     "src/ultraflash_diffusers/checkpoint/README.md",
