@@ -15,6 +15,7 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 from helpers.paths import ROOT
 from helpers.realtime import Client, wait_until
@@ -97,6 +98,24 @@ def test_an_upload_that_was_cut_off_is_said(page, folder, address, tmp_path):
     made = sum(chunk["num_frames"] for chunk, _ in client.received.chunks)
     assert done["missing_frames"] == 30 - made > 0
     assert str(tmp_path) not in json.dumps(client.received.messages)
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_visitors(page, address):
+    """The page library keeps what a visitor's components hold: of the last ones alone."""
+
+    def visit(number: int) -> None:
+        call = f"http://{address}/gradio_api/call/stop_generate"
+        event = httpx.post(call, json={"data": [], "session_hash": f"visitor{number}"}).json()["event_id"]
+        assert "complete" in httpx.get(f"{call}/{event}").text
+
+    for number in range(80):
+        visit(number)
+    before = psutil.Process().memory_info().rss
+    for number in range(80, 160):
+        visit(number)
+    assert len(page.app.state_holder.session_data) <= 64
+    assert psutil.Process().memory_info().rss < 1.02 * before
 
 
 @pytest.mark.slow
