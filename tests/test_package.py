@@ -111,6 +111,7 @@ def test_the_packaged_checkpoint_is_small_and_whole():
             assert (folder / name).is_dir() and any(path.suffix == ".json" for path in (folder / name).iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.version.cuda is not None, reason="where there is CUDA, torchao's notices are of use")
 def test_torchao_says_nothing_on_a_cpu_build() -> None:
     pytest.importorskip("torchao")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 
+import pytest
 from helpers.bare_machine import MISSING, run_bare
 from helpers.paths import TESTS
 
@@ -26,6 +27,7 @@ def test_latents_and_embedded_prompts_stream() -> None:
     assert result.stdout.split("\n")[0] == "(1, 17, 32, 48, 3) (48, 32)"
 
 
+@pytest.mark.slow
 def test_the_tests_for_gpus_are_collected() -> None:
     """By the marker alone: no file that has none is imported. Training's need PyAV."""
     result = run_bare("import pytest; sys.exit(pytest.main(['-m', 'gpu', '--collect-only', '-q']))")

@@ -247,6 +247,7 @@ def test_uint8_frames_are_the_pictures() -> None:
     assert abs(levels / 255 - shares).max() <= 0.5 / 255 + 1e-6
 
 
+@pytest.mark.slow
 def test_the_command_runs_a_small_preset(tmp_path, capsys) -> None:
     words = ["benchmark", "--preset", "480p", "--height", "64", "--width", "64", "--layers", "1"]
     files = [tmp_path / "result.json", tmp_path / "plot.svg"]
@@ -270,6 +271,7 @@ def test_the_command_runs_a_small_preset(tmp_path, capsys) -> None:
         assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", [["--preset", "480p", "--layers", "2"], []], ids=["preset", "packaged"])
 def test_on_the_meta_device_the_command_plans(network, tmp_path, capsys) -> None:
     words = ["benchmark", *network, "--device", "meta", "--height", "64", "--width", "128"]

@@ -32,6 +32,7 @@ def dry(out: Path, stage: str) -> Report:
     return Report(out, stage, dry=True)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_every_stage_runs_dry(tmp_path: Path) -> None:
     """In one process, since each child would import torch anew; whatever failed would be a line."""

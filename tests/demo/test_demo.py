@@ -343,6 +343,7 @@ def test_the_page_asks_no_other_host(url):
     assert "fonts.googleapis.com" not in body + theme
 
 
+@pytest.mark.slow
 def test_the_command_starts_it_and_prints_where(tmp_path):
     make_tiny_pipeline().save_pretrained(tmp_path / "pipe")
     words = [sys.executable, "-m", "ultraflash_diffusers.cli", "demo", "--checkpoint", str(tmp_path / "pipe")]

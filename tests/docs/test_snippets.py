@@ -109,7 +109,7 @@ def test_commands_are_understood(page: Path) -> None:
 
 def test_what_commands_name_is_there() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     for page in PAGES:
         for words in commands(page, "make"):
             assert words[0] in targets, f"{name(page)}: make {words[0]}"

@@ -50,6 +50,7 @@ def overlap(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(UltraFlashStreamingPipeline, "can_overlap_decoding", True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("window", "sink"), [(15, 3), (None, 0)])
 def test_nobody_computes_while_a_network_is_compiled(window: int | None, sink: int) -> None:
     generator = tiny.make_tiny_generator(window_frames=window, sink_frames=sink)
@@ -59,6 +60,7 @@ def test_nobody_computes_while_a_network_is_compiled(window: int | None, sink: i
     assert torch.allclose(frames_of(pipe, num_frames=101), plain, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_given_first_frames_need_not_fill_chunks() -> None:
     """Chunks of 3, 3 and 1 frames, and generated ones."""
     generator = tiny.make_tiny_generator(window_frames=15, sink_frames=3)
@@ -70,6 +72,7 @@ def test_given_first_frames_need_not_fill_chunks() -> None:
     assert torch.allclose(frames_of(pipe, **arguments), plain, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_compiled_source_stands_still_meanwhile() -> None:
     """Its worker goes on with the next chunk while the networks for the one before are compiled."""
     base = quiet(helios_pipeline())
@@ -85,6 +88,7 @@ def test_a_compiled_source_stands_still_meanwhile() -> None:
     assert torch.allclose(upscaled(), plain, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_any_number_of_sizes() -> None:
     """In threads that did not call `optimize`: in newer PyTorch each has limits of its own."""
     pipe, plain = tiny.make_tiny_pipeline(text=False), tiny.make_tiny_pipeline(text=False)

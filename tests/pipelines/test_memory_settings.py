@@ -60,6 +60,7 @@ def test_a_twin_has_the_pipeline_s_weights_in_its_precision() -> None:
     assert twin.transformer.scale_shift_table.dtype == torch.float32
 
 
+@pytest.mark.slow
 def test_settings_take_less_and_less() -> None:
     pipe = deep_pipeline()
     planned = list(plan_settings(pipe, 32, 48))

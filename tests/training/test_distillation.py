@@ -488,6 +488,7 @@ def test_a_reward_and_a_wavelet_loss_move_their_numbers(cascade: Path, tmp_path:
         assert ("reward" in line) == (line["step"] % 2 == 0) and ("fake_score" in line) != ("reward" in line)
 
 
+@pytest.mark.slow
 def test_the_decoder_is_tuned_in_the_students_steps(cascade: Path, tmp_path: Path) -> None:
     options = {"fake_updates": 1, "max_train_steps": 12, "reconstruction_every": 2, "checkpointing_steps": 1}
     distil(cascade, tmp_path, "--train_decoder", "--use_ema", **options)

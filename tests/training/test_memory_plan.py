@@ -73,6 +73,7 @@ def test_every_script_has_a_dry_run(name: str, tmp_path: Path, capsys: pytest.Ca
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_the_gentlest_flags_that_are_enough_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = tmp_path / "transformer.json"
     deep = {"in_channels": 192, "out_channels": 96, "num_layers": 4, "ffn_dim": 512, "patch_size": [1, 2, 2]}

@@ -372,6 +372,7 @@ def test_autoencoder_training_improves_the_reconstruction(autoencoder: Path) -> 
     assert HRAutoencoder.from_pretrained(autoencoder).config.latent_channels == 8
 
 
+@pytest.mark.slow
 def test_upsampler_training_improves_on_the_linear_map(upsampler: Path) -> None:
     measures = [line["validation/psnr"] for line in log(upsampler) if "validation/psnr" in line]
     assert measures[-1] > measures[0] + 0.02
