@@ -18,18 +18,12 @@ from ..video_io.tracks import decoded_kind
 _AHEAD = 1  # second of silence behind what is asked for, so that the encoder gives that
 
 
-def has_sound(source: VideoInfo) -> bool:
-    """Whether a clip's first sound track is there and can be decoded."""
-    with open_container(source.path) as clip:
-        first = next((track.index for track in clip.streams.audio), None)
-    return first is not None and decoded_kind(source, first) is not None
-
-
 class ClipSound:
     """A clip's first sound track as AAC, in step with its pictures; silence where it is shorter than they are.
 
     Args:
-        source ([`VideoInfo`]): the clip, whose first sound track can be decoded.
+        source ([`VideoInfo`]): the clip.
+        kind (`tuple[int, int]`): sample rate and channels of that track.
         result (`OutputContainer`): gets the track, `target`.
 
     Attributes:
@@ -37,14 +31,11 @@ class ClipSound:
         sample_rate (`int`): of it.
     """
 
-    def __init__(self, source: VideoInfo, result: OutputContainer) -> None:
+    def __init__(self, source: VideoInfo, kind: tuple[int, int], result: OutputContainer) -> None:
         # closed with this object, not before: a thread may still be reading when its session ends
         self._open = ExitStack()
         clip = self._open.enter_context(open_container(source.path))
         self._track = clip.streams.audio[0]
-        kind = decoded_kind(source, self._track.index)
-        if kind is None:
-            raise ValueError(f"`source` {str(source.path)!r} has a sound track that cannot be decoded")
         self._encoder = AACEncoder(result, *kind)
         self.target: AudioStream = self._encoder.target
         self.target.codec_context.open()
@@ -52,6 +43,14 @@ class ClipSound:
         self._origin = round(source.start_pts * source.time_base * self.sample_rate)
         self._unread = clip.demux(self._track)
         self._waiting: list[Packet] = []
+
+    @classmethod
+    def of(cls, source: VideoInfo, result: OutputContainer) -> ClipSound | None:
+        """Returns the sound of a clip; `None` where its first sound track is not there or cannot be decoded."""
+        with open_container(source.path) as clip:
+            first = next((track.index for track in clip.streams.audio), None)
+        kind = None if first is None else decoded_kind(source, first)
+        return None if kind is None else cls(source, kind, result)
 
     def between(self, start: Fraction, end: Fraction) -> list[Packet]:
         """Returns the packets that begin in this time, which follows the last call's, in seconds of the pictures."""

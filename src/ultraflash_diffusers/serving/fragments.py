@@ -35,7 +35,7 @@ class FragmentEncoder:
         width, height (`int`): of the frames, in pixels, even.
         fps (`float` or `Fraction`): frames a second where no timestamps are given.
         time_base (`Fraction`, *optional*): seconds of a tick of the timestamps; a frame's time at `fps` by default.
-        clip ([`VideoInfo`], *optional*): whose first sound track goes along, encoded as AAC.
+        clip ([`VideoInfo`], *optional*): whose first sound track, if it has one, goes along as AAC.
         crf (`float`, *optional*, defaults to 20): x264's constant rate factor.
         preset (`str`, *optional*, defaults to `"superfast"`): x264's speed preset.
 
@@ -75,7 +75,7 @@ class FragmentEncoder:
         context.colorspace, context.color_primaries, context.color_trc, context.color_range = 1, 1, 1, 1
         context.flags |= Flags.frame_duration | Flags.global_header
         context.open()
-        self._sound = None if clip is None else ClipSound(clip, self._container)
+        self._sound = None if clip is None else ClipSound.of(clip, self._container)
         self.sample_rate = None if self._sound is None else self._sound.sample_rate
         self.audio_samples = 0
         self._fragments = 0

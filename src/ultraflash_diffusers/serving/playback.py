@@ -18,7 +18,6 @@ from ..pipelines.sources.pixels import PixelSource, PixelSourceState
 from ..pipelines.stream_start import size_multiple
 from ..pipelines.video_stream import VideoStream
 from ..video_io import VideoReader
-from .clip_sound import has_sound
 from .errors import ClientError
 from .fragments import FragmentEncoder
 from .intake import ClientFrames
@@ -122,8 +121,7 @@ class Playback:
         if self._reader is None:
             return FragmentEncoder(width, height, self._fps)
         clip = self._reader.info
-        sounding = clip.has_audio and has_sound(clip)
-        return FragmentEncoder(width, height, clip.fps, clip.time_base, clip if sounding else None)
+        return FragmentEncoder(width, height, clip.fps, clip.time_base, clip if clip.has_audio else None)
 
     def config(self) -> dict[str, Any]:
         """What was accepted, all defaults filled in."""
