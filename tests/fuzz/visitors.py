@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import subprocess
 import sys
@@ -95,7 +96,9 @@ def expected_frames() -> dict[tuple[str, int], np.ndarray]:
 def server(max_streams: int) -> Iterator[tuple[str, int]]:
     """A server in a process of its own; gives its address and the process's number."""
     command = [sys.executable, "-m", "fuzz.visitors", "--serve", str(max_streams)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    # the tests' folder is on the path of this process, which may have got it from pytest
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     try:
         assert process.stdout is not None
         address = process.stdout.readline().strip()
