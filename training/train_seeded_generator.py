@@ -32,8 +32,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     networks = add_start_arguments(parser, "CausalWanTransformer")
     networks.add_argument("--autoencoder", required=True, help="folder or repository of the autoencoder")
     samples = parser.add_argument_group("samples")
-    samples.add_argument("--train_batch_size", type=positive(int), default=8, help="clips of a batch")
-    samples.add_argument("--anchor_steps", type=non_negative(int), default=800, help="first steps, of anchors alone")
+    samples.add_argument("--train_batch_size", type=positive(int), default=16, help="scenes of a batch")
+    samples.add_argument("--more_scenes", type=non_negative(int), default=24, help="and those that teach places alone")
+    samples.add_argument(
+        "--window", type=positive(int), nargs=2, default=(16, 24), metavar=("HEIGHT", "WIDTH"), help="seen, in latents"
+    )
     samples.add_argument("--validation_batches", type=non_negative(int), default=2, help="held-out batches")
     samples.add_argument("--dataloader_num_workers", type=non_negative(int), default=0, help="processes that draw")
     add_settings(parser, SeededRegression, title="objective")
@@ -68,18 +71,22 @@ def load_stage(arguments: argparse.Namespace) -> SeededGeneratorTraining:
 
 
 def make_dataset(arguments: argparse.Namespace, stage: SeededGeneratorTraining, held_out: bool) -> WorldDataset:
-    """Batches of clips of the size that the network is for; those of training begin with anchors alone."""
-    config, autoencoder = stage.network.config, stage.autoencoder
-    height, width = (autoencoder.spatial_compression_ratio * side for side in config.sample_size)
+    """Batches of scenes of the size that the network is for.
+
+    Raises:
+        ValueError: a window that is larger than that.
+    """
+    config, size = stage.network.config, tuple(stage.network.config.sample_size)
+    if any(part > whole for part, whole in zip(arguments.window, size, strict=True)):
+        raise ValueError(f"--window {arguments.window}: larger than the network's `sample_size` {size}")
     start = torch.zeros((), dtype=torch.int64)
 
     def phases(codes: torch.Tensor, frames: int) -> torch.Tensor:
-        return clock(codes, start, frames, config.seed_code_period)
+        return clock(codes, start, frames, config.seed_code_period, config.head_moments)
 
-    sizes = (arguments.train_batch_size, (height, width), autoencoder.temporal_compression_ratio)
-    alone = 0 if held_out or not config.seed_code_anchors else arguments.anchor_steps
-    anchor_batches = alone * arguments.gradient_accumulation_steps
-    return WorldDataset(phases, *sizes, anchor_batches, seed=arguments.seed + held_out)
+    ratio, window = stage.autoencoder.spatial_compression_ratio, tuple(arguments.window)
+    sizes = (arguments.train_batch_size, size, ratio, window, arguments.more_scenes)
+    return WorldDataset(phases, *sizes, seed=arguments.seed + held_out)
 
 
 def main(arguments: argparse.Namespace) -> dict[str, float]:
@@ -90,7 +97,7 @@ def main(arguments: argparse.Namespace) -> dict[str, float]:
     if arguments.dry_run:
         return dry_run(stage, held_out[0], arguments)
     accelerator = make_accelerator(arguments)
-    validation = [held_out[number] for number in range(arguments.validation_batches)]
+    validation = [held_out.clips(number) for number in range(arguments.validation_batches)]
     return train(stage, make_dataset(arguments, stage, held_out=False), validation, arguments, accelerator)
 
 

@@ -62,21 +62,23 @@ def _check_seed_code(config: Any) -> None:
         raise ValueError(f"`seed_code_dim` must be 0 or at least 2, got {config.seed_code_dim}")
     if not (math.isfinite(config.seed_code_period) and config.seed_code_period > 0):
         raise ValueError(f"`seed_code_period` must be positive and finite, got {config.seed_code_period}")
-    if config.seed_code_anchors < 0 or (config.seed_code_anchors and not config.seed_code_dim):
-        raise ValueError(
-            f"`seed_code_anchors` must be 0 without a seed code and never negative, got {config.seed_code_anchors}"
-        )
     if not config.reads_latents and not config.seed_code_dim:
         raise ValueError("`reads_latents` is False, but without `seed_code_dim` nothing else tells videos apart")
 
 
 def _check_head(config: Any) -> None:
-    side = 2 ** len(config.head_channels)
-    if config.head_channels and tuple(config.patch_size) != (1, side, side):
+    if config.head_channels < 0:
+        raise ValueError(f"`head_channels` must be 0 or positive, got {config.head_channels}")
+    if not config.head_channels:
+        return
+    if not config.seed_code_dim or config.sample_size is None or config.patch_size[0] != 1:
         raise ValueError(
-            f"`head_channels` {tuple(config.head_channels)} double the size {len(config.head_channels)} times, which "
-            f"needs `patch_size` (1, {side}, {side}), got {tuple(config.patch_size)}"
+            f"`head_channels` {config.head_channels} needs `seed_code_dim`, `sample_size` and `patch_size` (1, ...), got "
+            f"{config.seed_code_dim}, {config.sample_size} and {tuple(config.patch_size)}"
         )
+    for name in ("head_layers", "head_moments", "head_anchors", "head_ridges"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"`{name}` must be positive, got {getattr(config, name)}")
 
 
 def check_seed_code(size: int, seed_code: torch.Tensor | None, batch: int) -> None:

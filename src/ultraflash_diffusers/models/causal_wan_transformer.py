@@ -17,8 +17,8 @@ from torch import nn
 from .attention.dense_attention import ChunkCausalAttention
 from .attention.frame_kv_cache import FrameKVCache, PastKVCache
 from .causal_wan_checks import check_causal_wan_config, check_room, check_seed_code
-from .overlapping_head import OverlappingHead
-from .seed_code import SeedCodeEmbedding, text_summary
+from .placed_head import CellWindow, PlacedHead
+from .seed_code import SeedCodeEmbedding, SeedPlaces, text_summary
 from .stream_state import StreamState
 from .wan_backbone import TextKeyValues, WanBackbone
 from .wan_layers import Attend, FramePositionEmbedding
@@ -119,11 +119,15 @@ class CausalWanTransformer(WanBackbone):
         seed_code_dim (`int`, *optional*, defaults to 0): values of the seed code that each call is given, see
             [`SeedCodeEmbedding`]; 0 for none.
         seed_code_period (`float`, *optional*, defaults to 36.0): temporal patches of a turn of the seed code's clock.
-        seed_code_anchors (`int`, *optional*, defaults to 0): places that tokens are told their position relative to.
         reads_latents (`bool`, *optional*, defaults to `True`): whether the latents that it is given matter, or only
             say the size: a network that is told all by text and seed code needs no noise to start from.
-        head_channels (`tuple[int, ...]`, *optional*, defaults to `()`): channels of an [`OverlappingHead`] in the
-            place of the linear last layer, whose patches do not overlap; one a doubling, up to the spatial patch size.
+        head_channels (`int`, *optional*, defaults to 0): channels of a [`PlacedHead`] in the place of the linear last
+            layer, whose large patches show as tiles; 0 for none. It needs a seed code and what follows.
+        head_layers (`int`, *optional*, defaults to 5): its layers.
+        head_moments (`int`, *optional*, defaults to 1): moments of a temporal patch at which it is told where things
+            are; best the frames that one stands for.
+        head_anchors (`int`, *optional*, defaults to 1): places that cells are told their position relative to.
+        head_ridges (`int`, *optional*, defaults to 1): lines over the width that they are told their distance from.
     """
 
     @register_to_config
@@ -157,22 +161,28 @@ class CausalWanTransformer(WanBackbone):
         recompute_sink: bool = True,
         seed_code_dim: int = 0,
         seed_code_period: float = 36.0,
-        seed_code_anchors: int = 0,
         reads_latents: bool = True,
-        head_channels: tuple[int, ...] = (),
+        head_channels: int = 0,
+        head_layers: int = 5,
+        head_moments: int = 1,
+        head_anchors: int = 1,
+        head_ridges: int = 1,
     ) -> None:
         super().__init__()
         check_causal_wan_config(self.config)
         self._build()
         dim = num_attention_heads * attention_head_dim
+        things = (head_moments, head_anchors, head_ridges)
         if seed_code_dim:
-            sizes = (seed_code_dim, text_dim, seed_code_period, seed_code_anchors, dim)
-            self.seed_code_embedding = SeedCodeEmbedding(*sizes)
+            sizes = (seed_code_dim, text_dim, seed_code_period, dim)
+            self.seed_code_embedding = SeedCodeEmbedding(*sizes, *(things if head_channels else (1, 0, 0)))
         if not reads_latents:
             del self.patch_embedding
         if head_channels:
-            self.proj_out = nn.Linear(dim, OverlappingHead.token_channels(head_channels))
-            self.head = OverlappingHead(head_channels, out_channels)
+            self.proj_out = nn.Linear(dim, head_channels)
+            self.head = PlacedHead(
+                dim, out_channels, head_channels, head_layers, *things, tuple(self.config.sample_size)
+            )
         if absolute_positions:
             self.position_embedding = FramePositionEmbedding(dim)
 
@@ -329,15 +339,55 @@ class CausalWanTransformer(WanBackbone):
         attends: Sequence[Attend],
     ) -> torch.Tensor:
         """What the last layer says of frames from `position` on."""
-        check_seed_code(self.config.seed_code_dim, seed_code, len(hidden_states))
-        condition = places = None
-        if seed_code is not None:
-            summary = text.summary if isinstance(text, TextKeyValues) else text_summary(text)
-            condition, anchors = self.seed_code_embedding(seed_code, summary, position, grid[0])
-            condition = condition.to(hidden_states.dtype)
-            if anchors is not None:
-                places = self.seed_code_embedding.beside_anchors(anchors, grid[1:]).to(hidden_states.dtype)
-        return self._transform(hidden_states, timestep, text, grid, position, attends, condition, places)[0]
+        condition, places = self._seed_condition(seed_code, text, position, len(hidden_states), grid[0])
+        tokens, _ = self._transform(hidden_states, timestep, text, grid, position, attends, condition)
+        if places is None:
+            return self._unpatchify(tokens, grid)
+        return self.head(tokens, grid, condition, places, tuple(hidden_states.shape[3:]))
+
+    def _seed_condition(
+        self,
+        seed_code: torch.Tensor | None,
+        text: torch.Tensor | TextKeyValues,
+        position: torch.Tensor,
+        batch: int,
+        frames: int,
+    ) -> tuple[torch.Tensor | None, SeedPlaces | None]:
+        check_seed_code(self.config.seed_code_dim, seed_code, batch)
+        if seed_code is None:
+            return None, None
+        summary = text.summary if isinstance(text, TextKeyValues) else text_summary(text)
+        condition, places = self.seed_code_embedding(seed_code, summary, position, frames)
+        return condition.to(self.dtype), places
+
+    def draw_windows(
+        self,
+        encoder_hidden_states: torch.Tensor,
+        seed_code: torch.Tensor,
+        window: CellWindow,
+        places: SeedPlaces,
+    ) -> torch.Tensor:
+        """Predicts a part of a stream's first frame (temporal patch) alone, in one step, to learn from.
+
+        What a [`PlacedHead`] costs is paid for the part, not for the frame.
+
+        Args:
+            encoder_hidden_states (`torch.Tensor` of shape `[batch, up to text_length, text_dim]`): the prompts.
+            seed_code (`torch.Tensor` of shape `[batch, seed_code_dim]`): normal values.
+            window (`CellWindow`): the part.
+            places (`SeedPlaces`): where things are said to be, in the place of what the network thinks.
+
+        Returns:
+            `torch.Tensor`: `[batch, out_channels, 1, window.height, window.width]`, clean latents.
+        """
+        size, batch = self.config.sample_size, len(seed_code)
+        grid = self._token_grid((self.config.patch_size[0], *size), "sample_size")
+        start, attends = self._full_attention(seed_code.device, grid)
+        condition, _ = self._seed_condition(seed_code, encoder_hidden_states, start, batch, 1)
+        latents = encoder_hidden_states.new_zeros(batch, self.config.in_channels, 1, *size)
+        timestep = torch.full((batch, 1), 1000.0, device=seed_code.device)
+        tokens, _ = self._transform(latents, timestep, encoder_hidden_states, grid, start, attends, condition)
+        return self.head(tokens, grid, condition, places, tuple(size), window)
 
     def _embed_patches(self, hidden_states: torch.Tensor, grid: tuple[int, int, int]) -> torch.Tensor:
         if self.config.reads_latents:
@@ -346,11 +396,6 @@ class CausalWanTransformer(WanBackbone):
             dim = self.config.num_attention_heads * self.config.attention_head_dim
             tokens = hidden_states.new_zeros(len(hidden_states), math.prod(grid), dim)
         return tokens + self.position_embedding(grid) if self.config.absolute_positions else tokens
-
-    def _unpatchify(self, tokens: torch.Tensor, grid: tuple[int, int, int]) -> torch.Tensor:
-        if self.config.head_channels:
-            return self.head(tokens, grid)
-        return super()._unpatchify(tokens, grid)
 
     def _flow(self, raw: torch.Tensor, hidden_states: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         if self.config.prediction_type == "flow":

@@ -329,11 +329,11 @@ class UltraFlashSRTransformer(WanBackbone):
         inputs = (hidden_states, timestep[:, None], encoder_hidden_states, grid)
         if state is None:
             start = torch.zeros((), dtype=torch.int64, device=hidden_states.device)
-            raw, _ = self._transform(*inputs, start, [self._full_attention(grid)] * self.config.num_layers)
+            tokens, _ = self._transform(*inputs, start, [self._full_attention(grid)] * self.config.num_layers)
         else:
             state = self._checked(state, hidden_states, grid)
-            raw, state = self._stream(*inputs, state)
-        sample = self._flow(raw, hidden_states, timestep)
+            tokens, state = self._stream(*inputs, state)
+        sample = self._flow(self._unpatchify(tokens, grid), hidden_states, timestep)
         return UltraFlashSRTransformerOutput(sample, state) if return_dict else (sample, state)
 
     def _flow(self, raw: torch.Tensor, hidden_states: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
@@ -373,9 +373,9 @@ class UltraFlashSRTransformer(WanBackbone):
                 SparseAttention(grid, self._settings, self._sparse_backend, cache, state.kv_cache_blocks)
                 for cache in cast(list[BlockKVCache], state.cache)
             ]
-        raw, caches = self._transform(hidden_states, timestep, encoder_hidden_states, grid, state.position, attends)
+        tokens, caches = self._transform(hidden_states, timestep, encoder_hidden_states, grid, state.position, attends)
         kept = torch.minimum(state.kept_frames + grid[0], state.kv_cache_blocks * grid[0])
-        return raw, dataclasses.replace(
+        return tokens, dataclasses.replace(
             state,
             position=state.position + grid[0],
             group_frames=torch.full_like(state.group_frames, grid[0]),

@@ -203,16 +203,14 @@ class WanBackbone(Network, PeftAdapterMixin, AttentionMixin):
         offset: torch.Tensor,
         attends: Sequence[Attend],
         condition: torch.Tensor | None = None,
-        places: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, list[Any]]:
-        """The way through the network; `timestep` is `[batch, n]`, `attends` one function a layer.
+        """The way to the last layer's tokens; `timestep` is `[batch, n]`, `attends` one function a layer.
 
-        `condition`, `[batch, frames, dim]`, is added to the timesteps' embedding, `places` to the tokens.
+        `condition`, `[batch, frames, dim]`, is added to the timesteps' embedding.
         """
         config = self.config
         rotary_emb = rotary_embedding(offset, grid, config.attention_head_dim)
         tokens = self._embed_patches(hidden_states, grid)
-        tokens = tokens if places is None else tokens + places
         texts: Sequence[Text]
         if isinstance(encoder_hidden_states, TextKeyValues):
             embedding, modulation, _ = self.condition_embedder(timestep, None, hidden_states.dtype, condition)
@@ -231,7 +229,7 @@ class WanBackbone(Network, PeftAdapterMixin, AttentionMixin):
             caches.append(cache)
         shift, scale = (self.scale_shift_table.unsqueeze(0) + embedding.float().unsqueeze(2)).unsqueeze(3).unbind(2)
         tokens = modulate(self.norm_out(tokens.float()), shift, scale).type_as(tokens)
-        return self._unpatchify(self.proj_out(tokens), grid), caches
+        return self.proj_out(tokens), caches
 
     def _unpatchify(self, tokens: torch.Tensor, grid: tuple[int, int, int]) -> torch.Tensor:
         t, h, w = self.config.patch_size

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 Array = np.ndarray
+Window = tuple[slice, slice]
 
 COLORS = {
     "red": (0.86, 0.13, 0.12),
@@ -79,8 +80,9 @@ _FAR = np.array([(0.50, 0.66, 0.32), (0.90, 0.79, 0.58), (0.90, 0.93, 0.97), (0.
 _NEAR = np.array([(0.22, 0.44, 0.14), (0.80, 0.63, 0.40), (0.76, 0.83, 0.91), (0.08, 0.27, 0.42)])
 _MIRROR = np.array([0.05, 0.07, 0.10, 0.30])
 _HILL = np.array((0.17, 0.28, 0.24))
+_SWELL = 0.32  # of hills, as a share of their height
 
-CODE_SIZE, ANCHORS = 32, 4
+CODE_SIZE, ANCHORS, RIDGES = 32, 3, 3
 _BLEND = 0.06  # share of a choice's range in which neighbours blend
 _SINE, _COSINE = math.sin(0.36), math.cos(0.36)  # of the angle at which objects are seen from above
 
@@ -112,21 +114,27 @@ class WorldScene:
         start = f"{self.color} {words[0]}" if self.color else words[0]
         return " ".join([f"an {start}" if start[0] in "aeiou" else f"a {start}", *words[1:]])
 
-    def anchors(self, phase: float) -> Array:
-        """Returns `[ANCHORS, 3]`: object, shadow, sun and horizon; column, row and logarithm of the size of each."""
-        return _Picture(self, 0, 0).anchors(phase)
+    def anchors(self, phases: Array) -> Array:
+        """Returns `[phases, ANCHORS, 3]`: object, shadow and sun; column, row and logarithm of the size of each."""
+        picture = _Picture(self, 0, 0)
+        return np.array([picture.anchors(float(phase)) for phase in phases])
 
-    def render(self, phases: Array, height: int = 192, width: int = 320) -> Array:
+    def ridges(self) -> Array:
+        """Returns `[RIDGES, 5]`: horizon, far and near hills, see [`~models.seed_code.SeedPlaces`]."""
+        return _Picture(self, 0, 0).ridges()
+
+    def render(self, phases: Array, height: int = 192, width: int = 320, window: Window | None = None) -> Array:
         """Draws frames.
 
         Args:
             phases (`np.ndarray`): for each frame, how much of the clock's period has passed; only its fraction counts.
             height, width (`int`, *optional*, default to 192, 320): pixels.
+            window (`tuple[slice, slice]`, *optional*): rows and columns that are wanted; all by default.
 
         Returns:
-            `np.ndarray`: float32 `[frames, height, width, 3]` in [0, 1].
+            `np.ndarray`: float32 `[frames, height, width, 3]` in [0, 1], of the window if there is one.
         """
-        return _Picture(self, height, width).frames(phases)
+        return _Picture(self, height, width, window).frames(phases)
 
 
 def draw_scene(rng: np.random.Generator) -> WorldScene:
@@ -167,11 +175,12 @@ def _weights(name: str | None, options: Mapping[str, object], value: float) -> A
 class _Picture:
     """A scene at a size: lengths are in heights of the frame, columns count from the middle, rows from the top."""
 
-    def __init__(self, scene: WorldScene, height: int, width: int) -> None:
+    def __init__(self, scene: WorldScene, height: int, width: int, window: Window | None = None) -> None:
         v = torch.erf(torch.as_tensor(scene.code, dtype=torch.float64) / 2**0.5).float().numpy()  # in (-1, 1)
         self.scene, self.size, self.pixel, self.v = scene, (height, width), np.float32(1 / max(height, 1)), v
-        self.x = (np.arange(width, dtype=np.float32) + 0.5 - width / 2) * self.pixel
-        self.y = (np.arange(height, dtype=np.float32) + 0.5) * self.pixel
+        self.window = window or (slice(None), slice(None))
+        self.x = ((np.arange(width, dtype=np.float32) + 0.5 - width / 2) * self.pixel)[self.window[1]]
+        self.y = ((np.arange(height, dtype=np.float32) + 0.5) * self.pixel)[self.window[0]]
         self.motion = _weights(scene.motion, MOTIONS, v[30])
         sky = _weights(scene.sky, SKIES, v[18])
         self.horizon = 0.50 + 0.06 * float(v[2])
@@ -200,14 +209,22 @@ class _Picture:
         column, height = self._place(phase % 1)
         shadow = (self._shadow(column, height), self.floor, self.radius * (1 + 0.12 * height / self.radius))
         thing = (column, self.floor - height - self.radius, self.radius)
-        places = np.array([thing, shadow, (*self.sun, 0.1), (0, self.horizon, 1)])
+        places = np.array([thing, shadow, (*self.sun, 0.1)])
         return np.concatenate([places[:, :2], np.log(places[:, 2:])], axis=1)
+
+    def ridges(self) -> Array:
+        hills = [[self.horizon - height, *(-height * _SWELL * waves)] for height, _, waves in self._hills()]
+        return np.array([[self.horizon, 0, 0, 0, 0], *hills])
+
+    def _hills(self) -> list[tuple[float, float, Array]]:
+        """Far and near ones: height, strength of their colour, and their waves."""
+        return [(0.085, 0.42, self.v[6:10]), (0.045, 0.72, self.v[10:14])]
 
     def _shadow(self, column: float, height: float) -> float:
         return column - float(self.to_light[0]) * (0.35 * self.radius + 0.5 * height)
 
     def _background(self, sky: Array, tint: Array) -> Array:
-        picture = np.empty((*self.size, 3), np.float32)
+        picture = np.zeros((len(self.y), len(self.x), 3), np.float32)
         above = picture[: np.searchsorted(self.y, self.horizon + self.pixel)]
         self._draw_sky(above, self.y[: len(above), None], sky, tint)
         self._draw_hills(above, self.y[: len(above), None])
@@ -228,21 +245,21 @@ class _Picture:
         glow = (sky @ _GLOW) * _bell(y, self.sun[1], 0.24) * _bell(x, self.sun[0], 0.30)
         self._blend(picture, glow, self.sun_color)
         if sky[2] > 0:
-            picture += (np.float32(sky[2]) * _stars(*self.size)[: len(picture)])[..., None]
+            picture += (np.float32(sky[2]) * _stars(*self.size)[self.window][: len(picture)])[..., None]
         radius = 0.052 + 0.012 * v[5]
         near = np.s_[slice(*np.searchsorted(x, (self.sun[0] - 0.1, self.sun[0] + 0.1)))]
         disc = self._cover(np.hypot(x[near] - self.sun[0], y - self.sun[1]) - radius)
         self._blend(picture[:, near], disc * (sky @ _DISC), np.minimum(self.sun_color * 1.05, 1))
 
     def _draw_hills(self, picture: Array, y: Array) -> None:
-        x, v = self.x, self.v
+        x = self.x
         dusk = 0.35 + 0.65 * self.light.mean()
         start = np.searchsorted(y[:, 0], self.horizon - 0.20)
         picture, y = picture[start:], y[start:]
-        for height, strength, waves in ((0.085, 0.42, v[6:10]), (0.045, 0.72, v[10:14])):
+        for height, strength, waves in self._hills():
             slow = waves[0] * np.cos(2 * x) + waves[1] * np.sin(2 * x)
             shape = slow + waves[2] * np.cos(4 * x) + waves[3] * np.sin(4 * x)
-            crest = self.horizon - height * (1 + 0.32 * shape)
+            crest = self.horizon - height * (1 + _SWELL * shape)
             self._blend(picture, self._cover(crest - y), self.low + strength * (dusk * _HILL - self.low))
 
     def _ground(self, y: Array) -> Array:

@@ -1,5 +1,5 @@
 # Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
-"""Batches of the small world: texts and seed codes, and what they determine."""
+"""Batches of the drawn world: small parts of frames to learn from, and whole clips to measure by."""
 
 from __future__ import annotations
 
@@ -11,81 +11,140 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from ...models.placed_head import CellWindow
+from ...models.seed_code import SeedPlaces
 from .world import WorldScene, draw_scene
 
-# code and first temporal patch to how much of its period the clock has passed at so many of them
 Clock = Callable[[torch.Tensor, int], torch.Tensor]
 
-LATENT_FRAMES = 2  # of a clip: the first stands for one frame, the next for all that a latent frame holds
+CLIP_FRAMES = 2  # latent frames of a clip: the first stands for one frame, the next for all that a latent frame holds
+_NEAR_OBJECT = 0.6  # share of windows that lie about the object
 
 
 @dataclass(frozen=True)
 class WorldBatch:
-    """Clips of the world, or their texts, codes and anchors alone.
+    """Parts of frames of the world, each of the frames that one latent frame stands for.
 
     Args:
-        texts (`list[str]`): of the clips.
+        texts (`list[str]`): of the scenes; the first so many have pixels.
         codes (`torch.Tensor`): float32 `[batch, CODE_SIZE]`, normal values.
-        anchors (`torch.Tensor`): float32 `[batch, LATENT_FRAMES, ANCHORS, 3]`, see [`WorldScene.anchors`].
-        pixels (`torch.Tensor`, *optional*): float32 `[batch, 3, frames, height, width]` in [-1, 1].
+        places (`SeedPlaces`): float32, of one latent frame.
+        window (`CellWindow`): the parts, of the first scenes.
+        pixels (`torch.Tensor`): float32 `[scenes with pixels, 3, frames, height, width]` in [-1, 1].
     """
 
     texts: list[str]
     codes: torch.Tensor
-    anchors: torch.Tensor
-    pixels: torch.Tensor | None
+    places: SeedPlaces
+    window: CellWindow
+    pixels: torch.Tensor
 
     def to(self, device: torch.device) -> WorldBatch:
         """Moves the tensors to a device."""
-        pixels = None if self.pixels is None else self.pixels.to(device)
-        return dataclasses.replace(self, codes=self.codes.to(device), anchors=self.anchors.to(device), pixels=pixels)
+        window, places = (
+            dataclasses.replace(
+                part, **{name: value.to(device) for name, value in vars(part).items() if torch.is_tensor(value)}
+            )
+            for part in (self.window, self.places)
+        )
+        return WorldBatch(self.texts, self.codes.to(device), places, window, self.pixels.to(device))
 
 
+@dataclass(frozen=True)
+class WorldClips:
+    """Whole clips of `CLIP_FRAMES` latent frames.
+
+    Args:
+        texts (`list[str]`): of the clips.
+        codes (`torch.Tensor`): float32 `[batch, CODE_SIZE]`, normal values.
+        pixels (`torch.Tensor`): float32 `[batch, 3, frames, height, width]` in [-1, 1].
+    """
+
+    texts: list[str]
+    codes: torch.Tensor
+    pixels: torch.Tensor
+
+    def to(self, device: torch.device) -> WorldClips:
+        """Moves the tensors to a device."""
+        return WorldClips(self.texts, self.codes.to(device), self.pixels.to(device))
+
+
+@dataclass(frozen=True)
 class WorldDataset(Dataset):
     """Batches that depend on the seed and their number alone.
 
     Args:
         clock (`Callable`): from codes `[batch, CODE_SIZE]` and a number of latent frames to phases
-            `[batch, latent frames]`.
-        batch_size (`int`): clips of a batch.
-        size (`tuple[int, int]`): height and width of the clips in pixels.
-        compression (`int`): frames that a latent frame stands for.
-        anchor_batches (`int`, *optional*, defaults to 0): the first so many batches are without pixels.
-        anchor_batch_size (`int`, *optional*, defaults to 128): clips of these.
+            `[batch, latent frames, moments]`.
+        batch_size (`int`): scenes of a batch.
+        size (`tuple[int, int]`): height and width of the latents of a frame.
+        compression (`int`): pixels of a latent, along each side.
+        window (`tuple[int, int]`): height and width of the parts, in latents.
+        more_scenes (`int`, *optional*, defaults to 0): scenes of a batch without pixels, beside those with.
         seed (`int`, *optional*, defaults to 0): of all of them.
     """
 
-    def __init__(
-        self,
-        clock: Clock,
-        batch_size: int,
-        size: tuple[int, int],
-        compression: int,
-        anchor_batches: int = 0,
-        anchor_batch_size: int = 128,
-        seed: int = 0,
-    ) -> None:
-        self.clock, self.batch_size, self.size, self.compression = clock, batch_size, size, compression
-        self.anchor_batches, self.anchor_batch_size, self.seed = anchor_batches, anchor_batch_size, seed
+    clock: Clock
+    batch_size: int
+    size: tuple[int, int]
+    compression: int
+    window: tuple[int, int]
+    more_scenes: int = 0
+    seed: int = 0
 
     def __getitem__(self, number: int) -> WorldBatch:
         rng = np.random.default_rng((self.seed, number))
-        with_pixels = number >= self.anchor_batches
-        scenes = [draw_scene(rng) for _ in range(self.batch_size if with_pixels else self.anchor_batch_size)]
-        codes = torch.tensor(np.stack([scene.code for scene in scenes]), dtype=torch.float32)
-        phases = self.clock(codes, LATENT_FRAMES).numpy()
-        anchors = [[scene.anchors(phase) for phase in own] for scene, own in zip(scenes, phases, strict=True)]
+        scenes = [draw_scene(rng) for _ in range(self.batch_size + self.more_scenes)]
+        codes = _codes(scenes)
+        phases = self.clock(codes, 1)[:, 0].numpy()
+        anchors = np.stack([scene.anchors(own) for scene, own in zip(scenes, phases, strict=True)])
+        ridges = np.array([scene.ridges() for scene in scenes])
+        starts = [self._start(rng, own[-1, 0]) for own in anchors[: self.batch_size]]
+        parts = [self._part(*drawn) for drawn in zip(scenes, phases, starts, strict=False)]
+        tops, lefts = torch.tensor(starts).unbind(1)
+        places = SeedPlaces(_float(anchors)[:, None], _float(ridges)[:, None])
         return WorldBatch(
-            [scene.text(rng) for scene in scenes],
-            codes,
-            torch.tensor(np.array(anchors), dtype=torch.float32),
-            self._pixels(scenes, phases) if with_pixels else None,
+            [s.text(rng) for s in scenes], codes, places, CellWindow(tops, lefts, *self.window), _pixels(parts)
         )
 
-    def _pixels(self, scenes: list[WorldScene], phases: np.ndarray) -> torch.Tensor:
-        steps = np.arange(self.compression * (LATENT_FRAMES - 1) + 1) / self.compression
-        clips = [
-            scene.render(first + steps * ((second - first) % 1), *self.size)
-            for scene, (first, second) in zip(scenes, phases, strict=True)
-        ]
-        return torch.from_numpy(np.stack(clips)).permute(0, 4, 1, 2, 3).contiguous() * 2 - 1
+    def _start(self, rng: np.random.Generator, anchor: np.ndarray) -> tuple[int, int]:
+        """Draws top and left of a window, often about the object."""
+        room = [whole - part for whole, part in zip(self.size, self.window, strict=True)]
+        if rng.random() >= _NEAR_OBJECT:
+            top, left = (int(rng.integers(side + 1)) for side in room)
+            return top, left
+        middle = np.array([anchor[1], anchor[0]]) * self.size[0] + (0, self.size[1] / 2)
+        start = middle - np.array(self.window) * rng.uniform(0.2, 0.8, 2)
+        top, left = (int(np.clip(round(place), 0, side)) for place, side in zip(start, room, strict=True))
+        return top, left
+
+    def _part(self, scene: WorldScene, phases: np.ndarray, start: tuple[int, int]) -> np.ndarray:
+        ratio = self.compression
+        rows, columns = (
+            slice(ratio * first, ratio * (first + side)) for first, side in zip(start, self.window, strict=True)
+        )
+        height, width = (ratio * side for side in self.size)
+        return scene.render(phases, height, width, (rows, columns))
+
+    def clips(self, number: int) -> WorldClips:
+        """Returns a batch of whole clips, others than those to learn from."""
+        rng = np.random.default_rng((self.seed, number, 1))
+        scenes = [draw_scene(rng) for _ in range(self.batch_size)]
+        codes = _codes(scenes)
+        phases = self.clock(codes, CLIP_FRAMES).flatten(1)
+        phases = phases[:, phases.shape[1] // CLIP_FRAMES - 1 :].numpy()  # the first stands for its last moment alone
+        height, width = (self.compression * side for side in self.size)
+        drawn = [scene.render(own, height, width) for scene, own in zip(scenes, phases, strict=True)]
+        return WorldClips([scene.text(rng) for scene in scenes], codes, _pixels(drawn))
+
+
+def _codes(scenes: list[WorldScene]) -> torch.Tensor:
+    return _float(np.stack([scene.code for scene in scenes]))
+
+
+def _float(values: np.ndarray) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float32)
+
+
+def _pixels(clips: list[np.ndarray]) -> torch.Tensor:
+    return torch.from_numpy(np.stack(clips)).permute(0, 4, 1, 2, 3).contiguous() * 2 - 1

@@ -36,11 +36,24 @@ def decode_linearly(autoencoder: HRAutoencoder, latents: torch.Tensor) -> torch.
     Returns:
         `torch.Tensor`: `[batch, 3, frames, height, width]`, nominally in [-1, 1].
     """
+    frames = decode_moments(autoencoder, latents)
+    return frames[:, :, autoencoder.temporal_compression_ratio - 1 :]  # the first latent stands for one frame
+
+
+def decode_moments(autoencoder: HRAutoencoder, latents: torch.Tensor) -> torch.Tensor:
+    """Decodes a part of a stream likewise: each latent frame, the first too, stands for all the frames that it can.
+
+    Args:
+        autoencoder (`HRAutoencoder`): built with `linear_shortcut=True`.
+        latents (`torch.Tensor`): `[batch, latent_channels, latent_frames, latent_height, latent_width]`, normalised.
+
+    Returns:
+        `torch.Tensor`: `[batch, 3, frames, height, width]`, nominally in [-1, 1].
+    """
     temporal, spatial = autoencoder.temporal_compression_ratio, autoencoder.spatial_compression_ratio
     patches = autoencoder.decoder_shortcut(latents.transpose(1, 2).flatten(0, 1))
     patches = patches.reshape(-1, patches.shape[1] // temporal, *patches.shape[2:])
     frames = F.pixel_shuffle(patches, spatial).unflatten(0, (len(latents), -1)).transpose(1, 2)
-    frames = frames[:, :, temporal - 1 :]  # the first latent stands for one frame
     return from_unit(frames) if autoencoder.unit_range else frames
 
 

@@ -11,11 +11,11 @@ import torch
 
 from ...models.causal_wan_transformer import CausalWanTransformer
 from ...models.hr_autoencoder import HRAutoencoder
-from ...models.seed_code import text_summary
-from ..data.world import ANCHORS
-from ..data.world_batches import WorldBatch
+from ...models.seed_code import SeedPlaces, text_summary
+from ..data.world import ANCHORS, RIDGES
+from ..data.world_batches import CLIP_FRAMES, WorldBatch, WorldClips
 from ..losses.fidelity import psnr
-from ..losses.linear_decoding import decode_linearly
+from ..losses.linear_decoding import decode_moments
 from ..settings import NonNegative, Positive, Settings
 from ..starting_points.text_encoding import TextEncoding
 from .base import Training
@@ -29,21 +29,20 @@ class SeededRegression(Settings):
         charbonnier_epsilon (`float`, *optional*, defaults to 0.02): where the loss of pixels in [-1, 1] turns from
             square to absolute.
         mse_weight (`float`, *optional*, defaults to 2.0): of the squared error beside it.
-        anchor_weight (`float`, *optional*, defaults to 0.5): of the anchors' error, tenths of the frame's height.
+        places_weight (`float`, *optional*, defaults to 0.5): of the error of anchors and ridges, in tenths and
+            twentieths of the frame's height.
     """
 
     charbonnier_epsilon: Positive[float] = 0.02
     mse_weight: NonNegative[float] = 2.0
-    anchor_weight: NonNegative[float] = 0.5
+    places_weight: NonNegative[float] = 0.5
 
 
 class SeededGeneratorTraining(Training):
-    """Regression of the decoded clip, in one step from noise; and of the anchors, which get no other gradient.
-
-    Batches without pixels teach the anchors alone.
+    """Regression of decoded parts of frames, drawn in one step by the true places; and of the places.
 
     Args:
-        network (`CausalWanTransformer`): with a seed code, predicting samples.
+        network (`CausalWanTransformer`): with a seed code and a [`PlacedHead`], predicting samples.
         text (`TextEncoding`): trained along.
         autoencoder (`HRAutoencoder`): in whose latent space the network works, with a linear shortcut.
         objective (`SeededRegression`): what is learnt.
@@ -67,38 +66,36 @@ class SeededGeneratorTraining(Training):
     def forward(  # type: ignore[override]
         self, batch: WorldBatch, generator: torch.Generator
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        embeds, terms = self.text(batch.texts), {}
-        if self.network.config.seed_code_anchors:
-            terms["anchors"] = self.objective.anchor_weight * self._anchor_error(embeds, batch)
-        if batch.pixels is not None:
-            error = decode_linearly(self.autoencoder, self._latents(embeds, batch, generator)) - batch.pixels
-            epsilon = self.objective.charbonnier_epsilon
-            terms["charbonnier"] = (error.square() + epsilon**2).sqrt().mean() - epsilon
-            terms["mse"] = self.objective.mse_weight * error.square().mean()
+        embeds, shown = self.text(batch.texts), len(batch.pixels)
+        places = SeedPlaces(batch.places.anchors[:shown], batch.places.ridges[:shown])
+        latents = self.network.draw_windows(embeds[:shown], batch.codes[:shown], batch.window, places)
+        error = decode_moments(self.autoencoder, latents) - batch.pixels
+        epsilon = self.objective.charbonnier_epsilon
+        terms = {
+            "charbonnier": (error.square() + epsilon**2).sqrt().mean() - epsilon,
+            "mse": self.objective.mse_weight * error.square().mean(),
+            "places": self.objective.places_weight * self._places_error(embeds, batch),
+        }
         return torch.stack(list(terms.values())).sum(), terms
 
-    def _anchor_error(self, embeds: torch.Tensor, batch: WorldBatch) -> torch.Tensor:
+    def _places_error(self, embeds: torch.Tensor, batch: WorldBatch) -> torch.Tensor:
         start = torch.zeros((), dtype=torch.int64)
-        frames = batch.anchors.shape[1]
-        _, found = self.network.seed_code_embedding(batch.codes, text_summary(embeds), start, frames)
+        _, found = self.network.seed_code_embedding(batch.codes, text_summary(embeds), start, 1)
         assert found is not None
         # sizes are logarithms, which count less
-        error = (found - batch.anchors) * found.new_tensor([10, 10, 1.5])
-        return (error.square() + 0.01).sqrt().mean() - 0.1
+        anchors = (found.anchors - batch.places.anchors) * found.anchors.new_tensor([10, 10, 1.5])
+        ridges = 20 * (found.ridges - batch.places.ridges)
+        return torch.stack([(error.square() + 0.01).sqrt().mean() - 0.1 for error in (anchors, ridges)]).sum()
 
-    def _latents(self, embeds: torch.Tensor, batch: WorldBatch, generator: torch.Generator) -> torch.Tensor:
-        assert batch.pixels is not None
+    def validate(self, batch: WorldClips) -> Mapping[str, float | torch.Tensor]:  # type: ignore[override]
         ratio, config = self.autoencoder.spatial_compression_ratio, self.network.config
         height, width = (side // ratio for side in batch.pixels.shape[-2:])
-        shape = (len(batch.texts), config.in_channels, batch.anchors.shape[1], height, width)
-        noise = torch.randn(shape, generator=generator).to(embeds)
+        noise = torch.zeros(
+            len(batch.texts), config.in_channels, CLIP_FRAMES, height, width, device=batch.pixels.device
+        )
         timestep = torch.full((len(noise),), 1000.0, device=noise.device)
-        return noise - self.network(noise, timestep, embeds, seed_code=batch.codes).sample.to(noise)
-
-    def validate(self, batch: WorldBatch) -> Mapping[str, float | torch.Tensor]:  # type: ignore[override]
-        assert batch.pixels is not None
-        latents = self._latents(self.text(batch.texts), batch, torch.Generator().manual_seed(0))
-        result = self.autoencoder.decode(latents).sample.float()
+        flow = self.network(noise, timestep, self.text(batch.texts), seed_code=batch.codes).sample
+        result = self.autoencoder.decode(noise - flow).sample.float()
         return {"psnr": psnr(result, batch.pixels).item(), "result": result[:1], "truth": batch.pixels[:1]}
 
     def save_pretrained(self, folder: Path) -> None:
@@ -109,13 +106,18 @@ class SeededGeneratorTraining(Training):
 
 def _check(network: CausalWanTransformer, autoencoder: HRAutoencoder) -> None:
     config, channels = network.config, autoencoder.config.latent_channels
-    if config.prediction_type != "sample" or config.patch_size[0] != 1 or config.sample_size is None:
+    moments = autoencoder.temporal_compression_ratio
+    if config.prediction_type != "sample" or not config.head_channels or config.reads_latents:
         raise ValueError(
-            "the network needs `prediction_type` 'sample', `patch_size` (1, ...) and a `sample_size`, got "
-            f"{config.prediction_type!r}, {tuple(config.patch_size)} and {config.sample_size}"
+            "the network needs `prediction_type` 'sample', `head_channels` and `reads_latents` False, got "
+            f"{config.prediction_type!r}, {config.head_channels} and {config.reads_latents}"
         )
-    if config.seed_code_anchors not in (0, ANCHORS):
-        raise ValueError(f"`seed_code_anchors` must be 0 or the world's {ANCHORS}, got {config.seed_code_anchors}")
+    found = (config.head_moments, config.head_anchors, config.head_ridges)
+    if found != (moments, ANCHORS, RIDGES):
+        raise ValueError(
+            "`head_moments`, `head_anchors` and `head_ridges` must be the autoencoder's temporal compression and the "
+            f"world's, {(moments, ANCHORS, RIDGES)}, got {found}"
+        )
     if config.in_channels != channels or not autoencoder.config.linear_shortcut:
         raise ValueError(
             f"the autoencoder must have `linear_shortcut` and {config.in_channels} latent channels, got "

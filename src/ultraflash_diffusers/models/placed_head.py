@@ -1,0 +1,184 @@
+# Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
+"""A generator's last layer that draws cell by cell, each told where it lies: no patches, and so no tiles."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from .seed_code import RIDGE_TERMS, SeedPlaces, ridge_terms
+
+_NEAR_OCTAVES = 4  # of positions relative to an anchor, in its sizes
+_FRAME_OCTAVES = 5  # of positions in the frame
+_ANCHOR_RINGS, _RIDGE_SIDES = 4, 5  # functions of the distance from an anchor and from a ridge
+_MAP_CHANNELS = 12
+
+
+@dataclass(frozen=True)
+class CellWindow:
+    """A part of the latents, one a sample; all are equally large.
+
+    Args:
+        tops, lefts (`torch.Tensor`): int64 `[batch]`, first rows and columns.
+        height, width (`int`): in latents.
+    """
+
+    tops: torch.Tensor
+    lefts: torch.Tensor
+    height: int
+    width: int
+
+    @classmethod
+    def whole(cls, batch: int, size: tuple[int, int], device: torch.device) -> CellWindow:
+        """The whole frame, of `size` (height, width) in latents."""
+        start = torch.zeros(batch, dtype=torch.int64, device=device)
+        return cls(start, start, *size)
+
+    @property
+    def rows(self) -> torch.Tensor:
+        """`[batch, height]`, int64."""
+        return self.tops[:, None] + torch.arange(self.height, device=self.tops.device)
+
+    @property
+    def columns(self) -> torch.Tensor:
+        """`[batch, width]`, int64."""
+        return self.lefts[:, None] + torch.arange(self.width, device=self.lefts.device)
+
+
+class PlacedHead(nn.Module):
+    """Turns the last layer's tokens into latents, with a small network that is the same for each cell of the latents.
+
+    A linear map from large tokens to their patches shows as tiles. Here tokens are interpolated, and each cell is also
+    told where it lies in the frame, relative to the anchors at each moment, and above or below the ridges. What it
+    draws is a function of the place, as in coordinate networks (arXiv 2006.10739), modulated by the frame's embedding:
+    borders are sharp where anchors and ridges are exact, and move smoothly with them.
+
+    Args:
+        dim (`int`): channels of the frame's embedding.
+        out_channels (`int`): of the latents.
+        channels (`int`): of a cell.
+        layers (`int`): layers a cell passes, beside the last.
+        moments, anchors, ridges (`int`): of the [`SeedPlaces`].
+        size (`tuple[int, int]`): height and width of the latents that it is trained on; each of their cells has a few
+            numbers of its own, which are interpolated for other sizes.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        out_channels: int,
+        channels: int,
+        layers: int,
+        moments: int,
+        anchors: int,
+        ridges: int,
+        size: tuple[int, int],
+    ) -> None:
+        super().__init__()
+        things = moments * anchors
+        along = things * (1 + 2 * _NEAR_OCTAVES) + 1 + 2 * _FRAME_OCTAVES
+        self.column_proj = nn.Linear(along, channels, bias=False)
+        self.row_proj = nn.Linear(along, channels, bias=False)
+        self.distance_proj = nn.Linear(things * _ANCHOR_RINGS + ridges * _RIDGE_SIDES, channels)
+        self.map = nn.Parameter(0.5 * torch.randn(1, _MAP_CHANNELS, *size))
+        self.map_proj = nn.Linear(_MAP_CHANNELS, channels, bias=False)
+        self.modulation = nn.Linear(dim, 2 * channels * (layers + 1))
+        self.layers = nn.ModuleList(nn.Linear(channels, channels) for _ in range(layers))
+        self.proj_out = nn.Linear(channels, out_channels)
+        nn.init.zeros_(self.modulation.bias)
+        nn.init.normal_(self.modulation.weight, std=dim**-0.5)
+
+    def forward(
+        self,
+        tokens: torch.Tensor,
+        grid: tuple[int, int, int],
+        embedding: torch.Tensor,
+        places: SeedPlaces,
+        size: tuple[int, int],
+        window: CellWindow | None = None,
+    ) -> torch.Tensor:
+        """Returns latents `[batch, out_channels, frames, height, width]`, of the window if there is one.
+
+        Args:
+            tokens (`torch.Tensor`): `[batch, tokens, channels]`, frame after frame, in raster order.
+            grid (`tuple[int, int, int]`): tokens over time, height and width.
+            embedding (`torch.Tensor`): `[batch, frames, dim]`.
+            places (`SeedPlaces`): at each frame.
+            size (`tuple[int, int]`): height and width of all latents.
+            window (`CellWindow`, *optional*): what of them is wanted; of single frames alone.
+        """
+        batch, frames = embedding.shape[:2]
+        window = window or CellWindow.whole(batch * frames, size, tokens.device)
+        anchors, ridges = places.anchors.float().flatten(0, 1).flatten(1, 2), places.ridges.float().flatten(0, 1)
+        cells = self._places(anchors, ridges, size, window)
+        cells = cells + _interpolate(tokens.unflatten(1, grid).flatten(0, 1), size, window)
+        cells = cells + self.map_proj(self._map(size, window))
+        numbers = self.modulation(embedding.flatten(0, 1)).unflatten(1, (2, len(self.layers) + 1, 1, 1, -1))
+        scales, shifts = (part.unbind(1) for part in numbers.unbind(1))
+        for layer, scale, shift in zip(self.layers, scales, shifts, strict=False):
+            cells = cells + layer(F.silu(torch.addcmul(shift, cells, 1 + scale)))
+        latents = self.proj_out(F.silu(torch.addcmul(shifts[-1], cells, 1 + scales[-1])))
+        return latents.permute(0, 3, 1, 2).unflatten(0, (batch, frames)).transpose(1, 2)
+
+    def _places(
+        self, anchors: torch.Tensor, ridges: torch.Tensor, size: tuple[int, int], window: CellWindow
+    ) -> torch.Tensor:
+        """Where cells lie, `[batch * frames, height, width, channels]`; rows and columns are embedded apart."""
+        columns = (window.columns + 0.5 - size[1] / 2) / size[0]
+        rows = (window.rows + 0.5) / size[0]
+        sizes = anchors[:, None, :, 2].exp()
+        beside = (columns[..., None] - anchors[:, None, :, 0]) / sizes
+        below = (rows[..., None] - anchors[:, None, :, 1]) / sizes
+        dtype = self.column_proj.weight.dtype
+        across = self.column_proj(_along(columns, beside).to(dtype))[:, None]
+        down = self.row_proj(_along(rows, below).to(dtype))[:, :, None]
+        squares = beside.square()[:, None] + below.square()[:, :, None]
+        under = rows[:, :, None, None] - (ridge_terms(columns) @ ridges.mT)[:, None]
+        distances = torch.cat([*_rings(squares), *_sides(under)], dim=-1)
+        return across + down + self.distance_proj(distances.to(dtype))
+
+    def _map(self, size: tuple[int, int], window: CellWindow) -> torch.Tensor:
+        own = self.map
+        if own.shape[2:] != size:
+            own = F.interpolate(own, size, mode="bilinear", align_corners=False)
+        cells = own.flatten(2)[0].T
+        numbers = window.rows[:, :, None] * size[1] + window.columns[:, None]
+        return F.embedding(numbers, cells)
+
+
+def _along(places: torch.Tensor, relative: torch.Tensor) -> torch.Tensor:
+    """Embeds rows or columns: `places` `[batch, n]` in the frame, `relative` `[batch, n, things]` to anchors."""
+    bounded = 2 * torch.tanh(relative / 2)
+    octaves = 2.0 ** torch.arange(max(_NEAR_OCTAVES, _FRAME_OCTAVES), device=places.device)
+    near = (math.pi / 2 * bounded[..., None] * octaves[:_NEAR_OCTAVES]).flatten(2)
+    far = math.pi * places[..., None] * octaves[:_FRAME_OCTAVES]
+    angles = torch.cat([near, far], dim=-1)
+    return torch.cat([bounded, places[..., None], angles.cos(), angles.sin()], dim=-1)
+
+
+def _rings(squares: torch.Tensor) -> list[torch.Tensor]:
+    """Functions of the squared distance from an anchor in its sizes: near or not, inside its circle or not."""
+    beyond = squares.clamp_min(1e-8).sqrt() - 1
+    return [torch.exp(-squares / 8), torch.exp(-squares), torch.tanh(3 * beyond), torch.tanh(12 * beyond)]
+
+
+def _sides(under: torch.Tensor) -> list[torch.Tensor]:
+    """Functions of the distance under a ridge, in heights of the frame: which side, and at it or not."""
+    return [*(torch.tanh(steep * under) for steep in (2, 8, 24, 60)), torch.exp(-(40 * under).square())]
+
+
+def _interpolate(tokens: torch.Tensor, size: tuple[int, int], window: CellWindow) -> torch.Tensor:
+    """Bilinear interpolation of tokens `[frames, rows, columns, channels]` to the cells of a window."""
+    down, across = (_weights(*pair, tokens) for pair in zip(tokens.shape[1:3], size, strict=True))
+    rows = torch.einsum("fhr,frsc->fhsc", down[window.rows], tokens)
+    return torch.einsum("fws,fhsc->fhwc", across[window.columns], rows)
+
+
+def _weights(tokens: int, cells: int, like: torch.Tensor) -> torch.Tensor:
+    """How much of each token there is in each cell along one side, `[cells, tokens]`."""
+    unit = torch.eye(tokens, device=like.device, dtype=like.dtype)[None]
+    return F.interpolate(unit, cells, mode="linear", align_corners=False)[0].T
