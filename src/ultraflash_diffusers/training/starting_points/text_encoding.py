@@ -90,9 +90,9 @@ class TextEncoding(nn.Module):
         self.unsaved_words = unsaved_words
 
     def forward(self, texts: Sequence[str]) -> torch.Tensor:
-        """Returns `[texts, length, text_dim]`, zero after a text's last token."""
+        """Returns `[texts, tokens of the longest, text_dim]`, zero after a text's last token; networks fill it up."""
         tokens = self.tokenizer(
-            list(texts), padding="max_length", max_length=self.length, truncation=True, return_tensors="pt"
+            list(texts), padding=True, max_length=self.length, truncation=True, return_tensors="pt"
         ).to(self.text_encoder.device)
         embeds = self.text_encoder(tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state
         return embeds * tokens.attention_mask.unsqueeze(-1).to(embeds)
