@@ -12,10 +12,11 @@ from torch.nn import functional as F
 
 from .seed_code import RIDGE_TERMS, SeedPlaces, ridge_terms
 
-_NEAR_OCTAVES = 4  # of positions relative to an anchor, in its sizes
-_FRAME_OCTAVES = 5  # of positions in the frame
-_ANCHOR_RINGS, _RIDGE_SIDES = 4, 5  # functions of the distance from an anchor and from a ridge
+_NEAR_OCTAVES = 3  # of positions relative to an anchor, in its sizes
+_FRAME_OCTAVES = 3  # of positions in the frame
+_RINGS, _SIDES = 6, 5  # functions of the distance from an anchor and from a ridge
 _MAP_CHANNELS = 12
+_FINE_LAYERS = 2  # that quarters of cells pass
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,10 @@ class CellWindow:
         start = torch.zeros(batch, dtype=torch.int64, device=device)
         return cls(start, start, *size)
 
+    def quarters(self) -> CellWindow:
+        """The same part in cells of half the size."""
+        return CellWindow(2 * self.tops, 2 * self.lefts, 2 * self.height, 2 * self.width)
+
     @property
     def rows(self) -> torch.Tensor:
         """`[batch, height]`, int64."""
@@ -49,19 +54,61 @@ class CellWindow:
         return self.lefts[:, None] + torch.arange(self.width, device=self.lefts.device)
 
 
+class CellPlaces(nn.Module):
+    """Embeds where cells lie in the frame, relative to anchors at each moment, and above or below ridges.
+
+    Rows and columns are embedded apart, so that most of it is computed for a side of the frame and not for its area.
+
+    Args:
+        channels (`int`): of a cell.
+        things (`int`): anchors, at all moments.
+        ridges (`int`): lines.
+    """
+
+    def __init__(self, channels: int, things: int, ridges: int) -> None:
+        super().__init__()
+        along = things * (1 + 2 * _NEAR_OCTAVES) + 1 + 2 * _FRAME_OCTAVES
+        self.column_proj = nn.Linear(along, channels, bias=False)
+        self.row_proj = nn.Linear(along, channels, bias=False)
+        self.distance_proj = nn.Linear(things * _RINGS + ridges * _SIDES, channels)
+
+    def forward(
+        self, anchors: torch.Tensor, ridges: torch.Tensor, size: tuple[int, int], window: CellWindow
+    ) -> torch.Tensor:
+        """Returns `[frames, height, width, channels]`.
+
+        Args:
+            anchors (`torch.Tensor`): float32 `[frames, things, 3]`.
+            ridges (`torch.Tensor`): float32 `[frames, ridges, RIDGE_TERMS]`.
+            size (`tuple[int, int]`): height and width of the frame in cells.
+            window (`CellWindow`): the cells.
+        """
+        columns = (window.columns + 0.5 - size[1] / 2) / size[0]
+        rows = (window.rows + 0.5) / size[0]
+        sizes = anchors[:, None, :, 2].exp()
+        beside = (columns[..., None] - anchors[:, None, :, 0]) / sizes
+        below = (rows[..., None] - anchors[:, None, :, 1]) / sizes
+        dtype = self.column_proj.weight.dtype
+        across = self.column_proj(_along(columns, beside).to(dtype))[:, None]
+        down = self.row_proj(_along(rows, below).to(dtype))[:, :, None]
+        under = rows[:, :, None, None] - (ridge_terms(columns) @ ridges.mT)[:, None]
+        distances = torch.cat([*_rings(beside[:, None], below[:, :, None], sizes[:, None]), *_sides(under)], dim=-1)
+        return self.distance_proj(distances.to(dtype)) + across + down
+
+
 class PlacedHead(nn.Module):
     """Turns the last layer's tokens into latents, with a small network that is the same for each cell of the latents.
 
-    A linear map from large tokens to their patches shows as tiles. Here tokens are interpolated, and each cell is also
-    told where it lies in the frame, relative to the anchors at each moment, and above or below the ridges. What it
-    draws is a function of the place, as in coordinate networks (arXiv 2006.10739), modulated by the frame's embedding:
-    borders are sharp where anchors and ridges are exact, and move smoothly with them.
+    A linear map from large tokens to their patches shows as tiles. Here tokens are interpolated, and each cell, and
+    then each quarter of it, is told where it lies, see [`CellPlaces`]. What it draws is a function of the place, as in
+    coordinate networks (arXiv 2006.10739), modulated by the frame's embedding: borders are sharp where anchors and
+    ridges are exact, and move smoothly with them.
 
     Args:
         dim (`int`): channels of the frame's embedding.
         out_channels (`int`): of the latents.
-        channels (`int`): of a cell.
-        layers (`int`): layers a cell passes, beside the last.
+        channels (`int`): of a cell, a multiple of 4; quarters have three in four of them.
+        layers (`int`): layers a cell passes before it is divided.
         moments, anchors, ridges (`int`): of the [`SeedPlaces`].
         size (`tuple[int, int]`): height and width of the latents that it is trained on; each of their cells has a few
             numbers of its own, which are interpolated for other sizes.
@@ -79,18 +126,15 @@ class PlacedHead(nn.Module):
         size: tuple[int, int],
     ) -> None:
         super().__init__()
-        things = moments * anchors
-        along = things * (1 + 2 * _NEAR_OCTAVES) + 1 + 2 * _FRAME_OCTAVES
-        self.column_proj = nn.Linear(along, channels, bias=False)
-        self.row_proj = nn.Linear(along, channels, bias=False)
-        self.distance_proj = nn.Linear(things * _ANCHOR_RINGS + ridges * _RIDGE_SIDES, channels)
+        fine = channels * 3 // 4
         self.map = nn.Parameter(0.5 * torch.randn(1, _MAP_CHANNELS, *size))
         self.map_proj = nn.Linear(_MAP_CHANNELS, channels, bias=False)
-        self.modulation = nn.Linear(dim, 2 * channels * (layers + 1))
-        self.layers = nn.ModuleList(nn.Linear(channels, channels) for _ in range(layers))
-        self.proj_out = nn.Linear(channels, out_channels)
-        nn.init.zeros_(self.modulation.bias)
-        nn.init.normal_(self.modulation.weight, std=dim**-0.5)
+        self.places = CellPlaces(channels, moments * anchors, ridges)
+        self.layers = nn.ModuleList(ModulatedLayer(dim, channels) for _ in range(layers))
+        self.quarters = ModulatedLayer(dim, channels, 4 * fine)
+        self.fine_places = CellPlaces(fine, moments * anchors, ridges)
+        self.fine_layers = nn.ModuleList(ModulatedLayer(dim, fine) for _ in range(_FINE_LAYERS))
+        self.proj_out = ModulatedLayer(dim, 4 * fine, out_channels)
 
     def forward(
         self,
@@ -113,33 +157,19 @@ class PlacedHead(nn.Module):
         """
         batch, frames = embedding.shape[:2]
         window = window or CellWindow.whole(batch * frames, size, tokens.device)
-        anchors, ridges = places.anchors.float().flatten(0, 1).flatten(1, 2), places.ridges.float().flatten(0, 1)
-        cells = self._places(anchors, ridges, size, window)
+        condition = embedding.flatten(0, 1)
+        where = (places.anchors.float().flatten(0, 1).flatten(1, 2), places.ridges.float().flatten(0, 1))
+        cells = self.places(*where, size, window) + self.map_proj(self._map(size, window))
         cells = cells + _interpolate(tokens.unflatten(1, grid).flatten(0, 1), size, window)
-        cells = cells + self.map_proj(self._map(size, window))
-        numbers = self.modulation(embedding.flatten(0, 1)).unflatten(1, (2, len(self.layers) + 1, 1, 1, -1))
-        scales, shifts = (part.unbind(1) for part in numbers.unbind(1))
-        for layer, scale, shift in zip(self.layers, scales, shifts, strict=False):
-            cells = cells + layer(F.silu(torch.addcmul(shift, cells, 1 + scale)))
-        latents = self.proj_out(F.silu(torch.addcmul(shifts[-1], cells, 1 + scales[-1])))
+        for layer in self.layers:
+            cells = cells + layer(cells, condition)
+        fine = self.quarters(cells, condition).unflatten(3, (2, 2, -1)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
+        fine = fine + self.fine_places(*where, (2 * size[0], 2 * size[1]), window.quarters())
+        for layer in self.fine_layers:
+            fine = fine + layer(fine, condition)
+        whole = fine.unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).transpose(2, 3).flatten(3)
+        latents = self.proj_out(whole, condition)
         return latents.permute(0, 3, 1, 2).unflatten(0, (batch, frames)).transpose(1, 2)
-
-    def _places(
-        self, anchors: torch.Tensor, ridges: torch.Tensor, size: tuple[int, int], window: CellWindow
-    ) -> torch.Tensor:
-        """Where cells lie, `[batch * frames, height, width, channels]`; rows and columns are embedded apart."""
-        columns = (window.columns + 0.5 - size[1] / 2) / size[0]
-        rows = (window.rows + 0.5) / size[0]
-        sizes = anchors[:, None, :, 2].exp()
-        beside = (columns[..., None] - anchors[:, None, :, 0]) / sizes
-        below = (rows[..., None] - anchors[:, None, :, 1]) / sizes
-        dtype = self.column_proj.weight.dtype
-        across = self.column_proj(_along(columns, beside).to(dtype))[:, None]
-        down = self.row_proj(_along(rows, below).to(dtype))[:, :, None]
-        squares = beside.square()[:, None] + below.square()[:, :, None]
-        under = rows[:, :, None, None] - (ridge_terms(columns) @ ridges.mT)[:, None]
-        distances = torch.cat([*_rings(squares), *_sides(under)], dim=-1)
-        return across + down + self.distance_proj(distances.to(dtype))
 
     def _map(self, size: tuple[int, int], window: CellWindow) -> torch.Tensor:
         own = self.map
@@ -150,20 +180,61 @@ class PlacedHead(nn.Module):
         return F.embedding(numbers, cells)
 
 
+class ModulatedLayer(nn.Module):
+    """SiLU and a linear layer, in front of which each channel is scaled and shifted as the frame's embedding says.
+
+    Args:
+        dim (`int`): channels of the embedding.
+        channels (`int`): of the input.
+        out_channels (`int`, *optional*): as many by default.
+    """
+
+    def __init__(self, dim: int, channels: int, out_channels: int | None = None) -> None:
+        super().__init__()
+        self.modulation = nn.Linear(dim, 2 * channels)
+        self.linear = nn.Linear(channels, out_channels or channels)
+        nn.init.zeros_(self.modulation.bias)
+        nn.init.normal_(self.modulation.weight, std=dim**-0.5)
+
+    def forward(self, cells: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
+        """Returns `[frames, height, width, out_channels]` for `[..., channels]` and an embedding `[frames, dim]`."""
+        scale, shift = self.modulation(embedding)[:, None, None].chunk(2, dim=-1)
+        return self.linear(F.silu(torch.addcmul(shift, cells, 1 + scale)))
+
+
 def _along(places: torch.Tensor, relative: torch.Tensor) -> torch.Tensor:
-    """Embeds rows or columns: `places` `[batch, n]` in the frame, `relative` `[batch, n, things]` to anchors."""
+    """Embeds rows or columns: `places` `[batch, n]` in the frame, `relative` `[batch, n, things]` to anchors.
+
+    Higher octaves are weaker, so that what is smooth is learnt first.
+    """
     bounded = 2 * torch.tanh(relative / 2)
     octaves = 2.0 ** torch.arange(max(_NEAR_OCTAVES, _FRAME_OCTAVES), device=places.device)
-    near = (math.pi / 2 * bounded[..., None] * octaves[:_NEAR_OCTAVES]).flatten(2)
-    far = math.pi * places[..., None] * octaves[:_FRAME_OCTAVES]
-    angles = torch.cat([near, far], dim=-1)
-    return torch.cat([bounded, places[..., None], angles.cos(), angles.sin()], dim=-1)
+    near = math.pi / 2 * bounded[..., None] * octaves[:_NEAR_OCTAVES]
+    far = math.pi * places[..., None, None] * octaves[:_FRAME_OCTAVES]
+    waves = [
+        (wave(angles) / octaves[: angles.shape[-1]]).flatten(2)
+        for angles in (near, far)
+        for wave in (torch.cos, torch.sin)
+    ]
+    return torch.cat([bounded, places[..., None], *waves], dim=-1)
 
 
-def _rings(squares: torch.Tensor) -> list[torch.Tensor]:
-    """Functions of the squared distance from an anchor in its sizes: near or not, inside its circle or not."""
-    beyond = squares.clamp_min(1e-8).sqrt() - 1
-    return [torch.exp(-squares / 8), torch.exp(-squares), torch.tanh(3 * beyond), torch.tanh(12 * beyond)]
+def _rings(beside: torch.Tensor, below: torch.Tensor, sizes: torch.Tensor) -> list[torch.Tensor]:
+    """Functions of the distance from an anchor in its sizes: near or not, in its circle or not, and the circle itself.
+
+    The last two say to which side the circle's border runs where it is near.
+    """
+    squares = beside.square() + below.square()
+    far = squares.clamp_min(1e-6).sqrt()
+    border = torch.exp(-(40 * sizes * (far - 1)).square())
+    return [
+        torch.exp(-squares / 8),
+        torch.exp(-squares),
+        torch.tanh(4 * (far - 1)),
+        border,
+        border * beside / far,
+        border * below / far,
+    ]
 
 
 def _sides(under: torch.Tensor) -> list[torch.Tensor]:
