@@ -23,7 +23,8 @@ from helpers.wan_networks import (
 )
 from peft import LoraConfig
 
-from ultraflash_diffusers.models.causal_wan_transformer import CausalWanStreamState, CausalWanTransformer
+from ultraflash_diffusers.models.causal_wan_state import CausalWanStreamState
+from ultraflash_diffusers.models.causal_wan_transformer import CausalWanTransformer
 
 KINDS: dict[str, dict[str, Any]] = {"global": {}, "rolling": {"window_frames": 5, "sink_frames": 1}}
 both_kinds = pytest.mark.parametrize("kind", list(KINDS))

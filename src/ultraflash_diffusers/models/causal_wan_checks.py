@@ -73,9 +73,11 @@ def _check_head(config: Any) -> None:
         return
     if not config.seed_code_dim or config.sample_size is None or config.patch_size[0] != 1:
         raise ValueError(
-            f"`head_channels` {config.head_channels} needs `seed_code_dim`, `sample_size` and `patch_size` (1, ...), got "
-            f"{config.seed_code_dim}, {config.sample_size} and {tuple(config.patch_size)}"
+            f"`head_channels` {config.head_channels} needs `seed_code_dim`, `sample_size` and `patch_size` (1, ...), "
+            f"got {config.seed_code_dim}, {config.sample_size} and {tuple(config.patch_size)}"
         )
+    if config.head_channels % 4:
+        raise ValueError(f"`head_channels` must be a multiple of 4, got {config.head_channels}")
     for name in ("head_layers", "head_moments", "head_anchors", "head_ridges"):
         if getattr(config, name) < 1:
             raise ValueError(f"`{name}` must be positive, got {getattr(config, name)}")

@@ -17,40 +17,15 @@ from torch import nn
 from .attention.dense_attention import ChunkCausalAttention
 from .attention.frame_kv_cache import FrameKVCache, PastKVCache
 from .causal_wan_checks import check_causal_wan_config, check_room, check_seed_code
+from .causal_wan_state import CausalWanStreamState
 from .placed_head import CellWindow, PlacedHead
 from .seed_code import SeedCodeEmbedding, SeedPlaces, text_summary
-from .stream_state import StreamState
 from .wan_backbone import TextKeyValues, WanBackbone
 from .wan_layers import Attend, FramePositionEmbedding
 
 # noise levels below this one are taken for it where a predicted sample is turned into a flow
 _LEAST_SIGMA = 1e-3
 GLOBAL_CACHE_FRAMES = 21  # five seconds, what the published global checkpoints were trained on
-
-
-@dataclass
-class CausalWanStreamState(StreamState):
-    """State of a generated stream.
-
-    Args:
-        position (`torch.Tensor`, 0-d int64): frames committed so far, in temporal patches.
-        cache_frames (`int`): frames that the cache can hold.
-        sink_frames (`int`): first frames that a rolling cache never lets go.
-        rolling (`bool`): whether a full cache drops its oldest frames.
-        cache (`FrameKVCache`, *optional*): keys and values; `None` until sizes are known.
-        single_use (`bool`, *optional*, defaults to `False`): whether each state commits once, see [`PastKVCache`].
-        room_frames (`int`, *optional*, defaults to 0): frames of a call that such a cache has room for.
-        seed_code (`torch.Tensor`, *optional*): `[batch, seed_code_dim]`, of a network that has one.
-    """
-
-    position: torch.Tensor
-    cache_frames: int
-    sink_frames: int
-    rolling: bool
-    cache: FrameKVCache | None = None
-    single_use: bool = False
-    room_frames: int = 0
-    seed_code: torch.Tensor | None = None
 
 
 @dataclass

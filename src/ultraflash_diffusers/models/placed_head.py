@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .seed_code import RIDGE_TERMS, SeedPlaces, ridge_terms
+from .seed_code import SeedPlaces, ridge_terms
 
 _NEAR_OCTAVES = 3  # of positions relative to an anchor, in its sizes
 _FRAME_OCTAVES = 3  # of positions in the frame

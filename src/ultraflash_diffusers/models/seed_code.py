@@ -33,7 +33,7 @@ RIDGE_TERMS = 5
 
 
 def ridge_terms(columns: torch.Tensor) -> torch.Tensor:
-    """Returns `[..., RIDGE_TERMS]`, what the numbers of a ridge are multiplied by at `columns` (heights of the frame)."""
+    """Returns what a ridge's numbers are multiplied by at `columns` (heights of the frame), `[..., RIDGE_TERMS]`."""
     angles = torch.stack([2 * columns, 4 * columns], dim=-1)
     waves = torch.stack([angles.cos(), angles.sin()], dim=-1).flatten(-2)
     return torch.cat([torch.ones_like(columns)[..., None], waves], dim=-1)
@@ -63,9 +63,9 @@ class SeedCodeEmbedding(nn.Module):
     """Embeds seed code, clock and text together, for each frame.
 
     The embedding is added to the timestep's, so that it reaches each block as its modulation (as the class does in
-    DiT, arXiv 2212.09748). For a [`PlacedHead`] it also says where things are: what follows from code, text and time is
-    computed once a frame and not once a token, and a thing that moves is drawn alike wherever it is. The code enters as
-    values that are uniform in (-1, 1), the clock as its place in the period and the first harmonics of that.
+    DiT, arXiv 2212.09748). For a [`PlacedHead`] it also says where things are: what follows from code, text and time
+    is computed once a frame and not once a token, and a thing that moves is drawn alike wherever it is. The code
+    enters as values that are uniform in (-1, 1), the clock as its place in the period and the harmonics of that.
 
     Args:
         code_dim (`int`): values of the code, at least 2.

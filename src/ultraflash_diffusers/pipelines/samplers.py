@@ -14,7 +14,7 @@ from typing import TypeVar
 import torch
 from diffusers import SchedulerMixin
 
-from ..models.causal_wan_transformer import CausalWanStreamState
+from ..models.causal_wan_state import CausalWanStreamState
 from ..models.ultraflash_sr_transformer import SRStreamState
 from .execution.calls import GeneratorCalls, SRCalls, Text
 

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 import torch
 
-from ...models.causal_wan_transformer import CausalWanStreamState, CausalWanTransformer
+from ...models.causal_wan_state import CausalWanStreamState
+from ...models.causal_wan_transformer import CausalWanTransformer
 from ...models.ultraflash_sr_transformer import SRStreamState, UltraFlashSRTransformer
 from ...models.wan_backbone import TextKeyValues, WanBackbone
 from .compilation import GuardedCalls

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ...models.causal_wan_transformer import CausalWanStreamState
+from ...models.causal_wan_state import CausalWanStreamState
 from ...models.hr_autoencoder import HRAutoencoder
 from ...models.stream_state import StreamState
 from ..cache_management import DynamicCacheManagement

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from diffusers.utils import logging
 
-from ...models.causal_wan_transformer import CausalWanStreamState, CausalWanTransformer
+from ...models.causal_wan_state import CausalWanStreamState
+from ...models.causal_wan_transformer import CausalWanTransformer
 from ...models.hr_autoencoder import HRAutoencoder
 from ...models.video_encoder import VideoEncoder
 from ..argument_kinds import check_choice
