@@ -1,5 +1,5 @@
 # Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
-"""Generators with a seed code: what it decides, that streams keep it, and the head without seams."""
+"""Generators with a seed code: what it decides, that streams keep it, and the head that draws by it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from helpers.tiny import LATENT_CHANNELS, TEXT_DIM, make_tiny_generator
 
 from ultraflash_diffusers import CausalWanTransformer
-from ultraflash_diffusers.models.overlapping_head import OverlappingHead
-from ultraflash_diffusers.models.seed_code import clock
+from ultraflash_diffusers.models.placed_head import CellWindow, PlacedHead
+from ultraflash_diffusers.models.seed_code import SeedPlaces, clock, ridge_terms
 
 CODED: dict[str, Any] = {
     "patch_size": (1, 4, 4),
@@ -22,9 +22,13 @@ CODED: dict[str, Any] = {
     "absolute_positions": True,
     "seed_code_dim": 3,
     "seed_code_period": 5.0,
-    "seed_code_anchors": 2,
     "reads_latents": False,
-    "head_channels": (6, 5),
+    "sample_size": (8, 12),
+    "head_channels": 8,
+    "head_layers": 1,
+    "head_moments": 2,
+    "head_anchors": 2,
+    "head_ridges": 1,
 }
 FRAMES = 4
 
@@ -76,16 +80,71 @@ def test_clocks_start_anywhere_and_go_on_at_their_pace():
     assert away.abs().max() < 1e-6
 
 
-def test_the_head_reaches_beyond_a_token():
-    head = OverlappingHead((6, 5, 4), LATENT_CHANNELS)
-    tokens = torch.zeros(1, 2 * 3 * 3, OverlappingHead.token_channels((6, 5, 4)))
-    moved = tokens.clone()
-    moved[0, 4] = 1.0  # the middle of the first frame
-    changed = (head(moved, (2, 3, 3)) - head(tokens, (2, 3, 3))).abs().amax(dim=(0, 1)) > 0
-    assert changed.shape == (2, 24, 24) and not changed[1].any()
-    rows = changed[0].any(dim=1).nonzero().flatten().tolist()
-    assert rows[0] < 8 and rows[-1] >= 16  # others' latents, too, and not all of them
-    assert rows[0] > 0 and rows[-1] < 23
+def test_the_clock_tells_the_moments_of_a_frame():
+    codes = torch.randn(3, 4, generator=torch.Generator().manual_seed(2))
+    moments = clock(codes, torch.tensor(7), 2, 9.0, moments=4)
+    assert moments.shape == (3, 2, 4)
+    torch.testing.assert_close(moments[:, :, -1:], clock(codes, torch.tensor(7), 2, 9.0), rtol=0, atol=0)
+    steps = moments.flatten(1).diff(dim=1) % 1
+    torch.testing.assert_close(steps, steps[:, :1].expand_as(steps))
+
+
+def places(batch: int, frames: int, column: float = 0.1) -> SeedPlaces:
+    """Two moments, two anchors and a ridge, the first anchor at a column of one's choice."""
+    anchors = torch.tensor([[column, 0.4, -2.0], [-0.3, 0.7, -2.5]]).expand(batch, frames, 2, 2, 3)
+    ridges = torch.tensor([[0.5, 0.02, 0.0, 0.01, 0.0]]).expand(batch, frames, 1, 5)
+    return SeedPlaces(anchors.clone(), ridges.clone())
+
+
+def make_head(size: tuple[int, int] = (8, 12)) -> PlacedHead:
+    torch.manual_seed(0)
+    return PlacedHead(16, 5, channels=8, layers=2, moments=2, anchors=2, ridges=1, size=size)
+
+
+def test_a_window_is_that_part_of_the_whole():
+    head = make_head()
+    tokens, embedding = torch.randn(2, 6, 8), torch.randn(2, 1, 16)
+    whole = head(tokens, (1, 2, 3), embedding, places(2, 1), (8, 12))
+    assert whole.shape == (2, 5, 1, 8, 12)
+    window = CellWindow(torch.tensor([1, 3]), torch.tensor([4, 0]), 5, 6)
+    part = head(tokens, (1, 2, 3), embedding, places(2, 1), (8, 12), window)
+    expected = [whole[:1, :, :, 1:6, 4:10], whole[1:, :, :, 3:8, :6]]
+    torch.testing.assert_close(part, torch.cat(expected), rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_drawn_goes_with_its_anchor():
+    head = make_head((8, 16))
+    for parameter in (head.map, head.places.column_proj.weight, head.fine_places.column_proj.weight):
+        torch.nn.init.zeros_(parameter)  # of columns, distances from anchors alone are left
+    torch.nn.init.zeros_(head.places.distance_proj.weight[:, -5:])
+    torch.nn.init.zeros_(head.fine_places.distance_proj.weight[:, -5:])
+    tokens, embedding = torch.randn(1, 1, 8), torch.randn(1, 1, 16)
+    one, other = places(1, 1), places(1, 1)
+    other.anchors[..., 0] += 2 / 8  # heights of the frame, which is 8 cells high
+    still, moved = (head(tokens, (1, 1, 1), embedding, where, (8, 16)) for where in (one, other))
+    torch.testing.assert_close(moved[..., 2:], still[..., :-2], rtol=1e-4, atol=1e-5)
+    assert (still[..., 2:] - still[..., :-2]).abs().max() > 1e-2
+
+
+def test_other_sizes_are_drawn_from_the_same_numbers():
+    head = make_head()
+    tokens, embedding = torch.randn(1, 6, 8), torch.randn(1, 1, 16)
+    assert head(tokens, (1, 2, 3), embedding, places(1, 1), (12, 20)).shape == (1, 5, 1, 12, 20)
+    assert ridge_terms(torch.zeros(2)).tolist() == [[1.0, 1.0, 0.0, 1.0, 0.0]] * 2
+
+
+def test_parts_can_be_learnt_from_by_the_true_places():
+    network = make_tiny_generator(**CODED).requires_grad_(True)
+    _, _, text, code = inputs()
+    window = CellWindow(torch.tensor([0, 4]), torch.tensor([8, 0]), 4, 4)
+    drawn = network.draw_windows(text, code, window, places(2, 1))
+    assert drawn.shape == (2, LATENT_CHANNELS, 1, 4, 4)
+    elsewhere = network.draw_windows(text, code, window, places(2, 1, column=0.6))
+    assert (drawn - elsewhere).abs().mean() > 1e-3
+    drawn.sum().backward()
+    assert network.head.proj_out.linear.weight.grad.abs().sum() > 0
+    assert network.seed_code_embedding.linear_out.weight.grad.abs().sum() > 0
+    assert network.seed_code_embedding.to_anchors.weight.grad is None
 
 
 @pytest.mark.parametrize(
@@ -93,9 +152,12 @@ def test_the_head_reaches_beyond_a_token():
     [
         ({"seed_code_dim": 1}, "`seed_code_dim` must be 0 or at least 2, got 1"),
         ({"seed_code_period": 0.0}, "`seed_code_period` must be positive and finite, got 0.0"),
-        ({"seed_code_dim": 0, "reads_latents": True}, "`seed_code_anchors` must be 0 without a seed code"),
-        ({"seed_code_dim": 0, "seed_code_anchors": 0}, "without `seed_code_dim` nothing else tells videos apart"),
-        ({"head_channels": (6,)}, r"needs `patch_size` \(1, 2, 2\), got \(1, 4, 4\)"),
+        ({"seed_code_dim": 0}, "without `seed_code_dim` nothing else tells videos apart"),
+        ({"seed_code_dim": 0, "reads_latents": True}, r"needs `seed_code_dim`, .* got 0, \(8, 12\)"),
+        ({"sample_size": None}, "needs `seed_code_dim`, `sample_size` and"),
+        ({"head_channels": 6}, "`head_channels` must be a multiple of 4, got 6"),
+        ({"head_channels": -4}, "`head_channels` must be 0 or positive, got -4"),
+        ({"head_moments": 0}, "`head_moments` must be positive, got 0"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(config, message):

@@ -16,9 +16,10 @@ GENERATOR = {
     "prediction_type": "sample",
     "denoising_steps": (1000,),
     "seed_code_dim": 4,
-    "seed_code_anchors": 1,
     "reads_latents": False,
-    "head_channels": (6,),
+    "sample_size": (8, 12),
+    "head_channels": 8,
+    "head_moments": 4,
 }
 
 

@@ -11,12 +11,14 @@ import torch
 from helpers.training_runs import AUTOENCODER, GENERATOR, script
 
 from ultraflash_diffusers import CausalWanTransformer, HRAutoencoder
-from ultraflash_diffusers.models.seed_code import clock
+from ultraflash_diffusers.models.seed_code import clock, ridge_terms
 from ultraflash_diffusers.training.data.world import (
+    ANCHORS,
     CODE_SIZE,
     COLORS,
     MOTIONS,
     OBJECTS,
+    RIDGES,
     WorldScene,
     draw_scene,
     vocabulary,
@@ -25,7 +27,7 @@ from ultraflash_diffusers.training.data.world_batches import WorldDataset
 
 
 def phases(codes: torch.Tensor, frames: int) -> torch.Tensor:
-    return clock(codes, torch.tensor(0), frames, 36.0)
+    return clock(codes, torch.tensor(0), frames, 36.0, moments=4)
 
 
 def test_scenes_are_the_same_at_any_size_and_in_each_period():
@@ -44,7 +46,7 @@ def test_the_object_is_where_its_anchor_says(kind, motion):
     code = np.random.default_rng(3).standard_normal(CODE_SIZE)
     scene = WorldScene(code, kind, "red", motion, "snow", "day")
     for phase in (0.35, 0.6):
-        column, row, size = scene.anchors(phase)[0]
+        column, row, size = scene.anchors(np.array([phase]))[0, 0]
         frame = scene.render(np.array([phase]))[0]
         redness = frame[..., 0] - frame[..., 1:].max(-1)
         rows, columns = np.nonzero(redness > 0.15)
@@ -67,39 +69,64 @@ def test_what_a_text_leaves_open_the_code_decides():
     assert {word for text in texts for word in text.split()} <= set(vocabulary())
 
 
+def test_a_part_is_drawn_as_in_the_whole():
+    rng = np.random.default_rng(7)
+    for _ in range(12):
+        scene, moments = draw_scene(rng), rng.random(2)
+        top, left = int(rng.integers(128)), int(rng.integers(224))
+        part = scene.render(moments, window=(slice(top, top + 64), slice(left, left + 96)))
+        np.testing.assert_array_equal(part, scene.render(moments)[:, top : top + 64, left : left + 96])
+
+
+def test_hills_end_at_their_ridges():
+    code = np.random.default_rng(4).standard_normal(CODE_SIZE)
+    scene = WorldScene(code, "ball", "red", "still", "snow", "day")
+    columns = (torch.arange(320) + 0.5 - 160) / 192
+    rows = ridge_terms(columns.double()).numpy() @ scene.ridges().T * 192
+    frame = scene.render(np.zeros(1))[0].sum(-1)
+    for line in (1, 2):  # far and near hills
+        crest = rows[:, line]
+        steps = [abs(frame[int(row) + 2, x] - frame[int(row) - 2, x]) for x, row in enumerate(crest)]
+        assert np.median(steps) > 0.05
+
+
 def test_batches_depend_on_their_number_alone():
-    first, again = (WorldDataset(phases, 2, (24, 40), 4, anchor_batches=1, anchor_batch_size=5) for _ in range(2))
-    assert first[0].pixels is None and first[0].codes.shape == (5, CODE_SIZE)
+    first, again = (WorldDataset(phases, 2, (24, 40), 4, (10, 12), more_scenes=3) for _ in range(2))
     batch, same = first[3], again[3]
-    assert batch.pixels.shape == (2, 3, 5, 24, 40) and batch.anchors.shape == (2, 2, 4, 3)
+    assert batch.codes.shape == (5, CODE_SIZE) and len(batch.texts) == 5
+    assert batch.pixels.shape == (2, 3, 4, 40, 48) and batch.places.anchors.shape == (5, 1, 4, ANCHORS, 3)
     assert batch.texts == same.texts and torch.equal(batch.pixels, same.pixels)
     assert not torch.equal(batch.pixels, first[4].pixels)
+    for top, left in zip(batch.window.tops.tolist(), batch.window.lefts.tolist(), strict=True):
+        assert 0 <= top <= 14 and 0 <= left <= 28
+    assert first.clips(0).pixels.shape == (2, 3, 5, 96, 160)
 
 
 def test_the_script_trains_what_a_pipeline_loads(tmp_path):
     torch.manual_seed(0)
     HRAutoencoder(**AUTOENCODER).save_pretrained(tmp_path / "autoencoder")
-    coded = {"window_frames": 1, "seed_code_dim": CODE_SIZE, "seed_code_anchors": 4, "reads_latents": False}
-    sizes = {"head_channels": (6, 6), "sample_size": (8, 12), "denoising_steps": (1000,)}
+    coded = {"window_frames": 1, "seed_code_dim": CODE_SIZE, "reads_latents": False, "denoising_steps": (1000,)}
+    things = {"head_moments": 4, "head_anchors": ANCHORS, "head_ridges": RIDGES}
+    sizes = {"head_channels": 8, "sample_size": (8, 12)} | things
     (tmp_path / "config.json").write_text(json.dumps(GENERATOR | coded | sizes))
     program = script("train_seeded_generator")
     given = {
         "network_config": tmp_path / "config.json",
         "autoencoder": tmp_path / "autoencoder",
         "output_dir": tmp_path / "out",
-        "anchor_steps": 25,
         "max_train_steps": 30,
         "train_batch_size": 2,
+        "more_scenes": 60,
         "validation_batches": 1,
         "learning_rate": 3e-3,
         "lr_warmup_steps": 2,
         "logging_steps": 5,
     }
-    line = [part for name, value in given.items() for part in (f"--{name}", str(value))]
+    line = [part for name, value in given.items() for part in (f"--{name}", str(value))] + ["--window", "4", "6"]
     assert program.main(program.parse_arguments([*line, "--dry_run"]))["gib"] > 0
     measures = program.main(program.parse_arguments(line))
     log = [json.loads(text) for text in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
-    anchors = [entry["anchors"] for entry in log if "anchors" in entry]
-    assert anchors[-1] < 0.8 * anchors[0] and np.isfinite(list(measures.values())).all()
+    places = [entry["places"] for entry in log if "places" in entry]
+    assert places[-1] < 0.8 * places[0] and np.isfinite(list(measures.values())).all()
     network = CausalWanTransformer.from_pretrained(tmp_path / "out", subfolder="generator_transformer")
     assert network.config.seed_code_dim == CODE_SIZE and not hasattr(network, "patch_embedding")
