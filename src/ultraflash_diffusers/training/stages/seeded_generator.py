@@ -20,6 +20,8 @@ from ..settings import NonNegative, Positive, Settings
 from ..starting_points.text_encoding import TextEncoding
 from .base import Training
 
+_STEP_EPSILON = 0.01  # of steps between pixels in [-1, 1]
+
 
 @dataclass(frozen=True)
 class SeededRegression(Settings):
@@ -29,12 +31,15 @@ class SeededRegression(Settings):
         charbonnier_epsilon (`float`, *optional*, defaults to 0.02): where the loss of pixels in [-1, 1] turns from
             square to absolute.
         mse_weight (`float`, *optional*, defaults to 2.0): of the squared error beside it.
+        step_weight (`float`, *optional*, defaults to 1.0): of the error of the steps from each pixel to the next, down
+            and to the right, which sees tiles where a few levels hardly count.
         places_weight (`float`, *optional*, defaults to 0.5): of the error of anchors and ridges, in tenths and
             twentieths of the frame's height.
     """
 
     charbonnier_epsilon: Positive[float] = 0.02
     mse_weight: NonNegative[float] = 2.0
+    step_weight: NonNegative[float] = 1.0
     places_weight: NonNegative[float] = 0.5
 
 
@@ -70,10 +75,11 @@ class SeededGeneratorTraining(Training):
         places = SeedPlaces(batch.places.anchors[:shown], batch.places.ridges[:shown])
         latents = self.network.draw_windows(embeds[:shown], batch.codes[:shown], batch.window, places)
         error = decode_moments(self.autoencoder, latents) - batch.pixels
-        epsilon = self.objective.charbonnier_epsilon
+        steps = torch.stack([_charbonnier(error.diff(dim=axis), _STEP_EPSILON) for axis in (3, 4)]).mean()
         terms = {
-            "charbonnier": (error.square() + epsilon**2).sqrt().mean() - epsilon,
+            "charbonnier": _charbonnier(error, self.objective.charbonnier_epsilon),
             "mse": self.objective.mse_weight * error.square().mean(),
+            "steps": self.objective.step_weight * steps,
             "places": self.objective.places_weight * self._places_error(embeds, batch),
         }
         return torch.stack(list(terms.values())).sum(), terms
@@ -85,7 +91,7 @@ class SeededGeneratorTraining(Training):
         # sizes are logarithms, which count less
         anchors = (found.anchors - batch.places.anchors) * found.anchors.new_tensor([10, 10, 1.5])
         ridges = 20 * (found.ridges - batch.places.ridges)
-        return torch.stack([(error.square() + 0.01).sqrt().mean() - 0.1 for error in (anchors, ridges)]).sum()
+        return _charbonnier(anchors, 0.1) + _charbonnier(ridges, 0.1)
 
     def validate(self, batch: WorldClips) -> Mapping[str, float | torch.Tensor]:  # type: ignore[override]
         ratio, config = self.autoencoder.spatial_compression_ratio, self.network.config
@@ -102,6 +108,11 @@ class SeededGeneratorTraining(Training):
         """Writes `generator_transformer`, `text_encoder` and `tokenizer` as a pipeline has them."""
         self.network.save_pretrained(folder / "generator_transformer")
         self.text.save_pretrained(folder)
+
+
+def _charbonnier(error: torch.Tensor, epsilon: float) -> torch.Tensor:
+    """Mean of what is square below epsilon and absolute above."""
+    return (error.square() + epsilon**2).sqrt().mean() - epsilon
 
 
 def _check(network: CausalWanTransformer, autoencoder: HRAutoencoder) -> None:
