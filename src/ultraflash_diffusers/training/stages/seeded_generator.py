@@ -31,7 +31,7 @@ class SeededRegression(Settings):
         charbonnier_epsilon (`float`, *optional*, defaults to 0.02): where the loss of pixels in [-1, 1] turns from
             square to absolute.
         mse_weight (`float`, *optional*, defaults to 2.0): of the squared error beside it.
-        step_weight (`float`, *optional*, defaults to 1.0): of the error of the steps from each pixel to the next, down
+        step_weight (`float`, *optional*, defaults to 4.0): of the error of the steps from each pixel to the next, down
             and to the right, which sees tiles where a few levels hardly count.
         places_weight (`float`, *optional*, defaults to 0.5): of the error of anchors and ridges, in tenths and
             twentieths of the frame's height.
@@ -39,7 +39,7 @@ class SeededRegression(Settings):
 
     charbonnier_epsilon: Positive[float] = 0.02
     mse_weight: NonNegative[float] = 2.0
-    step_weight: NonNegative[float] = 1.0
+    step_weight: NonNegative[float] = 4.0
     places_weight: NonNegative[float] = 0.5
 
 
