@@ -234,6 +234,9 @@ def main(folder: Path) -> None:
     launch(2, train_sr, material, folder / "fsdp", "--use_ema", sharded=True)
     launch(2, train_sr, material, resumed(folder, "fsdp_resumed", "fsdp"), *onward, sharded=True)
     launch(1, train_sr, material, resumed(folder, "fsdp_on_fewer", "fsdp"), *onward, sharded=True, **alone)
+    launch(1, train_sr, material, folder / "undivided", "--use_ema")
+    launch(2, train_sr, material, folder / "shared", "--use_ema", ulysses_degree=2)
+    launch(2, train_sr, material, folder / "fsdp_shared", "--use_ema", sharded=True, ulysses_degree=2)
     lora: dict[str, Any] = {"rank": 2, "mixed_precision": "bf16"}
     for name, processes, options in (("single_lora", 1, alone), ("fsdp_lora", 2, {})):
         launch(processes, train_sr, material, folder / name, sharded=processes > 1, **lora, **options)

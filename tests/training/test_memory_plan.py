@@ -93,6 +93,28 @@ def test_the_gentlest_flags_that_are_enough_are_named(tmp_path: Path, capsys: py
     assert text.splitlines()[-1] == "  would fit: --gradient_checkpointing"
 
 
+@pytest.mark.slow
+def test_processes_that_share_tokens_share_activations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "transformer.json"
+    wide = {"num_attention_heads": 8, "attention_head_dim": 24, "num_layers": 4, "use_sparse_attention": False}
+    config.write_text(json.dumps(TRANSFORMER | wide | {"in_channels": 192, "out_channels": 96}))
+    module = script("train_sr")
+
+    def plan(*flags: str) -> float:
+        arguments = (*SR, "--network_config", str(config), "--objective", "flow_matching", "--crops", "9x192x192")
+        run = ("--output_dir", str(tmp_path / "out"), "--train_data_dir", "none", "--dry_run", *flags)
+        return module.main(module.parse_arguments([*arguments, *run]))["gib"]
+
+    alone = plan("--plan_processes", "4")
+    shared = plan("--plan_processes", "4", "--ulysses_degree", "2", "--ring_degree", "2")
+    assert shared < 0.6 * alone
+    assert "shared by 4" in capsys.readouterr().out
+    with pytest.raises(
+        ValueError, match="--ring_degree 1 --ulysses_degree 2: 2 processes share a clip, but there are 1"
+    ):
+        plan("--ulysses_degree", "2")
+
+
 def test_a_cascade_without_weights_is_that_of_its_configurations() -> None:
     from ultraflash_diffusers.training.starting_points.networks import load_cascade, without_weights
 

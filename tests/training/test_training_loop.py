@@ -77,6 +77,15 @@ def test_two_processes_equal_one_with_the_same_global_batch(runs: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("run", ["shared", "fsdp_shared"])
+def test_two_processes_that_share_the_tokens_of_clips_equal_one(runs: Path, run: str) -> None:
+    for file in (TRAINED, WEIGHTS):
+        assert difference(runs / run / file, runs / "undivided" / file) < 5e-5
+    for ours, alone in zip(measured(runs / run), measured(runs / "undivided"), strict=True):
+        assert ours == pytest.approx(alone, rel=1e-4)
+
+
+@pytest.mark.slow
 def test_two_processes_whose_batches_train_different_networks_equal_one(runs: Path) -> None:
     name = "diffusion_pytorch_model.safetensors"
     for file in (name, f"autoencoder/{name}"):

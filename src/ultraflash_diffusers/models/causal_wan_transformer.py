@@ -412,7 +412,7 @@ class CausalWanTransformer(WanBackbone):
             state = self._allocated(state, hidden_states.shape[0], grid[1:], hidden_states.device, dtype)
         state = self._own_buffers(state)
         cache = cast(FrameKVCache, state.cache)
-        cache.check_fits(self.config, hidden_states, grid, dtype)
+        cache.check_fits(self._cached_config, hidden_states, grid, dtype)
         window = cache.window(
             state.position, grid[0], oldest=0, commit=commit, static_shapes=self._shapes_are_static()
         )
@@ -442,7 +442,7 @@ class CausalWanTransformer(WanBackbone):
     ) -> CausalWanStreamState:
         own = self.config.frames_per_chunk if state.single_use else 0
         cache = (PastKVCache if state.single_use else FrameKVCache).allocate(
-            self.config,
+            self._cached_config,
             batch_size,
             state.cache_frames - own,
             grid,

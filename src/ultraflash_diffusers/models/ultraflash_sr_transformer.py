@@ -397,7 +397,7 @@ class UltraFlashSRTransformer(WanBackbone):
             kinds = ("sparse", "dense") if self.config.use_sparse_attention else ("dense", "sparse")
             raise ValueError("`state` was made by a network with {1} attention, this one has {0}".format(*kinds))
         if isinstance(state.cache, FrameKVCache):
-            state.cache.check_fits(self.config, hidden_states, grid, dtype)
+            state.cache.check_fits(self._cached_config, hidden_states, grid, dtype)
             slots = (state.allocated_blocks + 1) * grid[0]
             if state.cache.slots < slots:
                 return dataclasses.replace(state, cache=state.cache.grow(slots))
@@ -410,7 +410,7 @@ class UltraFlashSRTransformer(WanBackbone):
     def _check_sparse_cache(
         self, cache: BlockKVCache, hidden_states: torch.Tensor, grid: tuple[int, int, int], dtype: torch.dtype
     ) -> None:
-        config, buffer = self.config, cache.keys
+        config, buffer = self._cached_config, cache.keys
         found = (buffer.shape[0], cache.height, cache.width, buffer.shape[1], buffer.shape[5], buffer.shape[4])
         heads = (config.num_attention_heads, config.attention_head_dim)
         expected = (hidden_states.shape[0], *grid[1:], *heads, self._settings.volume)
@@ -431,7 +431,7 @@ class UltraFlashSRTransformer(WanBackbone):
         device: torch.device | str,
         dtype: torch.dtype,
     ) -> SRStreamState:
-        config, blocks = self.config, state.allocated_blocks
+        config, blocks = self._cached_config, state.allocated_blocks
         cache: list[BlockKVCache] | FrameKVCache
         if config.use_sparse_attention:
             heads, channels = config.num_attention_heads, config.attention_head_dim

@@ -7,13 +7,16 @@ Weights are named as in diffusers' `WanTransformer3DModel`, so that Wan weights 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
+from diffusers import ContextParallelConfig
+from diffusers.configuration_utils import FrozenDict
 from diffusers.loaders import PeftAdapterMixin
+from diffusers.models._modeling_parallel import ParallelConfig
 from diffusers.models.attention import AttentionMixin
 from diffusers.models.normalization import FP32LayerNorm
 from diffusers.models.transformers.transformer_wan import WanAttention
@@ -21,6 +24,7 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
 from .checks import check_video_tensor
+from .context_parallel import ContextParallel, SharedAttention, make_context_parallel
 from .loading import Network, check_layers
 from .state_chain import shapes_are_static
 from .stream_state import StreamState
@@ -69,6 +73,42 @@ class WanBackbone(Network, PeftAdapterMixin, AttentionMixin):
     _keep_in_fp32_modules = ["time_embedder", "scale_shift_table", "norm1", "norm2", "norm3", "seed_code_embedding"]
     _skip_layerwise_casting_patterns = ["patch_embedding", "position_embedding", "condition_embedder", "norm"]
     _skip_keys = ["state"]
+    # a plan's dimensions cannot say "a part of each frame": `_transform` splits and gathers
+    _cp_plan: ClassVar[dict[str, Any]] = {}
+    _context_parallel: ContextParallel | None = None
+
+    def enable_parallelism(
+        self, *, config: ParallelConfig | ContextParallelConfig, cp_plan: Mapping[str, Any] | None = None
+    ) -> None:
+        """Shares the tokens of each call among processes, which all make the same calls; see diffusers' `ModelMixin`.
+
+        Whole clips and streams give what they give in one process, and so do gradients that are averaged over the
+        processes. The state of a stream is a process' own: with `ulysses_degree` it holds a part of the heads.
+
+        Args:
+            config (`ContextParallelConfig` or `ParallelConfig`): `ulysses_degree`, which has to divide the number of
+                heads, `ring_degree`, for dense attention, or both; a `mesh` where there are more processes.
+            cp_plan (*optional*): none but the network's own.
+
+        Raises:
+            RuntimeError: it was enabled before, or `torch.distributed` is not initialised.
+            ValueError: degrees that do not fit the network or the processes, a plan, or tensor parallelism.
+        """
+        if self._context_parallel is not None:
+            raise RuntimeError(f"`enable_parallelism` was called before on this {type(self).__name__}")
+        if cp_plan:
+            raise ValueError(f"`cp_plan` must be left out: a {type(self).__name__} shares frames by itself")
+        sparse = bool(self.config.get("use_sparse_attention"))
+        heads = self.config.num_attention_heads
+        self._parallel_config, self._context_parallel = make_context_parallel(config, heads, self.device, sparse)
+
+    @property
+    def _cached_config(self) -> FrozenDict:
+        """The config of what caches hold: this process' heads."""
+        if self._context_parallel is None:
+            return self.config
+        heads = self.config.num_attention_heads // self._context_parallel.head_parts
+        return FrozenDict({**self.config, "num_attention_heads": heads})
 
     def _build(self) -> None:
         """Makes the modules from the config."""
@@ -211,6 +251,12 @@ class WanBackbone(Network, PeftAdapterMixin, AttentionMixin):
         config = self.config
         rotary_emb = rotary_embedding(offset, grid, config.attention_head_dim)
         tokens = self._embed_patches(hidden_states, grid)
+        shared = self._context_parallel
+        if shared is not None:
+            shared.check(grid)
+            tokens, *rotary = (shared.split(tensor, grid[0]) for tensor in (tokens, *rotary_emb))
+            rotary_emb = (rotary[0], rotary[1])
+            attends = [SharedAttention(attend, shared, grid[0]) for attend in attends]
         texts: Sequence[Text]
         if isinstance(encoder_hidden_states, TextKeyValues):
             embedding, modulation, _ = self.condition_embedder(timestep, None, hidden_states.dtype, condition)
@@ -229,7 +275,8 @@ class WanBackbone(Network, PeftAdapterMixin, AttentionMixin):
             caches.append(cache)
         shift, scale = (self.scale_shift_table.unsqueeze(0) + embedding.float().unsqueeze(2)).unsqueeze(3).unbind(2)
         tokens = modulate(self.norm_out(tokens.float()), shift, scale).type_as(tokens)
-        return self.proj_out(tokens), caches
+        tokens = self.proj_out(tokens)
+        return tokens if shared is None else shared.gather(tokens, grid[0]), caches
 
     def _unpatchify(self, tokens: torch.Tensor, grid: tuple[int, int, int]) -> torch.Tensor:
         t, h, w = self.config.patch_size

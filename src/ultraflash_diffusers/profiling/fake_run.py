@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import distributed, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -129,6 +130,19 @@ def count_step(module: nn.Module, call: _Call) -> Counts:
             handle.remove()
     counts.peak, counts.flops = watch.peak, watch.flops
     return counts
+
+
+@contextmanager
+def fake_processes(number: int) -> Iterator[None]:
+    """Lets code inside believe to be the first of so many processes; what it exchanges with them has no contents."""
+    # registers the backend; torch has no other door to it
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    distributed.init_process_group("fake", rank=0, world_size=number, store=FakeStore())
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()
 
 
 class _Step(nn.Module):

@@ -98,12 +98,13 @@ class ChunkCausalAttention:
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, backend: AttentionBackendName
     ) -> tuple[torch.Tensor, None]:
         outputs = []
-        frames = query.shape[1] // self.frame_tokens
+        frames = key.shape[1] // self.frame_tokens
+        own = query.shape[1] // frames  # of each frame: fewer where processes share them
         ends = [*range(self.first_chunk_frames or self.chunk_frames, frames, self.chunk_frames), frames]
         for first, last in zip([0, *ends], ends, strict=False):
-            start, end = first * self.frame_tokens, last * self.frame_tokens
-            keys, values = self._seen(key, end), self._seen(value, end)
-            outputs.append(dispatch_attention_fn(query[:, start:end], keys, values, backend=backend))
+            keys, values = (self._seen(tensor, last * self.frame_tokens) for tensor in (key, value))
+            queries = query[:, first * own : last * own]
+            outputs.append(dispatch_attention_fn(queries, keys, values, backend=backend))
         return torch.cat(outputs, dim=1), None
 
     def _seen(self, tensor: torch.Tensor, end: int) -> torch.Tensor:

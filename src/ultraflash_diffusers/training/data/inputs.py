@@ -172,7 +172,8 @@ def load_latents(
 
 def batches_per_step(arguments: argparse.Namespace, accelerator: Accelerator) -> int:
     """How many batches all processes together take for one step of the optimiser."""
-    return arguments.gradient_accumulation_steps * accelerator.num_processes
+    together = arguments.ring_degree * arguments.ulysses_degree
+    return arguments.gradient_accumulation_steps * accelerator.num_processes // together
 
 
 def cache_folder(arguments: argparse.Namespace) -> Path:

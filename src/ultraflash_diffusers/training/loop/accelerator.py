@@ -16,9 +16,12 @@ from accelerate.utils import (
     ProjectConfiguration,
     parse_flag_from_env,
 )
+from diffusers import ContextParallelConfig
 from diffusers.utils import is_bitsandbytes_available
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 
+from ...models.wan_backbone import WanBackbone
 from .hub import create_repository
 
 
@@ -91,6 +94,37 @@ def shard_known_layers(accelerator: Accelerator, stage: nn.Module) -> None:
         plugin, present = accelerator.state.fsdp_plugin, {type(module).__name__ for module in stage.modules()}
         named = plugin.transformer_cls_names_to_wrap or []
         plugin.transformer_cls_names_to_wrap = [name for name in named if name in present]
+
+
+def share_tokens(stage: nn.Module, arguments: argparse.Namespace, processes: int, device: torch.device) -> int:
+    """Has neighbouring processes share the tokens of all transformers, as the arguments ask.
+
+    Args:
+        stage (`nn.Module`): whose transformers they are.
+        arguments (`argparse.Namespace`): with `ring_degree` and `ulysses_degree`.
+        processes (`int`): how many there are.
+        device (`torch.device`): where the stage will be.
+
+    Returns:
+        `int`: how many processes work on a batch together.
+
+    Raises:
+        ValueError: degrees that do not divide the processes, or do not fit a transformer, or no transformer.
+    """
+    ring, ulysses = arguments.ring_degree, arguments.ulysses_degree
+    degrees = f"--ring_degree {ring} --ulysses_degree {ulysses}"
+    if ring * ulysses == 1:
+        return 1
+    if processes % (ring * ulysses):
+        raise ValueError(f"{degrees}: {ring * ulysses} processes share a clip, but there are {processes} in all")
+    networks = [network for network in stage.modules() if isinstance(network, WanBackbone)]
+    if not networks:
+        raise ValueError(f"{degrees}: this script has no transformer whose tokens could be shared")
+    sizes = (processes // (ring * ulysses), ring, ulysses)
+    mesh = init_device_mesh(device.type, sizes, mesh_dim_names=("clips", "ring", "ulysses"))
+    for network in networks:
+        network.enable_parallelism(config=ContextParallelConfig(ring_degree=ring, ulysses_degree=ulysses, mesh=mesh))
+    return ring * ulysses
 
 
 def _check_8bit_adam(device: torch.device) -> None:

@@ -292,6 +292,16 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
         help="seconds after which a step is given up that another process does not take part in",
     )
     group.add_argument(
+        "--ulysses_degree",
+        type=positive(int),
+        default=1,
+        help="processes that share a clip's tokens, each with some of the attention's heads: for clips that are too "
+        "large for one",
+    )
+    group.add_argument(
+        "--ring_degree", type=positive(int), default=1, help="likewise, each with all keys; for dense attention"
+    )
+    group.add_argument(
         "--dry_run",
         action="store_true",
         help="says tokens, memory, operations and time of the heaviest step, of networks without weights; reads no "

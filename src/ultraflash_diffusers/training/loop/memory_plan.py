@@ -17,9 +17,10 @@ from diffusers.utils import logging
 from torch import nn
 from torch.utils.data import Dataset
 
-from ...profiling.fake_run import count_step
+from ...profiling.fake_run import count_step, fake_processes
 from ..processes import wait_patiently
 from ..stages.base import Training
+from .accelerator import share_tokens
 
 logger = logging.get_logger(__name__)
 
@@ -152,7 +153,8 @@ def describe(plan: MemoryPlan, arguments: argparse.Namespace, processes: int = 1
     lines = []
     for name, (latents, tokens) in plan.tokens.items():
         shape = "x".join(map(str, latents))
-        lines.append(f"  {name.removeprefix('stage.')}: latents {shape}, {tokens:,} tokens")
+        by = f", shared by {together}" if (together := arguments.ring_degree * arguments.ulysses_degree) > 1 else ""
+        lines.append(f"  {name.removeprefix('stage.')}: latents {shape}, {tokens:,} tokens{by}")
     shared = plan.sharded(processes)
     parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in shared.parts.items())
     where = "one process" if processes == 1 else f"each of {processes} processes (FSDP2)"
@@ -176,6 +178,13 @@ def dry_run(stage: Training, batch: Any, arguments: argparse.Namespace) -> dict[
     Returns:
         `dict[str, float]`: `gib`, `tflop` and `seconds`, of a process and a step.
     """
+    shares = arguments.ring_degree * arguments.ulysses_degree > 1
+    with fake_processes(arguments.plan_processes) if shares else nullcontext():
+        share_tokens(stage, arguments, arguments.plan_processes, torch.device("cpu"))
+        return _say_dry_run(stage, batch, arguments)
+
+
+def _say_dry_run(stage: Training, batch: Any, arguments: argparse.Namespace) -> dict[str, float]:
     plan, processes = plan_step(stage, batch, arguments), arguments.plan_processes
     shared, available = plan.sharded(processes), arguments.plan_memory * GIB
     print(f"The heaviest step of {type(stage).__name__}, counted on tensors without contents:")

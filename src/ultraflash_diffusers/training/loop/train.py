@@ -30,7 +30,7 @@ from ..data.crops import batches
 from ..files import delete_dead_files, replace_text
 from ..processes import naming_lost_processes, wait_patiently
 from ..stages.base import Training
-from .accelerator import shard_known_layers
+from .accelerator import shard_known_layers, share_tokens
 from .checkpoints import (
     check_checkpoint,
     delete_leftovers,
@@ -88,9 +88,10 @@ def train(
         SystemExit: the run was interrupted (Ctrl-C, or a request to terminate); the step in progress was finished and
             a checkpoint written, from which it can be resumed.
     """
+    together = share_tokens(stage, arguments, accelerator.num_processes, accelerator.device)
     say_plan(stage, dataset, arguments, accelerator)
     with naming_lost_processes():
-        return _Run(stage, dataset, validation, arguments, accelerator).run()
+        return _Run(stage, dataset, validation, arguments, accelerator, together).run()
 
 
 class _Entrance(nn.Module):
@@ -114,10 +115,13 @@ class _Run:
         validation: Sequence[TrainingBatch],
         arguments: argparse.Namespace,
         accelerator: Accelerator,
+        together: int,
     ) -> None:
         if not stage.trained_parameters():
             raise ValueError("`stage` has no parameter that requires gradients: there is nothing to train")
         self.arguments, self.accelerator, self.dataset, self.validation = arguments, accelerator, dataset, validation
+        # processes that share clips take the same batches
+        self.parts, self.part = accelerator.num_processes // together, accelerator.process_index // together
         self.checkpointed = 0  # the step of the newest checkpoint
         self.plain_stage = stage.to(accelerator.device)
         groups = stage.parameter_groups(arguments.learning_rate)
@@ -218,10 +222,9 @@ class _Run:
 
     def _batch_numbers(self) -> range:
         """The numbers of this process' batches, from the current step on."""
-        processes = self.accelerator.num_processes
-        per_step = self.arguments.gradient_accumulation_steps * processes
-        first = self.progress.step * per_step + self.accelerator.process_index
-        return range(first, self.arguments.max_train_steps * per_step, processes)
+        per_step = self.arguments.gradient_accumulation_steps * self.parts
+        first = self.progress.step * per_step + self.part
+        return range(first, self.arguments.max_train_steps * per_step, self.parts)
 
     def _optimise(self, loader: Iterator[TrainingBatch], sums: _Sums) -> None:
         """One optimiser step; adds what it measured to `sums`: totals by name, each with the number of its batches."""
@@ -230,11 +233,11 @@ class _Run:
         for group, rate in zip(self.optimizer.param_groups, self.learning_rates, strict=True):
             group["lr"] = rate * factor
         accumulated = self.arguments.gradient_accumulation_steps
-        first = self.progress.step * accumulated * self.accelerator.num_processes + self.accelerator.process_index
+        first = self.progress.step * accumulated * self.parts + self.part
         self.stage.train()
         for index in range(accumulated):
             batch = next(loader).to(self.accelerator.device)
-            number = first + index * self.accelerator.num_processes
+            number = first + index * self.parts
             torch.manual_seed(_generator(self.arguments.seed, number, 3).initial_seed())  # for dropout
             with self.accelerator.accumulate(self.stage):
                 loss, measured = self.stage(batch, _generator(self.arguments.seed, number, 1))
