@@ -28,6 +28,7 @@ from ultraflash_diffusers.training.data.materials import (
 )
 from ultraflash_diffusers.training.loop.accelerator import make_accelerator
 from ultraflash_diffusers.training.loop.arguments import (
+    add_lora_arguments,
     add_sample_arguments,
     add_start_arguments,
     positive,
@@ -39,8 +40,9 @@ from ultraflash_diffusers.training.loop.train import train
 from ultraflash_diffusers.training.losses.linear_decoding import encode_linearly
 from ultraflash_diffusers.training.processes import local_main_process_first
 from ultraflash_diffusers.training.settings import add_choice, complete_choice
-from ultraflash_diffusers.training.stages.generator import TRAININGS
 from ultraflash_diffusers.training.stages.generator_start import (
+    OBJECTIVES,
+    check_choices,
     check_sizes,
     load_generator,
     new_training,
@@ -48,8 +50,6 @@ from ultraflash_diffusers.training.stages.generator_start import (
 )
 from ultraflash_diffusers.training.starting_points.networks import load_network, without_weights
 from ultraflash_diffusers.training.starting_points.token_subspace import arguments_of
-
-OBJECTIVES = {name: objective for name, (objective, _) in TRAININGS.items()}
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -64,6 +64,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="pipeline folder or repository with `text_encoder` and `tokenizer`, which stay as they are; without it "
         "a small one that knows the clips' words is trained along",
     )
+    networks.add_argument(
+        "--teacher",
+        help="folder or repository of a Wan T2V transformer of any width that judges roll-outs (self_forcing); the "
+        "generator as it is at the start without it",
+    )
+    add_lora_arguments(networks)
     networks.add_argument("--token_rank", type=positive(int), help="trains in a subspace of tokens, which is cheap")
     networks.add_argument("--subspace_every", type=positive(int), default=3, help="it is fitted to every Nth clip")
     networks.add_argument("--encode_linearly", action="store_true", help="by the autoencoder's linear shortcut alone")
@@ -71,14 +77,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add_sample_arguments(parser)
     parsed = parser.parse_args(arguments)
     complete_choice(parser, parsed, OBJECTIVES)
-    if not (parsed.synthetic_scenes or parsed.train_data_dir or parsed.dataset_name):
-        parser.error("one of --train_data_dir, --dataset_name and --synthetic_scenes is needed")
-    if len(parsed.crops) > 1 or len(parsed.train_batch_size) > 1:
-        parser.error("--crops and --train_batch_size: the generator trains at one size")
-    if parsed.nameless_colors and not (parsed.synthetic_scenes and parsed.encode_linearly and not parsed.text_encoder):
-        parser.error("--nameless_colors needs --synthetic_scenes, --encode_linearly and a text encoder of its own")
-    if parsed.objective == "self_forcing" and (parsed.network_config or not parsed.text_encoder):
-        parser.error("--objective self_forcing goes on from a network and its --text_encoder")
+    check_choices(parser, parsed)
     return parsed
 
 

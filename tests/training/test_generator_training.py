@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import WanTransformer3DModel
 from diffusers.utils import logging
 from helpers.tiny import make_tiny_autoencoder, make_tiny_generator
 from helpers.training_runs import AUTOENCODER, GENERATOR, script, texture, write_video
@@ -39,12 +40,9 @@ from ultraflash_diffusers.training.data.scenes import (
     vocabulary,
 )
 from ultraflash_diffusers.training.losses.linear_decoding import encode_linearly
-from ultraflash_diffusers.training.stages.generator import (
-    DiffusionForcing,
-    DiffusionForcingTraining,
-    SelfForcing,
-    SelfForcingTraining,
-)
+from ultraflash_diffusers.training.stages.generator import DiffusionForcing, DiffusionForcingTraining
+from ultraflash_diffusers.training.stages.self_forcing import SelfForcing, SelfForcingTraining
+from ultraflash_diffusers.training.starting_points.lora import LoraLayers
 from ultraflash_diffusers.training.starting_points.text_encoding import (
     TextEncoding,
     make_text_encoder,
@@ -432,6 +430,81 @@ def test_self_forcing_moves_the_student_and_the_fake_score_in_turns() -> None:
     assert stage.averaged_parameters() == list(stage.network.parameters())
 
 
+def test_self_forcing_by_lora_keeps_one_set_of_weights() -> None:
+    network = make_network()
+    whole = sum(parameter.numel() for parameter in network.parameters())
+    start = {name: parameter.clone() for name, parameter in network.named_parameters()}
+    stage = SelfForcingTraining(
+        network,
+        make_text(),
+        SelfForcing(fake_updates=1),
+        torch.ones(8),
+        lora=LoraLayers(2, lora_target_modules=["ffn"]),
+    )
+    trained = sum(parameter.numel() for parameter in stage.trained_parameters())
+    assert 0 < trained < whole / 2
+    networks = (stage.network, stage.teacher, stage.fake)
+    distinct = {id(parameter): parameter.numel() for each in networks for parameter in each.parameters()}
+    assert sum(distinct.values()) == whole + trained
+    clean = torch.randn(1, 8, 2, 8, 8, generator=seeded())
+    batch = ChunkBatch(clean, None, None, ["a red ball moves left"], torch.ones(1, dtype=torch.bool))
+    groups = stage.parameter_groups(0.1)
+    assert sum(parameter.numel() for group in groups for parameter in group["params"]) == trained
+    optimizer = torch.optim.SGD(groups)
+    before = stage.flow(clean, torch.ones(1), stage.text(["a red ball moves left"])).detach()
+    for step in range(4):
+        stage.begin_step(step, seeded(step))
+        optimizer.zero_grad()
+        stage(batch, seeded(step))[0].backward()
+        optimizer.step()
+    after = stage.flow(clean, torch.ones(1), stage.text(["a red ball moves left"])).detach()
+    taught = stage.flow(clean, torch.ones(1), stage.text(["a red ball moves left"]), stage.teacher)
+    assert not after.equal(before) and taught.equal(before)
+    assert all(parameter.equal(start[name]) for name, parameter in stage.teacher.named_parameters())
+
+
+def make_wan(**config: Any) -> WanTransformer3DModel:
+    shared = {name: GENERATOR[name] for name in ("in_channels", "out_channels", "text_dim", "freq_dim", "ffn_dim")}
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        sizes = {"num_attention_heads": 3, "attention_head_dim": 12, "num_layers": 2, "patch_size": (1, 2, 2)}
+        return WanTransformer3DModel(**shared | sizes | config)
+
+
+def test_a_bidirectional_teacher_of_another_width_judges_whole_clips() -> None:
+    stage = SelfForcingTraining(
+        make_network(), make_text(), SelfForcing(fake_updates=1), torch.ones(8), teacher=make_wan()
+    )
+    clean = torch.randn(1, 8, 3, 8, 8, generator=seeded())
+    later = torch.cat([clean[:, :, :2], -clean[:, :, 2:]], dim=2)
+    embeds = stage.text(["a red ball moves left"])
+    for network, causal in ((stage.network, True), (stage.fake, False), (stage.teacher, False)):
+        first, other = (stage.flow(each, torch.ones(1), embeds, network)[:, :, :2] for each in (clean, later))
+        assert torch.allclose(first, other) is causal
+    batch = ChunkBatch(clean, None, None, ["a red ball moves left"], torch.ones(1, dtype=torch.bool))
+    for step in range(2):
+        stage.begin_step(step, seeded(step))
+        loss, _ = stage(batch, seeded(step))
+        loss.backward()
+        assert loss.isfinite()
+    assert all(parameter.grad is None for parameter in stage.teacher.parameters())
+    assert stage.network.config.frames_per_chunk == GENERATOR["frames_per_chunk"]
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"in_channels": 16}, "`teacher` has `in_channels` 16, the generator 8"),
+        ({"text_dim": 12}, "`teacher` has `text_dim` 12, the generator 8"),
+        ({"patch_size": (1, 3, 3)}, r"`teacher` has `patch_size` \(1, 3, 3\)"),
+        ({"image_dim": 8}, "`teacher` is an image-to-video transformer"),
+    ],
+)
+def test_teachers_that_do_not_fit_are_named(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SelfForcingTraining(make_network(), make_text(), SelfForcing(), torch.ones(8), teacher=make_wan(**config))
+
+
 def test_a_rollout_is_what_inference_streams() -> None:
     """With one step and no noise to draw but the chunks' own, both give the same latents."""
     stage = DiffusionForcingTraining(
@@ -564,6 +637,20 @@ def test_the_script_trains_resumes_and_distils(material: Path) -> None:
     )
     one, other = (load_file(folder / f"{names[0]}.safetensors")["proj_out.weight"] for folder in (whole, distilled))
     assert one.shape == other.shape and not one.equal(other)
+    make_wan(text_dim=network.config.text_dim).save_pretrained(material / "wan")
+    output = run_script(
+        material,
+        "layers",
+        objective="self_forcing",
+        pretrained_model_name_or_path=whole,
+        text_encoder=whole,
+        teacher=material / "wan",
+        rank=2,
+        encode_linearly=True,
+    )
+    layers = load_file(output / "pytorch_lora_weights.safetensors")
+    assert layers and all(name.startswith("generator_transformer.blocks.") for name in layers)
+    assert not (output / "generator_transformer").exists()
 
 
 def test_samples_of_one_chunk_are_learnt_and_held_out_clips_may_have_any_length(material: Path) -> None:
@@ -630,6 +717,12 @@ def test_the_script_refuses_self_forcing_from_nothing(material: Path, capsys: py
     with pytest.raises(SystemExit):
         run_script(material, "nothing", nameless_colors=3, network_config=material / "generator.json")
     assert "--nameless_colors needs" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run_script(material, "nothing", teacher="wan", network_config=material / "generator.json")
+    assert "--teacher needs --objective self_forcing" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run_script(material, "nothing", rank=2, token_rank=4, network_config=material / "generator.json")
+    assert "--rank works on whole tokens: leave out --token_rank" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         run_script(material, "nothing", synthetic_scenes=False, network_config=material / "generator.json")
     assert "--dataset_name and --synthetic_scenes is needed" in capsys.readouterr().err

@@ -4,13 +4,11 @@
 from __future__ import annotations
 
 import argparse
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Self
 
 import torch
-from accelerate.utils import parse_flag_from_env
 from torch import nn
 
 from ...models.causal_latent_upsampler import CausalLatentUpsampler
@@ -28,7 +26,7 @@ from ..losses.linear_decoding import check_linear_shortcut
 from ..losses.perceptual import PerceptualLoss
 from ..losses.pixels import PixelLoss
 from ..settings import Count, NonNegative, Positive, Share
-from ..starting_points.lora import LoraLayers, choose_trained, lora_of
+from ..starting_points.lora import LoraLayers, choose_trained, lora_of, may_share, tuned_copy
 from ..starting_points.networks import decoder_parameters, load_network
 from .sr import DecodedObjective, DecodedTraining, sampler, warn_of_other_noise
 
@@ -315,9 +313,7 @@ def _load_transformers(
 ) -> tuple[UltraFlashSRTransformer, UltraFlashSRTransformer, UltraFlashSRTransformer]:
     """The student, the teacher and the fake score."""
     teacher = load_network(UltraFlashSRTransformer, arguments.teacher, "transformer")
-    # sharded networks cannot share parameters, and are small in each process
-    shares = not parse_flag_from_env("ACCELERATE_USE_FSDP")
-    lora = lora_of(arguments)
+    lora, shares = lora_of(arguments), may_share(arguments)
     if arguments.pretrained_model_name_or_path is None:
         student = sparse_student(teacher, lora, shares)
     else:
@@ -371,14 +367,9 @@ def fake_score_of(
     Args:
         teacher (`UltraFlashSRTransformer`): the multi-step network; frozen by this.
         lora (`LoraLayers`, *optional*): trains LoRA layers; `None` trains a whole copy.
-        shares (`bool`, *optional*, defaults to `True`): with LoRA layers, all other weights are the teacher's own and
-            take no more memory; FSDP needs copies of them.
+        shares (`bool`, *optional*, defaults to `True`): see [`tuned_copy`].
     """
-    teacher.requires_grad_(False)
-    shared = {} if lora is None or not shares else {id(parameter): parameter for parameter in teacher.parameters()}
-    fake_score = copy.deepcopy(teacher, shared)
-    choose_trained(fake_score, lora)
-    return fake_score
+    return tuned_copy(teacher.requires_grad_(False), lora, shares)
 
 
 def _flow(network: UltraFlashSRTransformer, condition: torch.Tensor, prompt_embeds: torch.Tensor) -> Flow:

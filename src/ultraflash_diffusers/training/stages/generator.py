@@ -1,32 +1,29 @@
 # Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
-"""The streaming generator's training: diffusion forcing on clips, then self-forcing on its own rollouts.
+"""The streaming generator's training: what all have in common, and diffusion forcing on clips.
 
 Diffusion forcing (arXiv 2407.01392) gives each chunk of a clip a noise level of its own, so that chunks learn from
-noisy and from clean pasts. Self-forcing (arXiv 2506.08009) generates as inference does, with the inference cache and
-in few steps, and moves what comes out towards the teacher's distribution.
+noisy and from clean pasts. What follows on it is in `self_forcing`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import nn
+from diffusers import WanTransformer3DModel
 
 from ...models.causal_wan_transformer import CausalWanTransformer
 from ...pipelines.execution.calls import GeneratorCalls
 from ...pipelines.samplers import sample_chunk, shift_sigma
 from ...pipelines.sources.generator_schedule import warped_sigmas
 from ..data.chunks import ChunkBatch
-from ..losses.distribution_matching import DistributionMatching, surrogate_loss
 from ..losses.fidelity import psnr
 from ..losses.flow_matching import randn_like
-from ..settings import NO_FLAG, Count, Positive, Settings, Share
+from ..settings import NO_FLAG, Positive, Settings, Share
+from ..starting_points.lora import save_lora
 from ..starting_points.text_encoding import TextEncoding
 from ..starting_points.token_subspace import TokenSubspace
 from .base import Training
@@ -91,27 +88,12 @@ class DiffusionForcing(GeneratorObjective):
         return levels[(later.floor().long() + 1).clamp(0, len(levels) - 1)]
 
 
-@dataclass(frozen=True)
-class SelfForcing(GeneratorObjective):
-    """How the generator is distilled on its own rollouts.
-
-    Args:
-        matching (`DistributionMatching`, *optional*): the gradient.
-        fake_updates (`int`, *optional*, defaults to 5): of the copy that tracks the rollouts, for each of the
-            generator's.
-        fake_learning_rate (`float`, *optional*): of the copy; the generator's by default.
-    """
-
-    matching: DistributionMatching = DistributionMatching()
-    fake_updates: Count = 5
-    fake_learning_rate: Positive[float] | None = None
-
-
 class GeneratorTraining(Training):
     """What both trainings of a generator share: its rollouts, their validation, and what is saved.
 
     Args:
-        network (`CausalWanTransformer`): what is trained; in a `subspace`, the network of patches of one.
+        network (`CausalWanTransformer`): those of its parameters that require gradients are trained; in a `subspace`,
+            the network of patches of one.
         text (`TextEncoding`): the text encoder.
         objective (`GeneratorObjective`): what is learnt.
         scale (`torch.Tensor` of shape `[channels]`): root mean square of each channel of clean latents.
@@ -133,7 +115,7 @@ class GeneratorTraining(Training):
         decode: Decode | None = None,
     ) -> None:
         super().__init__()
-        self.network, self.text, self.objective = network.requires_grad_(True), text, objective
+        self.network, self.text, self.objective = network, text, objective
         self.subspace, self.config, self.decode = subspace, config, decode
         # errors of a channel relative to its size, times how much of the picture the channel makes up
         amplitude = scale if subspace is None else subspace.gain * scale
@@ -150,7 +132,7 @@ class GeneratorTraining(Training):
         noisy: torch.Tensor,
         sigmas: torch.Tensor,
         prompt_embeds: torch.Tensor,
-        network: CausalWanTransformer | None = None,
+        network: CausalWanTransformer | WanTransformer3DModel | None = None,
     ) -> torch.Tensor:
         """Predicts the flow of whole clips, float32.
 
@@ -158,7 +140,7 @@ class GeneratorTraining(Training):
             noisy (`torch.Tensor`): `[batch, channels, frames, height, width]`.
             sigmas (`torch.Tensor`): noise levels `[batch, chunks]`, or `[batch]`.
             prompt_embeds (`torch.Tensor`): from [`TextEncoding`].
-            network (`CausalWanTransformer`, *optional*): another one than the trained one.
+            network (`CausalWanTransformer` or `WanTransformer3DModel`, *optional*): another one than the trained one.
         """
         network = network or self.network
         if sigmas.ndim == 2:
@@ -209,8 +191,11 @@ class GeneratorTraining(Training):
         return {"error": error, "psnr": psnr(result, truth).item(), "result": result, "truth": truth}
 
     def save_pretrained(self, folder: Path) -> None:
-        """Writes `generator_transformer`, `text_encoder` and `tokenizer` as a pipeline has them."""
+        """Writes `generator_transformer` or its LoRA layers, `text_encoder` and `tokenizer` as a pipeline has them."""
         network = self.network
+        if getattr(network, "peft_config", None):
+            save_lora(network, folder, "generator_transformer")
+            return self.text.save_pretrained(folder)
         if self.subspace is not None and self.config is not None:
             network = self.subspace.expanded(network, self.config)
         network.save_pretrained(folder / "generator_transformer")
@@ -297,76 +282,3 @@ class DiffusionForcingTraining(GeneratorTraining):
             return (flow - (noise - clean)).square().mean((1, 3, 4))
         predicted = noisy - self._for_frames(told) * flow
         return (self.error_weights * (predicted - clean).square()).sum(1).mean((2, 3))
-
-
-class SelfForcingTraining(GeneratorTraining):
-    """Distils a generator on its own rollouts by distribution matching: [`SelfForcing`].
-
-    The teacher is the generator as it was at the start, with guidance; a second copy tracks the rollouts. The text
-    encoder is frozen. Arguments are those of [`GeneratorTraining`].
-    """
-
-    objective: SelfForcing
-
-    def __init__(
-        self,
-        network: CausalWanTransformer,
-        text: TextEncoding,
-        objective: SelfForcing,
-        scale: torch.Tensor,
-        subspace: TokenSubspace | None = None,
-        config: dict | None = None,
-        decode: Decode | None = None,
-    ) -> None:
-        super().__init__(network, text.requires_grad_(False), objective, scale, subspace, config, decode)
-        self.teacher = deepcopy(network).requires_grad_(False).eval()
-        self.fake = deepcopy(network).requires_grad_(True)
-        self._moves_student, self._last_step = True, len(objective.denoising_steps) - 1
-
-    @property
-    def heaviest_step(self) -> int:
-        """The generator's first."""
-        return self.objective.fake_updates
-
-    def begin_step(self, step: int, generator: torch.Generator) -> None:
-        self._moves_student = step % (self.objective.fake_updates + 1) == self.objective.fake_updates
-        self._last_step = int(torch.randint(len(self.objective.denoising_steps), (), generator=generator))
-
-    def averaged_parameters(self) -> list[nn.Parameter]:
-        return [parameter for parameter in self.network.parameters() if parameter.requires_grad]
-
-    def parameter_groups(self, learning_rate: float) -> list[dict]:
-        fake_rate = self.objective.fake_learning_rate or learning_rate
-        return [
-            {"params": self.averaged_parameters(), "lr": learning_rate},
-            {"params": list(self.fake.parameters()), "lr": fake_rate},
-        ]
-
-    def forward(  # type: ignore[override]
-        self, batch: ChunkBatch, generator: torch.Generator
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        prompt_embeds, empty = self.text(batch.texts), self.text([""] * len(batch.texts))
-        with torch.set_grad_enabled(self._moves_student):
-            sample = self.rollout(batch.high.shape, prompt_embeds, generator, self._last_step)
-        real, fake, unconditional = (
-            partial(self._score, prompt_embeds=embeds, network=network)
-            for network, embeds in ((self.teacher, prompt_embeds), (self.fake, prompt_embeds), (self.teacher, empty))
-        )
-        if not self._moves_student:
-            predicts: Literal["flow", "clean"] = "flow" if self.network.config.prediction_type == "flow" else "clean"
-            loss = self.objective.matching.fake_score_loss(sample, fake, generator, predicts)
-            return loss, {"loss_of_fake_score": loss.detach()}
-        gradient = self.objective.matching.gradient(sample, real, fake, unconditional, generator)
-        return surrogate_loss(sample, gradient), {"gradient": gradient.abs().mean()}
-
-    def _score(
-        self, noisy: torch.Tensor, sigmas: torch.Tensor, prompt_embeds: torch.Tensor, network: CausalWanTransformer
-    ) -> torch.Tensor:
-        return self.flow(noisy, sigmas, prompt_embeds, network)
-
-
-TRAININGS: dict[str, tuple[type[GeneratorObjective], type[GeneratorTraining]]] = {
-    "diffusion_forcing": (DiffusionForcing, DiffusionForcingTraining),
-    "self_forcing": (SelfForcing, SelfForcingTraining),
-}
-"""What a command line may choose, by name."""

@@ -17,11 +17,15 @@ from ..data.planned import planned_chunks
 from ..data.scenes import nameless_colors
 from ..losses.linear_decoding import check_linear_shortcut
 from ..settings import read_settings
+from ..starting_points.lora import choose_trained, lora_of, may_share
 from ..starting_points.networks import load_network, start_network
 from ..starting_points.text_encoding import TextEncoding, make_text_encoder, make_tokenizer, words_of
 from ..starting_points.token_subspace import TokenSubspace, arguments_of, scale_ends
-from .generator import TRAININGS, GeneratorTraining
+from .generator import Decode, DiffusionForcing, DiffusionForcingTraining, GeneratorObjective, GeneratorTraining
+from .self_forcing import SelfForcing, SelfForcingTraining
 
+OBJECTIVES: dict[str, type[GeneratorObjective]] = {"diffusion_forcing": DiffusionForcing, "self_forcing": SelfForcing}
+"""What a command line may choose, by name."""
 # that a plan's own text encoder knows
 _WORDS = 200
 
@@ -48,6 +52,31 @@ def _start(arguments: argparse.Namespace) -> CausalWanTransformer:
     network = CausalWanTransformer(**{name: wan.config[name] for name in shared})
     network.load_state_dict(wan.state_dict())
     return network
+
+
+def check_choices(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> None:
+    """Refuses arguments of `training/train_generator.py` that contradict each other.
+
+    Args:
+        parser (`argparse.ArgumentParser`): tells the errors.
+        parsed (`argparse.Namespace`): its result.
+    """
+    forces_itself = parsed.objective == "self_forcing"
+    if not (parsed.synthetic_scenes or parsed.train_data_dir or parsed.dataset_name):
+        parser.error("one of --train_data_dir, --dataset_name and --synthetic_scenes is needed")
+    if len(parsed.crops) > 1 or len(parsed.train_batch_size) > 1:
+        parser.error("--crops and --train_batch_size: the generator trains at one size")
+    if parsed.nameless_colors and not (parsed.synthetic_scenes and parsed.encode_linearly and not parsed.text_encoder):
+        parser.error("--nameless_colors needs --synthetic_scenes, --encode_linearly and a text encoder of its own")
+    if forces_itself and (parsed.network_config or not parsed.text_encoder):
+        parser.error("--objective self_forcing goes on from a network and its --text_encoder")
+    if parsed.teacher is not None and not forces_itself:
+        parser.error("--teacher needs --objective self_forcing")
+    for name in ("teacher", "rank"):
+        if vars(parsed)[name] is not None and parsed.token_rank is not None:
+            parser.error(f"--{name} works on whole tokens: leave out --token_rank")
+    if parsed.rank is not None and not parsed.text_encoder:
+        parser.error("--rank trains LoRA layers of a network that knows a --text_encoder")
 
 
 def check_sizes(arguments: argparse.Namespace, autoencoder: HRAutoencoder, config: dict) -> None:
@@ -111,9 +140,7 @@ def planned_training(
         text = TextEncoding(make_text_encoder(_WORDS, config["text_dim"]), tokenizer, config["text_length"])
     else:
         text = TextEncoding.load(arguments.text_encoder, config["text_length"])
-    objective_class, training_class = TRAININGS[arguments.objective]
-    objective = read_settings(arguments, objective_class)
-    stage = training_class(network, text, objective, torch.ones(size[0]), compact, config)
+    stage = _training(arguments, network, text, torch.ones(size[0]), compact, config)
     return stage, planned_chunks(arguments, *size)
 
 
@@ -139,6 +166,24 @@ def new_training(
         latents = latents.cpu()
         return autoencoder.decode(latents if subspace is None else subspace.lift(latents)).sample
 
-    objective_class, training_class = TRAININGS[arguments.objective]
-    objective = read_settings(arguments, objective_class)
-    return training_class(network, text, objective, scale, subspace, config, decode)
+    return _training(arguments, network, text, scale, subspace, config, decode)
+
+
+def _training(
+    arguments: argparse.Namespace,
+    network: CausalWanTransformer,
+    text: TextEncoding,
+    scale: torch.Tensor,
+    subspace: TokenSubspace | None,
+    config: dict,
+    decode: Decode | None = None,
+) -> GeneratorTraining:
+    lora, parts = lora_of(arguments), (scale, subspace, config, decode)
+    if arguments.objective == "diffusion_forcing":
+        choose_trained(network, lora)
+        return DiffusionForcingTraining(network, text, read_settings(arguments, DiffusionForcing), *parts)
+    teacher = None
+    if arguments.teacher is not None:
+        teacher = load_network(WanTransformer3DModel, arguments.teacher, "transformer")
+    objective = read_settings(arguments, SelfForcing)
+    return SelfForcingTraining(network, text, objective, *parts, teacher, lora, may_share(arguments))

@@ -4,17 +4,21 @@
 from __future__ import annotations
 
 import argparse
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
+from accelerate.utils import parse_flag_from_env
 from diffusers.models.modeling_utils import ModelMixin
 from peft import LoraConfig, get_peft_model_state_dict
 from torch import nn
 
 from ...pipelines.lora import UltraFlashLoraLoaderMixin
 from ..settings import NonNegative, Positive, Settings
+
+Network = TypeVar("Network", bound=ModelMixin)
 
 # by name: the projections of the attention, to the text and within the video; the feed-forward network's
 LAYERS = {"attention": ["to_q", "to_k", "to_v", "to_out.0"], "ffn": ["ffn.net.0.proj", "ffn.net.2"]}
@@ -102,12 +106,48 @@ def choose_trained(transformer: ModelMixin, lora: LoraLayers | None) -> None:
         lora.add_to(transformer)
 
 
-def save_lora(transformer: ModelMixin, folder: Path) -> None:
-    """Writes a transformer's LoRA layers as diffusers does, with what PEFT says of them (rank, alpha, layers)."""
+def tuned_copy(network: Network, lora: LoraLayers | None = None, shares: bool = True) -> Network:
+    """A copy of a frozen network that is trained, as [`choose_trained`] says.
+
+    Args:
+        network (`ModelMixin`): stays as it is.
+        lora (`LoraLayers`, *optional*): `None` trains the whole copy.
+        shares (`bool`, *optional*, defaults to `True`): with LoRA layers, all other weights are the network's own and
+            take no more memory.
+    """
+    shared = {} if lora is None or not shares else {id(parameter): parameter for parameter in network.parameters()}
+    tuned = copy.deepcopy(network, shared)
+    choose_trained(tuned, lora)
+    return tuned
+
+
+def may_share(arguments: argparse.Namespace) -> bool:
+    """Whether networks may share weights: FSDP, run or planned, spreads each, and no parameter twice.
+
+    Args:
+        arguments (`argparse.Namespace`): of the run.
+    """
+    planned = arguments.dry_run and arguments.plan_processes > 1
+    return not (planned or parse_flag_from_env("ACCELERATE_USE_FSDP"))
+
+
+def save_lora(
+    transformer: ModelMixin,
+    folder: Path,
+    component: Literal["transformer", "generator_transformer"] = "transformer",
+) -> None:
+    """Writes a transformer's LoRA layers as diffusers does, with what PEFT says of them (rank, alpha, layers).
+
+    Args:
+        transformer (`ModelMixin`): with the layers.
+        folder (`Path`): where the file goes.
+        component (`str`, *optional*, defaults to `"transformer"`): what the network is in a pipeline.
+    """
     (config,) = transformer.peft_config.values()
     metadata = {name: _as_json(value) for name, value in config.to_dict().items()}
     layers = get_peft_model_state_dict(transformer)
-    UltraFlashLoraLoaderMixin.save_lora_weights(folder, layers, transformer_lora_adapter_metadata=metadata)
+    given: dict[str, Any] = {f"{component}_lora_layers": layers, f"{component}_lora_adapter_metadata": metadata}
+    UltraFlashLoraLoaderMixin.save_lora_weights(folder, **given)
 
 
 def _as_json(value: Any) -> Any:
