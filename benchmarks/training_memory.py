@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from diffusers import WanTransformer3DModel
 
 from ultraflash_diffusers import CausalLatentUpsampler, CausalWanTransformer, HRAutoencoder, UltraFlashSRTransformer
 from ultraflash_diffusers.training.starting_points.text_encoding import TextEncoding, make_text_encoder, make_tokenizer
@@ -39,6 +40,10 @@ class Recipe:
 
 
 _SR = "--autoencoder {nets} --latent_upsampler {nets}"
+_SELF_FORCING = (
+    "--autoencoder {nets} --pretrained_model_name_or_path {nets} --text_encoder {nets} --objective self_forcing "
+    "--sample_chunks 7"
+)
 RECIPES = {
     "lora": Recipe(
         "train_sr",
@@ -54,6 +59,14 @@ RECIPES = {
         8,
         80,
     ),
+    "teacher_2k": Recipe(
+        "train_sr",
+        f"{_SR} --pretrained_model_name_or_path {{nets}} --objective flow_matching --use_ema --ulysses_degree 4 "
+        "--ring_degree 2",
+        "81x1440x2496",
+        8,
+        80,
+    ),
     "distillation": Recipe(
         "distill_sr",
         f"{_SR} --teacher {{nets}} --guidance_drops condition --decoded_latents 3 --use_ema",
@@ -61,13 +74,10 @@ RECIPES = {
         8,
         80,
     ),
-    "self_forcing": Recipe(
-        "train_generator",
-        "--autoencoder {nets} --pretrained_model_name_or_path {nets} --text_encoder {nets} --objective self_forcing "
-        "--sample_chunks 7",
-        "81x480x832",
-        8,
-        80,
+    "self_forcing": Recipe("train_generator", _SELF_FORCING, "81x480x832", 8, 80),
+    "self_forcing_lora": Recipe("train_generator", f"{_SELF_FORCING} --rank 128", "81x480x832", 8, 80),
+    "self_forcing_lora_14b": Recipe(
+        "train_generator", f"{_SELF_FORCING} --rank 128 --teacher {{nets}}/wan_14b", "81x480x832", 8, 80
     ),
 }
 
@@ -86,6 +96,7 @@ def save_configurations(folder: Path) -> None:
             "latent_upsampler": CausalLatentUpsampler(),
             "autoencoder": HRAutoencoder(),
             "generator_transformer": CausalWanTransformer(),
+            "wan_14b": WanTransformer3DModel(),
         }
     for name, network in networks.items():
         network.save_config(folder / name)
