@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import runpy
 import sys
@@ -146,6 +147,31 @@ def test_jpeg_blur_and_noise_are_effective() -> None:
     assert high_frequencies(GaussianBlur(2.0)(clip, rng)) < 0.5 * high_frequencies(GaussianBlur(0.3)(clip, rng))
     grey = np.full((4, 64, 64, 3), 128, np.uint8)
     assert np.std(GaussianNoise(6.0)(grey, rng).astype(float)) == pytest.approx(6.0, rel=0.05)
+
+
+@pytest.mark.parametrize("std", [3.0, 60.0])
+def test_noise_is_white_normal_and_other_on_every_frame(std: float) -> None:
+    grey = np.full((6, 96, 96, 3), 128, np.uint8)
+    noise = GaussianNoise(std)(grey, seeded(0)).astype(float) - 128
+    middle = np.abs(noise) < 120
+    assert (noise < std).mean() == pytest.approx(0.8413 if std > 10 else 0.8, abs=0.01)  # whole levels: below 3
+    assert noise[middle].mean() == pytest.approx(0, abs=0.03 * std)
+    flat = noise.reshape(6, -1)
+    assert np.abs(np.corrcoef(flat) - np.eye(6)).max() < 0.03
+    neighbours = (noise[:, :, 1:] * noise[:, :, :-1]).mean() / noise.var()
+    assert abs(neighbours) < 0.02
+
+
+def test_codec_and_filter_are_those_of_other_software() -> None:
+    clip = moving_texture()
+    for quality in (70, 95):
+        stream = io.BytesIO()
+        Image.fromarray(clip[0]).save(stream, format="JPEG", quality=quality)
+        assert np.array_equal(Jpeg(quality)(clip, seeded(0))[0], np.asarray(Image.open(stream)))
+    for scale in (2, 3, 4):
+        size = (72 // scale, 48 // scale)
+        small = np.asarray(Image.fromarray(clip[0]).resize(size, Image.Resampling.BICUBIC)).astype(int)
+        assert np.abs(Downscale(scale, "bicubic")(clip, seeded(0))[0] - small).max() <= 1
 
 
 def test_choices_are_made_as_often_as_asked() -> None:

@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
 import av
+import cv2
 import numpy as np
-from PIL import Image
 
 from .ranges import Range, check_clip, check_range, draw_integer
 
@@ -63,9 +62,9 @@ class Jpeg:
 
 
 def _through_jpeg(frame: np.ndarray, quality: int) -> np.ndarray:
-    buffer = io.BytesIO()
-    Image.fromarray(frame).save(buffer, format="JPEG", quality=quality)
-    return np.asarray(Image.open(buffer))
+    settings = [cv2.IMWRITE_JPEG_QUALITY, quality]
+    _, encoded = cv2.imencode(".jpg", cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), settings)
+    return cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB)
 
 
 def _encode(frames: np.ndarray, crf: int, preset: str) -> list[av.Packet]:
