@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import errno
+import re
 import shutil
+import time
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -77,7 +79,7 @@ def test_a_frame_rate_takes_the_frames_of_its_ticks(tmp_path: Path, caplog: pyte
 
 
 def test_the_room_that_a_cache_takes_is_said_before_it_is_filled(
-    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Namespace(free=2 * 9 * 48 * 64 * 3 - 1))
     with pytest.raises(
@@ -87,7 +89,10 @@ def test_the_room_that_a_cache_takes_is_said_before_it_is_filled(
     assert raised.value.errno == errno.ENOSPC and not list((tmp_path / "cache").iterdir())
     # what is there already needs no room
     monkeypatch.undo()
+    capsys.readouterr()
     prepare_clips(find_sources(clips), tmp_path / "cache", Preparation())
+    said = capsys.readouterr()
+    assert ", and 1 seconds, by the pace of 9 frames" in said.out + said.err
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Namespace(free=0))
     assert len(prepare_clips(find_sources(clips), tmp_path / "cache", Preparation())) == 2
 
@@ -122,3 +127,27 @@ def test_embeddings_are_made_in_batches_and_kept_in_half_precision(tmp_path: Pat
     assert {np.load(file).dtype for file in tmp_path.rglob("*.npy")} == {np.dtype(np.float16)}
     torch.testing.assert_close(prompts(many), encode(many)[0], atol=2e-3, rtol=2e-3)
     assert Prompts.embed(many, pipe, tmp_path)(many[:1]).dtype == torch.float32 and calls == [16, 5]
+
+
+def test_the_time_that_a_cache_takes_is_that_of_its_degraded_versions(
+    clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def slow(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        time.sleep(0.03 * len(frames))
+        return frames[:, ::2, ::2]
+
+    how = Preparation(scale=2, degradation=slow, versions=4)
+    started = time.monotonic()
+    prepare_clips(find_sources(clips), tmp_path / "cache", how)
+    took = time.monotonic() - started
+    foretold = re.search(r"and ([\d.]+) seconds, by the pace", "".join(capsys.readouterr()))
+    # 2 clips of 9 frames in 4 versions; the trial itself comes on top
+    assert foretold is not None and 2 <= float(foretold[1]) <= took + 1
+
+
+def test_captions_of_another_language_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    pipe = make_tiny_pipeline(generator=False)
+    with pytest.raises(ValueError, match="knows no word of the 2 captions, such as 'ein roter Ball'"):
+        Prompts.embed(["ein roter Ball", "eine Katze", ""], pipe)
+    Prompts.embed(["ein roter Ball", "a red ball"], pipe)
+    assert "most words of 1 of 2 captions are unknown" in caplog.text and "'ein roter Ball'" in caplog.text

@@ -9,13 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset, Video
 from helpers.training_runs import log, run, texture, write_video
 
 from ultraflash_diffusers.degradation import Downscale
 from ultraflash_diffusers.training.data.crops import Crop, CropDataset, batches
 from ultraflash_diffusers.training.data.preparation import Preparation, prepare_clips
 from ultraflash_diffusers.training.data.sources import find_sources
-from ultraflash_diffusers.training.data.streaming import StreamedCrops, find_streamed
+from ultraflash_diffusers.training.data.streaming import StreamedCrops, find_addressed, find_streamed
+from ultraflash_diffusers.training.data.video_dataset import dataset_addresses
 from ultraflash_diffusers.training.files import LeftOut
 
 HOW = Preparation(scale=2, degradation=Downscale(2), versions=1)
@@ -81,6 +83,33 @@ def test_what_cannot_be_streamed_is_listed(folder: Path) -> None:
     (folder.parent / "none" / "0.tar").write_bytes(b"no shard")
     with pytest.raises(ValueError, match="the shard .*0.tar' cannot be read"):
         streamed(folder.parent / "none")
+
+
+def test_files_of_a_dataset_are_read_where_they_are(folder: Path, offline_datasets: None) -> None:
+    rows = "".join(f'{{"file_name": "{name}.mp4", "text": "a {name}"}}\n' for name in ("boat", "cat"))
+    (folder / "metadata.jsonl").write_text(rows)
+    addresses = dataset_addresses(str(folder), caption_column="text")
+    assert {text for _, text in addresses} == {"a boat", "a cat"}
+    elsewhere = [(f"file://{Path(address).resolve()}", text) for address, text in addresses]
+    expected = streamed(folder)
+    for number, found in enumerate((addresses, elsewhere)):
+        cache = folder.parent / f"cache_{number}"
+        clips = find_addressed(found, "clips", cache, HOW, [])
+        assert [clip.address is None for clip in clips] == [number == 0] * 2
+        crops = StreamedCrops(sorted(clips, key=lambda clip: clip.text), HOW, CROPS, 2, scale=2)
+        assert all(torch.equal(crops[index].high, expected[index].high) for index in range(2))
+        assert not list(cache.rglob("*.mp4"))
+
+
+def test_videos_inside_of_tables_have_no_address(folder: Path, offline_datasets: None) -> None:
+    table = Dataset.from_dict({"video": [str(path) for path in sorted(folder.glob("*.mp4"))]})
+    tables = folder.parent / "tables"
+    tables.mkdir()
+    table = table.cast_column("video", Video(decode=False))
+    table = table.map(lambda row: {"video": {"path": "a.mp4", "bytes": Path(row["video"]["path"]).read_bytes()}})
+    table.to_parquet(tables / "train.parquet")
+    with pytest.raises(ValueError, match="row 0 of .* is no file of its own: leave out --stream"):
+        dataset_addresses(str(tables))
 
 
 def test_a_script_trains_from_shards(folder: Path, tmp_path: Path) -> None:

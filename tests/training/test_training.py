@@ -273,13 +273,6 @@ def test_unreadable_files_are_left_out_and_said_so(
         prepare_clips(find_sources(tmp_path), tmp_path / "cache", Preparation())
 
 
-@pytest.fixture
-def offline_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keeps what `datasets` makes of local files out of the user's cache."""
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_OFFLINE", True)
-
-
 @pytest.mark.parametrize("kind", ["folder", "archive", "table"])
 def test_datasets_give_their_videos_and_texts(
     material: Path, tmp_path: Path, offline_datasets: None, kind: str

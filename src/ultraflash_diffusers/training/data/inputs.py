@@ -22,7 +22,7 @@ from .crops import Batch, CropDataset, validation_crop
 from .latents import LatentDataset, cache_latents
 from .preparation import CachedClip, Preparation, prepare_clips
 from .sources import MediaFile, find_sources
-from .streaming import StreamedCrops, find_streamed
+from .streaming import StreamedClip, StreamedCrops, find_addressed, find_streamed
 
 logger = logging.get_logger(__name__)
 
@@ -69,7 +69,7 @@ def load_data(
         cache = cache_folder(arguments)
         delete_dead_files(cache)
         if arguments.stream:
-            streamed = find_streamed(arguments.train_data_dir, cache, training, _caption_key(arguments), left_out)
+            streamed = _streamed(arguments, cache, training, left_out)
         else:
             clips = prepare_clips(_training_sources(arguments, cache, left_out), cache, training, left_out, workers)
         held_out_clips = []
@@ -188,8 +188,8 @@ def _may(arguments: argparse.Namespace, change: str) -> bool:
 
 
 def _check(arguments: argparse.Namespace, spatial: int, temporal: int) -> None:
-    if arguments.stream and (arguments.train_data_dir is None or vars(arguments).get("cache_latents")):
-        raise ValueError("--stream reads videos of --train_data_dir as batches are made: it has no --cache_latents")
+    if arguments.stream and vars(arguments).get("cache_latents"):
+        raise ValueError("--stream reads videos as batches are made: it has no --cache_latents")
     for crop in arguments.crops:
         crop.check(spatial, temporal)
     if arguments.validation_frames % temporal != 1 % temporal:
@@ -282,6 +282,18 @@ def _without_own_output(
     own = [source for source in sources if folders & {*source.path.resolve().parents}]
     left_out += [LeftOut(str(source.path), "it is this run's own output") for source in own]
     return [source for source in sources if source not in own]
+
+
+def _streamed(
+    arguments: argparse.Namespace, cache: Path, how: Preparation, left_out: list[LeftOut]
+) -> list[StreamedClip]:
+    if arguments.dataset_name is None:
+        return find_streamed(arguments.train_data_dir, cache, how, _caption_key(arguments), left_out)
+    from .video_dataset import dataset_addresses  # slow to import, and needed by no one else
+
+    columns = (arguments.dataset_config_name, arguments.video_column, arguments.caption_column)
+    addresses = dataset_addresses(arguments.dataset_name, *columns)
+    return find_addressed(addresses, arguments.dataset_name, cache, how, left_out)
 
 
 def _training_sources(arguments: argparse.Namespace, cache: Path, left_out: list[LeftOut]) -> list[MediaFile]:

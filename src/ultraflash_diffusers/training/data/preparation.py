@@ -11,11 +11,13 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 import shutil
+import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
@@ -36,6 +38,8 @@ logger = logging.get_logger(__name__)
 
 # sources whose headers are read to foretell what all take
 _LOOKED_AT = 20
+# frames of the trial that foretells the time
+_TRIED = 9
 
 
 @dataclass(frozen=True)
@@ -118,7 +122,8 @@ def prepare_clips(
     sources = list(sources)
     folders = [Path(cache_dir) / _fingerprint(source, how) for source in sources]
     once = dict(zip(folders, sources, strict=True))  # a file may be named several times
-    _check_room(Path(cache_dir), [source for folder, source in once.items() if not _is_prepared(folder)], how)
+    missing = [source for folder, source in once.items() if not _is_prepared(folder)]
+    _check_room(Path(cache_dir), missing, how, workers)
     with ThreadPoolExecutor(workers) as pool:
         outcomes = pool.map(lambda folder: _error_in(once[folder], folder, how), once)
         errors = dict(zip(once, tqdm(outcomes, "Preparing", len(once), unit="source", disable=None), strict=True))
@@ -139,8 +144,8 @@ def prepare_clips(
     return clips
 
 
-def _check_room(cache_dir: Path, sources: list[MediaFile], how: Preparation) -> None:
-    """Says how much disk the sources will take, by the headers of some of them.
+def _check_room(cache_dir: Path, sources: list[MediaFile], how: Preparation, workers: int) -> None:
+    """Says how much disk the sources will take, by the headers of some of them, and how long, by a trial with one.
 
     Raises:
         OSError: there is less.
@@ -156,7 +161,33 @@ def _check_room(cache_dir: Path, sources: list[MediaFile], how: Preparation) -> 
     if needed > free:
         smaller = "smaller --resolution, fewer --degraded_versions, a lower --fps or another --cache_dir"
         raise OSError(errno.ENOSPC, f"{say}: {smaller} would help")
+    seconds = next((pace * needed for source in some if (pace := _seconds_a_byte(source, how)) is not None), None)
+    if seconds is not None:
+        spread = min(workers, len(sources), os.cpu_count() or 1)
+        say += f", and {_in_words(seconds / spread)}, by the pace of {_TRIED} frames"
     tqdm.write(say)
+
+
+def _seconds_a_byte(source: MediaFile, how: Preparation) -> float | None:
+    """What a byte of the cache takes to make, by some frames of a source; `None` of one that cannot be read."""
+    started = time.perf_counter()
+    try:
+        clip = _cropped(next(_clips(source, replace(how, clip_frames=min(_TRIED, how.clip_frames)))), how.scale)
+    except (UnreadableSource, StopIteration):
+        return None
+    seconds, size = time.perf_counter() - started, clip.nbytes * (1 + how.versions / how.scale**2)
+    if how.degradation is not None and source.low is None:
+        started = time.perf_counter()
+        degraded(clip, how.degradation, how.scale, np.random.default_rng(how.seed))
+        seconds += how.versions * (time.perf_counter() - started)
+    return seconds / size
+
+
+def _in_words(seconds: float) -> str:
+    for unit, name in ((3600, "hours"), (60, "minutes")):
+        if seconds >= unit:
+            return f"{seconds / unit:.2g} {name}"
+    return f"{max(1, round(seconds))} seconds"
 
 
 def _planned_bytes(source: MediaFile, how: Preparation) -> int | None:

@@ -19,6 +19,7 @@ from ...models.hr_autoencoder import HRAutoencoder
 from ...models.ultraflash_sr_transformer import UltraFlashSRTransformer
 from ...pipelines.pipeline_ultraflash import UltraFlashStreamingPipeline
 from ..files import holds_array, save_array, tokenizer_fingerprint, weights_fingerprint
+from ..starting_points.text_encoding import check_captions
 from .crops import Batch, CropDataset
 
 logger = logging.get_logger(__name__)
@@ -51,15 +52,17 @@ class Prompts:
             pipe (`UltraFlashStreamingPipeline`): with a text encoder and a tokenizer, or without either.
             cache_dir (`str` or `Path`, *optional*): where embeddings are kept, in files named after text, tokenizer
                 and the text encoder's configuration and weights: those that others made are not found.
+
+        Raises:
+            ValueError: texts of which the tokenizer knows no word.
         """
         config = pipe.transformer.config
         unique = sorted({"", *texts})
         embeddings: dict[str, torch.Tensor] = {}
         if pipe.text_encoder is not None:
+            check_captions(unique, pipe.tokenizer)
             folder = None if cache_dir is None else Path(cache_dir) / "texts" / _encoder_fingerprint(pipe)
             embeddings = _embedded_once(unique, pipe, folder)
-            if unique == [""]:
-                logger.warning("no clip has a text: the text encoder's embedding of the empty one is all there is")
         elif len(unique) > 1:
             logger.warning(f"the texts of the clips ({len(unique) - 1}) are not used: there is no text encoder")
         return cls(embeddings, config.text_length, config.text_dim)

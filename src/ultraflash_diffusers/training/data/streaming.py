@@ -1,14 +1,16 @@
 # Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
 """Crops that are decoded and degraded as batches are made, in the loader's processes: no cache is filled.
 
-Videos are files of a folder, or members of its tar shards as WebDataset has them: `boat.mp4` beside `boat.txt`. Shards
-are read where they lie, a member at a time. As from a cache, a batch depends on its number alone.
+Videos are files of a folder, members of its tar shards as WebDataset has them (`boat.mp4` beside `boat.txt`), or files
+of a dataset of the `datasets` library, wherever they are. Shards are read where they lie, a member at a time; what is
+elsewhere is fetched when it is needed. As from a cache, a batch depends on its number alone.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import tarfile
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -17,7 +19,9 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import urlsplit
 
+import fsspec
 import numpy as np
 import torch
 from tqdm import tqdm
@@ -39,6 +43,7 @@ class StreamedClip:
         frames (`int`), height (`int`), width (`int`): as training sees it.
         shard (`Path`, *optional*): the tar file.
         offset (`int`), size (`int`): of the member in it, in bytes.
+        address (`str`, *optional*): of a file on another machine, as `fsspec` reads it.
     """
 
     high: Path
@@ -49,6 +54,7 @@ class StreamedClip:
     shard: Path | None = None
     offset: int = 0
     size: int = 0
+    address: str | None = None
 
     @property
     def lows(self) -> tuple[Path, ...]:
@@ -58,15 +64,26 @@ class StreamedClip:
     @contextmanager
     def opened(self) -> Iterator[VideoReader]:
         """Gives a reader of the video."""
-        if self.shard is None:
+        if self.shard is None and self.address is None:
             yield VideoReader(self.high)
             return
         with tempfile.NamedTemporaryFile(suffix=self.high.suffix) as copy:
-            with self.shard.open("rb") as shard:
-                shard.seek(self.offset)
-                copy.write(shard.read(self.size))
+            if self.shard is not None:
+                with self.shard.open("rb") as shard:
+                    shard.seek(self.offset)
+                    copy.write(shard.read(self.size))
+            else:
+                with fsspec.open(self.address, "rb") as remote:
+                    shutil.copyfileobj(remote, copy)
             copy.flush()
             yield VideoReader(copy.name)
+
+    @property
+    def identity(self) -> str:
+        """By which what is known of it is found again."""
+        if self.address is not None:
+            return self.address
+        return f"{self.high} {(self.shard or self.high).stat().st_mtime_ns} {self.size}"
 
 
 class StreamedCrops(CropDataset):
@@ -134,12 +151,39 @@ def find_streamed(
     else:
         sources = find_sources(folder, caption_column, left_out)
         clips = [StreamedClip(source.path, source.text) for source in sources if source.low is None]
+    return _usable(clips, str(folder), cache_dir, how, left_out)
+
+
+def find_addressed(
+    addresses: Sequence[tuple[str, str]], name: str, cache_dir: Path, how: Preparation, left_out: list[LeftOut]
+) -> list[StreamedClip]:
+    """[`find_streamed`] of a dataset's files, which are fetched once to be probed.
+
+    Args:
+        addresses (sequence of pairs of `str`): address and text of each.
+        name (`str`): of the dataset.
+        cache_dir, how, left_out: see [`find_streamed`].
+
+    Raises:
+        ValueError: no video that can be read.
+    """
+    clips = []
+    for address, text in addresses:
+        local = Path(address).is_file()
+        path = Path(address if local else urlsplit(address).path)
+        clips.append(StreamedClip(path, text, address=None if local else address))
+    return _usable(clips, name, cache_dir, how, left_out)
+
+
+def _usable(
+    clips: list[StreamedClip], where: str, cache_dir: Path, how: Preparation, left_out: list[LeftOut]
+) -> list[StreamedClip]:
     videos = [clip for clip in clips if clip.high.suffix.lower() in VIDEOS]
     pictures = [LeftOut(str(clip.high), "only videos are streamed") for clip in clips if clip not in videos]
-    report(pictures, f"{len(pictures)} of {len(clips)} files in {str(folder)!r}: no videos", left_out)
+    report(pictures, f"{len(pictures)} of {len(clips)} files in {where!r}: no videos", left_out)
     found = _with_sizes(videos, cache_dir, how, left_out)
     if not found:
-        raise ValueError(f"not one of the {len(clips)} files in {str(folder)!r} is a video that can be streamed")
+        raise ValueError(f"not one of the {len(clips)} files in {where!r} is a video that can be streamed")
     return found
 
 
@@ -160,7 +204,7 @@ def _members(shard: Path) -> Iterator[StreamedClip]:
 def _with_sizes(
     clips: Sequence[StreamedClip], cache_dir: Path, how: Preparation, left_out: list[LeftOut]
 ) -> list[StreamedClip]:
-    identity = "".join(f"{clip.high} {(clip.shard or clip.high).stat().st_mtime_ns} {clip.size}\n" for clip in clips)
+    identity = "".join(f"{clip.identity}\n" for clip in clips)
     name = hashlib.sha256(f"{identity}{how.resolution} {how.fps}".encode()).hexdigest()[:16]
     index = cache_dir / "streams" / f"{name}.json"
     if not index.is_file():

@@ -6,7 +6,9 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import fsspec
 from datasets import Video, load_dataset
@@ -41,31 +43,72 @@ def dataset_sources(
     Raises:
         ValueError: the dataset has no such columns, `video_column` does not hold videos, or there are no rows.
     """
-    dataset = load_dataset(name, config_name, split="train")
-    for argument, column in (("video_column", video_column), ("caption_column", caption_column)):
-        if column is not None and column not in dataset.column_names:
-            raise ValueError(f"`{argument}` {column!r} is not a column of {name!r}, which has {dataset.column_names}")
-    if not isinstance(dataset.features[video_column], Video):
-        found = dataset.features[video_column]
-        raise ValueError(f"`video_column` {video_column!r} of {name!r} must hold videos, it holds {found}")
-    if len(dataset) == 0:
-        raise ValueError(f"the dataset {name!r} has no rows")
-    # the files as they are: frames are decoded as those of any other file
-    rows = dataset.cast_column(video_column, Video(decode=False))
     sources, missing = [], []
-    for number, row in enumerate(rows):
-        text = row[caption_column] if caption_column is not None else None
+    for number, (video, text) in enumerate(_rows(name, config_name, video_column, caption_column, streaming=False)):
         try:
-            sources.append(MediaFile(_as_file(row[video_column], Path(folder)), text or ""))
+            sources.append(MediaFile(_as_file(video, Path(folder)), text))
         except FileNotFoundError as error:
             missing.append(LeftOut(f"row {number} of {name}", str(error)))
     if missing:
-        logger.warning(f"left out {len(missing)} of {len(rows)} rows of {name!r}: their videos are not there")
+        total = len(missing) + len(sources)
+        logger.warning(f"left out {len(missing)} of {total} rows of {name!r}: their videos are not there")
     if not sources:
         raise ValueError(f"not one row of {name!r} has a video in `video_column` {video_column!r}")
     if left_out is not None:
         left_out += missing
     return sources
+
+
+def dataset_addresses(
+    name: str,
+    config_name: str | None = None,
+    video_column: str = "video",
+    caption_column: str | None = None,
+) -> list[tuple[str, str]]:
+    """Lists where the videos of a dataset's `train` split are, and their texts, without fetching any.
+
+    Args:
+        name, config_name, video_column, caption_column: see [`dataset_sources`].
+
+    Raises:
+        ValueError: see [`dataset_sources`]; or videos inside of tables or archives, which have no address.
+    """
+    found = []
+    for number, (video, text) in enumerate(_rows(name, config_name, video_column, caption_column, streaming=True)):
+        if video is None or video["bytes"] is not None or "::" in video["path"]:
+            raise ValueError(
+                f"row {number} of {name!r} is no file of its own: leave out --stream, or unpack the dataset to a "
+                "folder and stream that"
+            )
+        found.append((video["path"], text))
+    return found
+
+
+def _rows(
+    name: str, config_name: str | None, video_column: str, caption_column: str | None, streaming: bool
+) -> Iterator[tuple[dict[str, Any] | None, str]]:
+    """The rows' videos as they are stored, and their texts.
+
+    Raises:
+        ValueError: the dataset has no such columns, `video_column` does not hold videos, or there are no rows.
+    """
+    dataset = load_dataset(name, config_name, split="train", streaming=streaming)
+    if dataset.features is None:
+        raise ValueError(f"the dataset {name!r} does not say what its columns are, which --stream needs")
+    for argument, column in (("video_column", video_column), ("caption_column", caption_column)):
+        if column is not None and column not in dataset.features:
+            columns = list(dataset.features)
+            raise ValueError(f"`{argument}` {column!r} is not a column of {name!r}, which has {columns}")
+    if not isinstance(dataset.features[video_column], Video):
+        found = dataset.features[video_column]
+        raise ValueError(f"`video_column` {video_column!r} of {name!r} must hold videos, it holds {found}")
+    # the files as they are: frames are decoded as those of any other file
+    empty = True
+    for row in dataset.cast_column(video_column, Video(decode=False)):
+        empty = False
+        yield row[video_column], (row[caption_column] if caption_column is not None else None) or ""
+    if empty:
+        raise ValueError(f"the dataset {name!r} has no rows")
 
 
 def _as_file(video: dict | None, folder: Path) -> Path:

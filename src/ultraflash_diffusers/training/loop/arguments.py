@@ -194,7 +194,8 @@ def _add_data_arguments(
         "--stream",
         action="store_true",
         help="decodes and degrades as batches are made, by --dataloader_num_workers, instead of filling a cache: the "
-        "videos of --train_data_dir, or of its WebDataset shards (boat.mp4 beside boat.txt in .tar files)",
+        "videos of --train_data_dir, of its WebDataset shards (boat.mp4 beside boat.txt in .tar files), or of "
+        "--dataset_name, where they are files",
     )
     group.add_argument(
         "--resolution", type=positive(int), help="clips' shorter side; larger ones are made smaller, none is enlarged"

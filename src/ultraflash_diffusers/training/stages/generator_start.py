@@ -19,7 +19,7 @@ from ..losses.linear_decoding import check_linear_shortcut
 from ..settings import read_settings
 from ..starting_points.lora import choose_trained, lora_of, may_share
 from ..starting_points.networks import load_network, start_network
-from ..starting_points.text_encoding import TextEncoding, make_text_encoder, make_tokenizer, words_of
+from ..starting_points.text_encoding import TextEncoding, check_captions, make_text_encoder, make_tokenizer, words_of
 from ..starting_points.token_subspace import TokenSubspace, arguments_of, scale_ends
 from .generator import Decode, DiffusionForcing, DiffusionForcingTraining, GeneratorObjective, GeneratorTraining
 from .self_forcing import SelfForcing, SelfForcingTraining
@@ -102,9 +102,11 @@ def check_sizes(arguments: argparse.Namespace, autoencoder: HRAutoencoder, confi
 
 def load_text(arguments: argparse.Namespace, config: dict, pools: list[Pool]) -> TextEncoding:
     """The text encoder that the arguments name, or a new one that knows the words of the clips' texts."""
+    texts = [text for pool in pools for clip in pool.clips for text in clip.texts]
     if arguments.text_encoder is not None:
-        return TextEncoding.load(arguments.text_encoder, config["text_length"])
-    texts = (text for pool in pools for clip in pool.clips for text in clip.texts)
+        encoding = TextEncoding.load(arguments.text_encoder, config["text_length"])
+        check_captions(texts, encoding.tokenizer)
+        return encoding
     words = words_of(texts, config["text_length"])
     nameless = list(nameless_colors(arguments.nameless_colors))
     tokenizer = make_tokenizer([*words, *nameless])

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 import torch
+from diffusers.utils import logging
 from tokenizers import Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import WordLevel
 from tokenizers.processors import TemplateProcessing
@@ -14,6 +15,8 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from .networks import has_no_weights
+
+logger = logging.get_logger(__name__)
 
 SPECIAL_WORDS = ("<pad>", "</s>", "<unk>")
 
@@ -44,6 +47,41 @@ def make_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
     tokenizer.normalizer, tokenizer.pre_tokenizer = _NORMALIZER, _SPLIT
     tokenizer.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", vocabulary["</s>"])])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+
+
+def check_captions(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Names captions of words that a text encoder has never seen, in another language for instance.
+
+    Args:
+        texts (iterable of `str`): captions; empty ones say nothing.
+        tokenizer (`PreTrainedTokenizerBase`): the text encoder's.
+
+    Raises:
+        ValueError: there are captions, and not one word of any is known.
+    """
+    spoken = sorted({text for text in texts if text})
+    if not spoken:
+        logger.warning("no clip has a text: the text encoder's embedding of the empty one is all there is")
+        return
+    shares = [_unknown_share(text, tokenizer) for text in spoken]
+    foreign = [text for text, share in zip(spoken, shares, strict=True) if share > 0.5]
+    if min(shares) == 1:
+        raise ValueError(
+            f"the text encoder's tokenizer knows no word of the {len(spoken)} captions, such as {spoken[0]!r}: are "
+            "they in another language?"
+        )
+    if foreign:
+        logger.warning(
+            f"most words of {len(foreign)} of {len(spoken)} captions are unknown to the text encoder's tokenizer, "
+            f"such as those of {foreign[0]!r}"
+        )
+
+
+def _unknown_share(text: str, tokenizer: PreTrainedTokenizerBase) -> float:
+    """Of a text's tokens, not counting bare marks of where words begin."""
+    tokens = tokenizer.convert_ids_to_tokens(tokenizer(text, add_special_tokens=False).input_ids)
+    told = [token for token in tokens if token.strip("\u2581")]
+    return sum(token == tokenizer.unk_token for token in told) / max(1, len(told))
 
 
 def make_text_encoder(vocabulary_size: int, text_dim: int, num_layers: int = 2) -> UMT5EncoderModel:
