@@ -87,11 +87,13 @@ def test_what_cannot_be_streamed_is_listed(folder: Path) -> None:
 
 def test_files_of_a_dataset_are_read_where_they_are(folder: Path, offline_datasets: None) -> None:
     rows = "".join(f'{{"file_name": "{name}.mp4", "text": "a {name}"}}\n' for name in ("boat", "cat"))
+    expected = streamed(folder)
+    for path in folder.glob("*.txt"):
+        path.unlink()
     (folder / "metadata.jsonl").write_text(rows)
     addresses = dataset_addresses(str(folder), caption_column="text")
     assert {text for _, text in addresses} == {"a boat", "a cat"}
     elsewhere = [(f"file://{Path(address).resolve()}", text) for address, text in addresses]
-    expected = streamed(folder)
     for number, found in enumerate((addresses, elsewhere)):
         cache = folder.parent / f"cache_{number}"
         clips = find_addressed(found, "clips", cache, HOW, [])

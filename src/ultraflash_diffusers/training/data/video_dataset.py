@@ -93,20 +93,21 @@ def _rows(
         ValueError: the dataset has no such columns, `video_column` does not hold videos, or there are no rows.
     """
     dataset = load_dataset(name, config_name, split="train", streaming=streaming)
-    if dataset.features is None:
-        raise ValueError(f"the dataset {name!r} does not say what its columns are, which --stream needs")
+    # a streamed folder with metadata says its columns by its rows alone, which are as they are stored
+    columns = dataset.features if dataset.features is not None else next(iter(dataset), {})
     for argument, column in (("video_column", video_column), ("caption_column", caption_column)):
-        if column is not None and column not in dataset.features:
-            columns = list(dataset.features)
-            raise ValueError(f"`{argument}` {column!r} is not a column of {name!r}, which has {columns}")
-    if not isinstance(dataset.features[video_column], Video):
-        found = dataset.features[video_column]
-        raise ValueError(f"`video_column` {video_column!r} of {name!r} must hold videos, it holds {found}")
-    # the files as they are: frames are decoded as those of any other file
+        if columns and column is not None and column not in columns:
+            raise ValueError(f"`{argument}` {column!r} is not a column of {name!r}, which has {list(columns)}")
+    if dataset.features is not None:
+        if not isinstance(found := dataset.features[video_column], Video):
+            raise ValueError(f"`video_column` {video_column!r} of {name!r} must hold videos, it holds {found}")
+        # the files as they are: frames are decoded as those of any other file
+        dataset = dataset.cast_column(video_column, Video(decode=False))
     empty = True
-    for row in dataset.cast_column(video_column, Video(decode=False)):
-        empty = False
-        yield row[video_column], (row[caption_column] if caption_column is not None else None) or ""
+    for row in dataset:
+        empty, video = False, row[video_column]
+        video = {"path": video, "bytes": None} if isinstance(video, str) else video
+        yield video, (row[caption_column] if caption_column is not None else None) or ""
     if empty:
         raise ValueError(f"the dataset {name!r} has no rows")
 
