@@ -12,9 +12,10 @@ from torch.nn import functional as F
 
 from .seed_code import SeedPlaces, ridge_terms
 
-_NEAR_OCTAVES = 3  # of positions relative to an anchor, in its sizes
+_NEAR_OCTAVES = 3  # of positions of cells relative to an anchor, in its sizes
+_FINE_OCTAVES = 5  # of those of their quarters
 _FRAME_OCTAVES = 3  # of positions in the frame
-_RINGS, _SIDES = 6, 5  # functions of the distance from an anchor and from a ridge
+_RINGS, _SIDES = 7, 5  # functions of the distance from an anchor and from a ridge
 _MAP_CHANNELS = 12
 _FINE_LAYERS = 2  # that quarters of cells pass
 
@@ -63,11 +64,13 @@ class CellPlaces(nn.Module):
         channels (`int`): of a cell.
         things (`int`): anchors, at all moments.
         ridges (`int`): lines.
+        octaves (`int`): of positions relative to anchors.
     """
 
-    def __init__(self, channels: int, things: int, ridges: int) -> None:
+    def __init__(self, channels: int, things: int, ridges: int, octaves: int) -> None:
         super().__init__()
-        along = things * (1 + 2 * _NEAR_OCTAVES) + 1 + 2 * _FRAME_OCTAVES
+        self.octaves = octaves
+        along = things * (1 + 2 * octaves) + 1 + 2 * _FRAME_OCTAVES
         self.column_proj = nn.Linear(along, channels, bias=False)
         self.row_proj = nn.Linear(along, channels, bias=False)
         self.distance_proj = nn.Linear(things * _RINGS + ridges * _SIDES, channels)
@@ -89,10 +92,11 @@ class CellPlaces(nn.Module):
         beside = (columns[..., None] - anchors[:, None, :, 0]) / sizes
         below = (rows[..., None] - anchors[:, None, :, 1]) / sizes
         dtype = self.column_proj.weight.dtype
-        across = self.column_proj(_along(columns, beside).to(dtype))[:, None]
-        down = self.row_proj(_along(rows, below).to(dtype))[:, :, None]
+        across = self.column_proj(_along(columns, beside, self.octaves).to(dtype))[:, None]
+        down = self.row_proj(_along(rows, below, self.octaves).to(dtype))[:, :, None]
         under = rows[:, :, None, None] - (ridge_terms(columns) @ ridges.mT)[:, None]
-        distances = torch.cat([*_rings(beside[:, None], below[:, :, None], sizes[:, None]), *_sides(under)], dim=-1)
+        rings = _rings(beside[:, None], below[:, :, None], size[0] * sizes[:, None])
+        distances = torch.cat([*rings, *_sides(under)], dim=-1)
         return self.distance_proj(distances.to(dtype)) + across + down
 
 
@@ -129,10 +133,10 @@ class PlacedHead(nn.Module):
         fine = channels * 3 // 4
         self.map = nn.Parameter(0.5 * torch.randn(1, _MAP_CHANNELS, *size))
         self.map_proj = nn.Linear(_MAP_CHANNELS, channels, bias=False)
-        self.places = CellPlaces(channels, moments * anchors, ridges)
+        self.places = CellPlaces(channels, moments * anchors, ridges, _NEAR_OCTAVES)
         self.layers = nn.ModuleList(ModulatedLayer(dim, channels) for _ in range(layers))
         self.quarters = ModulatedLayer(dim, channels, 4 * fine)
-        self.fine_places = CellPlaces(fine, moments * anchors, ridges)
+        self.fine_places = CellPlaces(fine, moments * anchors, ridges, _FINE_OCTAVES)
         self.fine_layers = nn.ModuleList(ModulatedLayer(dim, fine) for _ in range(_FINE_LAYERS))
         self.proj_out = ModulatedLayer(dim, 4 * fine, out_channels)
 
@@ -202,31 +206,33 @@ class ModulatedLayer(nn.Module):
         return self.linear(F.silu(torch.addcmul(shift, cells, 1 + scale)))
 
 
-def _along(places: torch.Tensor, relative: torch.Tensor) -> torch.Tensor:
+def _along(places: torch.Tensor, relative: torch.Tensor, near_octaves: int) -> torch.Tensor:
     """Embeds rows or columns: `places` `[batch, n]` in the frame, `relative` `[batch, n, things]` to anchors.
 
     Higher octaves are weaker, so that what is smooth is learnt first.
     """
     bounded = 2 * torch.tanh(relative / 2)
-    octaves = 2.0 ** torch.arange(max(_NEAR_OCTAVES, _FRAME_OCTAVES), device=places.device)
-    near = math.pi / 2 * bounded[..., None] * octaves[:_NEAR_OCTAVES]
-    far = math.pi * places[..., None, None] * octaves[:_FRAME_OCTAVES]
-    waves = [
-        (wave(angles) / octaves[: angles.shape[-1]]).flatten(2)
-        for angles in (near, far)
-        for wave in (torch.cos, torch.sin)
-    ]
-    return torch.cat([bounded, places[..., None], *waves], dim=-1)
+    near, far = (2.0 ** torch.arange(count, device=places.device) for count in (near_octaves, _FRAME_OCTAVES))
+    parts = [bounded, places[..., None]]
+    for positions, octaves in ((math.pi / 2 * bounded, near), (math.pi * places[..., None], far)):
+        angles = positions[..., None] * octaves
+        parts += [(wave(angles) / octaves.clamp_max(4)).flatten(2) for wave in (torch.cos, torch.sin)]
+    return torch.cat(parts, dim=-1)
 
 
-def _rings(beside: torch.Tensor, below: torch.Tensor, sizes: torch.Tensor) -> list[torch.Tensor]:
-    """Functions of the distance from an anchor in its sizes: near or not, in its circle or not, and the circle itself.
+def _rings(beside: torch.Tensor, below: torch.Tensor, radius: torch.Tensor) -> list[torch.Tensor]:
+    """Functions of the distance from an anchor, near or not, and from its circle, inside or not and at it or not.
 
-    The last two say to which side the circle's border runs where it is near.
+    The two before the last say to which side the circle's border runs where it is near.
+
+    Args:
+        beside, below (`torch.Tensor`): distances in sizes of the anchor.
+        radius (`torch.Tensor`): of the circle, which is the size, in cells.
     """
     squares = beside.square() + below.square()
     far = squares.clamp_min(1e-6).sqrt()
-    border = torch.exp(-(40 * sizes * (far - 1)).square())
+    outside = radius * (far - 1)
+    border = torch.exp(-outside.square())
     return [
         torch.exp(-squares / 8),
         torch.exp(-squares),
@@ -234,6 +240,7 @@ def _rings(beside: torch.Tensor, below: torch.Tensor, sizes: torch.Tensor) -> li
         border,
         border * beside / far,
         border * below / far,
+        torch.tanh(outside),
     ]
 
 
