@@ -74,26 +74,13 @@ def make_accelerator(arguments: argparse.Namespace, leaves_out_parameters: bool 
             raise ValueError("of FSDP, only version 2 is supported: set `fsdp_version: 2` in the accelerate config")
         if arguments.use_8bit_adam:
             raise ValueError("--use_8bit_adam does not work on FSDP's sharded parameters: leave it out")
-        accelerator.state.fsdp_plugin.mixed_precision_policy = None  # likewise
+        accelerator.state.fsdp_plugin.mixed_precision_policy = None  # likewise, but for layers: `shard_layers`
     if arguments.use_8bit_adam:
         _check_8bit_adam(accelerator.device)
     if arguments.push_to_hub and accelerator.is_main_process:
         # before training, so that a missing login shows at once
         arguments.hub_model_id = create_repository(arguments.hub_model_id, arguments.output_dir)
     return accelerator
-
-
-def shard_known_layers(accelerator: Accelerator, stage: nn.Module) -> None:
-    """Of the layers that FSDP's configuration names, leaves those that the stage has: others need none of their own.
-
-    Args:
-        accelerator (`Accelerator`): perhaps with FSDP.
-        stage (`nn.Module`): what it is about to shard.
-    """
-    if accelerator.distributed_type == DistributedType.FSDP:
-        plugin, present = accelerator.state.fsdp_plugin, {type(module).__name__ for module in stage.modules()}
-        named = plugin.transformer_cls_names_to_wrap or []
-        plugin.transformer_cls_names_to_wrap = [name for name in named if name in present]
 
 
 def share_tokens(stage: nn.Module, arguments: argparse.Namespace, processes: int, device: torch.device) -> int:

@@ -7,10 +7,39 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from diffusers.training_utils import EMAModel
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+
+
+def shard_layers(accelerator: Accelerator, stage: nn.Module, mixed_precision: str) -> bool:
+    """Spreads the layers that FSDP's configuration names, one after the other, before anything is on a device.
+
+    A device then never holds more than its share and the layer at hand. With bfloat16 layers are gathered in it, at
+    half the bytes, and gradients are still added up in float32; what is kept and updated stays float32.
+
+    Args:
+        accelerator (`Accelerator`): nothing happens without FSDP.
+        stage (`nn.Module`): on the CPU. `accelerator.prepare` spreads what is left of it.
+        mixed_precision (`str`): `"bf16"`, or another one, which leaves layers in float32.
+
+    Returns:
+        `bool`: whether it is sharded.
+    """
+    if accelerator.distributed_type != DistributedType.FSDP:
+        return False
+    plugin, layers = accelerator.state.fsdp_plugin, list(stage.modules())
+    named = plugin.transformer_cls_names_to_wrap or []
+    plugin.transformer_cls_names_to_wrap = []  # accelerate need look for no more
+    kind = torch.bfloat16 if mixed_precision == "bf16" else None
+    policy = MixedPrecisionPolicy(param_dtype=kind, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    for module in layers:
+        if type(module).__name__ in named:
+            fully_shard(module, mp_policy=policy, reshard_after_forward=plugin.reshard_after_forward)
+    return True
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:

@@ -30,7 +30,7 @@ from ..data.crops import batches
 from ..files import delete_dead_files, replace_text
 from ..processes import naming_lost_processes, wait_patiently
 from ..stages.base import Training
-from .accelerator import shard_known_layers, share_tokens
+from .accelerator import share_tokens
 from .checkpoints import (
     check_checkpoint,
     delete_leftovers,
@@ -44,7 +44,7 @@ from .illustrations import draw_curves, write_comparison
 from .interruption import Interruption
 from .memory_plan import say_plan
 from .run_state import RunState
-from .sharding import WeightAverage, reshard, whole_parameters
+from .sharding import WeightAverage, reshard, shard_layers, whole_parameters
 
 logger = logging.get_logger(__name__)
 
@@ -123,7 +123,8 @@ class _Run:
         # processes that share clips take the same batches
         self.parts, self.part = accelerator.num_processes // together, accelerator.process_index // together
         self.checkpointed = 0  # the step of the newest checkpoint
-        self.plain_stage = stage.to(accelerator.device)
+        sharded = shard_layers(accelerator, stage, arguments.mixed_precision)
+        self.plain_stage = stage if sharded else stage.to(accelerator.device)
         groups = stage.parameter_groups(arguments.learning_rate)
         optimizer = _make_optimizer(groups, arguments)
         self.learning_rates = [group["lr"] for group in groups]
@@ -135,8 +136,12 @@ class _Run:
             num_training_steps=arguments.max_train_steps,
         )
         self.lr_factor = schedule.lr_lambdas[0]
-        shard_known_layers(accelerator, stage)
         self.stage, self.optimizer = accelerator.prepare(_Entrance(stage, self._autocast), optimizer)
+        if sharded:
+            stage.to(accelerator.device)  # what is no parameter
+            # accelerate finds the new parameters by their memory, and shards without a row have none
+            for group, placed in zip(optimizer.param_groups, stage.parameter_groups(0), strict=True):
+                group["params"] = placed["params"]
         # as they are now, since FSDP2 puts others in their place while they are gathered
         self.trained, self.averaged = stage.named_trained_parameters(), stage.averaged_parameters()
         self.ema: WeightAverage | None = None
