@@ -104,7 +104,7 @@ def plan_step(stage: Training, batch: Any, arguments: argparse.Namespace) -> Mem
         moments=moments,
         average=sum(map(_bytes, stage.averaged_parameters())) if arguments.use_ema else 0,
         activations=max(0, counts.peak - gradients),
-        layer=_largest_layer(stage),
+        layer=_largest_layer(stage) // (2 if arguments.mixed_precision == "bf16" else 1),
         flops=counts.flops,
         tokens=counts.tokens,
     )
