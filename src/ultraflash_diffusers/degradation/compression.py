@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import cast
 
 import av
 import cv2
@@ -64,7 +65,7 @@ class Jpeg:
 def _through_jpeg(frame: np.ndarray, quality: int) -> np.ndarray:
     settings = [cv2.IMWRITE_JPEG_QUALITY, quality]
     _, encoded = cv2.imencode(".jpg", cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), settings)
-    return cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB)
+    return cast(np.ndarray, cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB))
 
 
 def _encode(frames: np.ndarray, crf: int, preset: str) -> list[av.Packet]:

@@ -93,7 +93,7 @@ def _rows(
         ValueError: the dataset has no such columns, `video_column` does not hold videos, or there are no rows.
     """
     dataset = load_dataset(name, config_name, split="train", streaming=streaming)
-    # a streamed folder with metadata says its columns by its rows alone, which are as they are stored
+    # some streamed datasets say their columns by their rows alone, which then are as they are stored
     columns = dataset.features if dataset.features is not None else next(iter(dataset), {})
     for argument, column in (("video_column", video_column), ("caption_column", caption_column)):
         if columns and column is not None and column not in columns:
