@@ -13,10 +13,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import asdict, dataclass
 from itertools import combinations, product
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -36,7 +37,7 @@ from ultraflash_diffusers.video_io import tensor_to_frames
 # frames, uint8 [frames, height, width, 3], of a prompt, a seed and a number of frames
 Generate = Callable[[str, int, int], np.ndarray]
 
-READ = {"color": COLORS, "object": OBJECTS, "motion": MOTIONS}
+READ: dict[str, Collection[str]] = {"color": COLORS, "object": OBJECTS, "motion": MOTIONS}
 _READ_SIZE = (96, 160)
 _FLAT = 2.0  # levels between a pixel and its neighbourhood in the truth, up to which it counts as flat
 _LONG = 48  # first and last frames of a long stream
@@ -116,12 +117,14 @@ def read(frames: np.ndarray, request: Request, names: Iterable[str] = READ) -> d
     every = slice(None, None, max(1, len(frames) // 4))
     small = np.stack([area_resize(frame, *_READ_SIZE) for frame in frames[every]])
     named = [name for name in names if getattr(request.scene, name) is not None]
-    likeness = {}
-    for values in product(*(READ[name] for name in named)):
-        scene = dataclasses.replace(request.scene, **dict(zip(named, values, strict=True)))
+    likeness: dict[tuple[str, ...], float] = {}
+    for values in product(*(list(READ[name]) for name in named)):
+        other: dict[str, Any] = dict(zip(named, values, strict=True))
+        scene = dataclasses.replace(request.scene, **other)
         shown = dataclasses.replace(request, scene=scene, moments=request.moments[every]).render(*_READ_SIZE)
         likeness[values] = psnr(small, shown)
-    return dict(zip(named, max(likeness, key=likeness.__getitem__), strict=True))
+    nearest = max(likeness, key=lambda values: likeness[values])
+    return dict(zip(named, nearest, strict=True))
 
 
 @dataclass(frozen=True)
@@ -219,7 +222,8 @@ def pipeline_videos(pipe: UltraFlashStreamingPipeline) -> Generate:
 
     def generate(prompt: str, seed: int, num_frames: int) -> np.ndarray:
         generator = torch.Generator().manual_seed(seed)
-        return pipe(prompt, num_frames=num_frames, generator=generator, output_type="uint8").frames[0]
+        video: Any = pipe(prompt, num_frames=num_frames, generator=generator, output_type="uint8")
+        return video.frames[0]
 
     return generate
 

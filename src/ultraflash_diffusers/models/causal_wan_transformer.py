@@ -99,10 +99,9 @@ class CausalWanTransformer(WanBackbone):
         head_channels (`int`, *optional*, defaults to 0): channels of a [`PlacedHead`] in the place of the linear last
             layer, whose large patches show as tiles; 0 for none. It needs a seed code and what follows.
         head_layers (`int`, *optional*, defaults to 5): its layers.
-        head_moments (`int`, *optional*, defaults to 1): moments of a temporal patch at which it is told where things
-            are; best the frames that one stands for.
+        head_moments (`int`, *optional*, defaults to 1): frames of a temporal patch at which it is told where things are.
         head_anchors (`int`, *optional*, defaults to 1): places that cells are told their position relative to.
-        head_ridges (`int`, *optional*, defaults to 1): lines over the width that they are told their distance from.
+        head_ridges (`int`, *optional*, defaults to 1): lines over the width that they are told they lie under or over.
     """
 
     @register_to_config
@@ -336,11 +335,7 @@ class CausalWanTransformer(WanBackbone):
         return condition.to(self.dtype), places
 
     def draw_windows(
-        self,
-        encoder_hidden_states: torch.Tensor,
-        seed_code: torch.Tensor,
-        window: CellWindow,
-        places: SeedPlaces,
+        self, encoder_hidden_states: torch.Tensor, seed_code: torch.Tensor, window: CellWindow, places: SeedPlaces
     ) -> torch.Tensor:
         """Predicts a part of a stream's first frame (temporal patch) alone, in one step, to learn from.
 

@@ -44,6 +44,10 @@ class CellWindow:
         """The same part in cells of half the size."""
         return CellWindow(2 * self.tops, 2 * self.lefts, 2 * self.height, 2 * self.width)
 
+    def to(self, device: torch.device) -> CellWindow:
+        """The same on a device."""
+        return CellWindow(self.tops.to(device), self.lefts.to(device), self.height, self.width)
+
     @property
     def rows(self) -> torch.Tensor:
         """`[batch, height]`, int64."""
@@ -176,7 +180,7 @@ class PlacedHead(nn.Module):
         return latents.permute(0, 3, 1, 2).unflatten(0, (batch, frames)).transpose(1, 2)
 
     def _map(self, size: tuple[int, int], window: CellWindow) -> torch.Tensor:
-        own = self.map
+        own: torch.Tensor = self.map
         if own.shape[2:] != size:
             own = F.interpolate(own, size, mode="bilinear", align_corners=False)
         cells = own.flatten(2)[0].T

@@ -28,6 +28,10 @@ class SeedPlaces:
     anchors: torch.Tensor
     ridges: torch.Tensor
 
+    def to(self, device: torch.device) -> SeedPlaces:
+        """The same on a device."""
+        return SeedPlaces(self.anchors.to(device), self.ridges.to(device))
+
 
 RIDGE_TERMS = 5
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -41,13 +40,8 @@ class WorldBatch:
 
     def to(self, device: torch.device) -> WorldBatch:
         """Moves the tensors to a device."""
-        window, places = (
-            dataclasses.replace(
-                part, **{name: value.to(device) for name, value in vars(part).items() if torch.is_tensor(value)}
-            )
-            for part in (self.window, self.places)
-        )
-        return WorldBatch(self.texts, self.codes.to(device), places, window, self.pixels.to(device))
+        window, pixels = self.window.to(device), self.pixels.to(device)
+        return WorldBatch(self.texts, self.codes.to(device), self.places.to(device), window, pixels)
 
 
 @dataclass(frozen=True)
@@ -131,8 +125,8 @@ class WorldDataset(Dataset):
         rng = np.random.default_rng((self.seed, number, 1))
         scenes = [draw_scene(rng) for _ in range(self.batch_size)]
         codes = _codes(scenes)
-        phases = self.clock(codes, CLIP_FRAMES).flatten(1)
-        phases = phases[:, phases.shape[1] // CLIP_FRAMES - 1 :].numpy()  # the first stands for its last moment alone
+        moments = self.clock(codes, CLIP_FRAMES)
+        phases = moments.flatten(1)[:, moments.shape[2] - 1 :].numpy()  # the first stands for its last moment alone
         height, width = (self.compression * side for side in self.size)
         drawn = [scene.render(own, height, width) for scene, own in zip(scenes, phases, strict=True)]
         return WorldClips([scene.text(rng) for scene in scenes], codes, _pixels(drawn))
