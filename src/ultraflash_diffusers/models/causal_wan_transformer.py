@@ -99,7 +99,7 @@ class CausalWanTransformer(WanBackbone):
         head_channels (`int`, *optional*, defaults to 0): channels of a [`PlacedHead`] in the place of the linear last
             layer, whose large patches show as tiles; 0 for none. It needs a seed code and what follows.
         head_layers (`int`, *optional*, defaults to 5): its layers.
-        head_moments (`int`, *optional*, defaults to 1): frames of a temporal patch at which it is told where things are.
+        head_moments (`int`, *optional*, defaults to 1): frames of a patch at which it is told where things are.
         head_anchors (`int`, *optional*, defaults to 1): places that cells are told their position relative to.
         head_ridges (`int`, *optional*, defaults to 1): lines over the width that they are told they lie under or over.
     """
