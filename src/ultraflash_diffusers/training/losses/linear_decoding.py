@@ -84,6 +84,19 @@ def encode_linearly(autoencoder: HRAutoencoder, pixels: torch.Tensor) -> torch.T
         `torch.Tensor`: `[batch, latent_channels, n + 1, latent_height, latent_width]`.
     """
     filling = pixels[:, :, :1].expand(-1, -1, autoencoder.temporal_compression_ratio - 1, -1, -1)
-    frames = torch.cat([filling, pixels], dim=2).transpose(1, 2)
+    return encode_moments(autoencoder, torch.cat([filling, pixels], dim=2))
+
+
+def encode_moments(autoencoder: HRAutoencoder, pixels: torch.Tensor) -> torch.Tensor:
+    """Encodes a part of a stream likewise, the way back from [`decode_moments`].
+
+    Args:
+        autoencoder (`HRAutoencoder`): built with `linear_shortcut=True`, with an encoder.
+        pixels (`torch.Tensor`): `[batch, 3, t n, height, width]` in [-1, 1].
+
+    Returns:
+        `torch.Tensor`: `[batch, latent_channels, n, latent_height, latent_width]`.
+    """
+    frames = pixels.transpose(1, 2)
     folded = autoencoder.fold_patches(to_unit(frames) if autoencoder.unit_range else frames)
     return autoencoder.encoder_shortcut(folded).unflatten(0, (len(pixels), -1)).transpose(1, 2)

@@ -15,12 +15,13 @@ from ...models.seed_code import SeedPlaces, text_summary
 from ..data.world import ANCHORS, RIDGES
 from ..data.world_batches import CLIP_FRAMES, WorldBatch, WorldClips
 from ..losses.fidelity import psnr
-from ..losses.linear_decoding import decode_moments
+from ..losses.linear_decoding import decode_moments, encode_moments, pixel_weights
 from ..settings import NonNegative, Positive, Settings
 from ..starting_points.text_encoding import TextEncoding
 from .base import Training
 
 _STEP_EPSILON = 0.01  # of steps between pixels in [-1, 1]
+_LATENT_EPSILON = 0.1
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class SeededRegression(Settings):
         mse_weight (`float`, *optional*, defaults to 2.0): of the squared error beside it.
         step_weight (`float`, *optional*, defaults to 4.0): of the error of the steps from each pixel to the next, down
             and to the right, which sees tiles where a few levels hardly count.
+        latent_weight (`float`, *optional*, defaults to 2.0): of the error of the latents, in which fine detail counts
+            more than in pixels: each channel by the square root of what it counts there.
         places_weight (`float`, *optional*, defaults to 0.5): of the error of anchors and ridges, in tenths and
             twentieths of the frame's height.
     """
@@ -40,6 +43,7 @@ class SeededRegression(Settings):
     charbonnier_epsilon: Positive[float] = 0.02
     mse_weight: NonNegative[float] = 2.0
     step_weight: NonNegative[float] = 4.0
+    latent_weight: NonNegative[float] = 2.0
     places_weight: NonNegative[float] = 0.5
 
 
@@ -80,9 +84,15 @@ class SeededGeneratorTraining(Training):
             "charbonnier": _charbonnier(error, self.objective.charbonnier_epsilon),
             "mse": self.objective.mse_weight * error.square().mean(),
             "steps": self.objective.step_weight * steps,
+            "latents": self.objective.latent_weight * self._latent_error(latents, batch.pixels),
             "places": self.objective.places_weight * self._places_error(embeds, batch),
         }
         return torch.stack(list(terms.values())).sum(), terms
+
+    def _latent_error(self, latents: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+        weights = pixel_weights(self.autoencoder).sqrt()
+        error = latents - encode_moments(self.autoencoder, pixels)
+        return (weights / weights.mean() * ((error.square() + _LATENT_EPSILON**2).sqrt() - _LATENT_EPSILON)).mean()
 
     def _places_error(self, embeds: torch.Tensor, batch: WorldBatch) -> torch.Tensor:
         start = torch.zeros((), dtype=torch.int64)
