@@ -4,7 +4,7 @@
     python -m benchmarks.prompt_change --count 8 --json result.json --sheet sheet.png
 
 Each stream begins with one scene's text and is asked for another one's, of another colour and another object, at a
-frame in its middle. Colour and object are read off each frame, as `benchmarks.text_to_video` does.
+frame in its middle. Colour and object are read off each frame, as `benchmarks.prompt_following` does.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import cv2
@@ -20,22 +20,22 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from benchmarks.text_to_video import Request, SeedCodes, read
+from benchmarks.prompt_following import read_frames
 from ultraflash_diffusers import UltraFlashStreamingPipeline, default_checkpoint
 from ultraflash_diffusers.pipelines.sources.generator_schedule import GeneratorSchedule
-from ultraflash_diffusers.training.data.world import COLORS, OBJECTS, WorldScene
+from ultraflash_diffusers.training.data.scenes import Scene, all_scenes
 
 READ = ("color", "object")
-# of the frames from there on, so that one misread frame does not undo a whole second
+# of the frames from there on that show an object, so that one misread frame does not undo a whole second
 LEAST_SHARE = 0.9
 
 
 @dataclass(frozen=True)
 class Change:
-    """What is asked for first, and what in its place; both of one seed."""
+    """A scene, and the one that is asked for in its place."""
 
-    before: Request
-    after: Request
+    before: Scene
+    after: Scene
 
 
 @dataclass(frozen=True)
@@ -51,34 +51,31 @@ class Following:
     object: int | None
 
 
-def draw_changes(codes: SeedCodes, count: int, num_frames: int, seed: int) -> list[Change]:
-    """Draws pairs of resting things that share neither colour nor kind, under the same sky."""
+def draw_changes(count: int, seed: int) -> list[Change]:
+    """Draws pairs of resting scenes, of the training and the held-out split, that share neither colour nor object."""
     rng = np.random.default_rng(seed)
-    changes = []
-    for number in range(count):
-        colors, objects = (rng.choice(list(options), 2, replace=False) for options in (COLORS, OBJECTS))
-        scenes = [
-            WorldScene(np.zeros(codes.size), str(kind), str(color), "still", "snow", "day")
-            for kind, color in zip(objects, colors, strict=True)
-        ]
-        asked = [codes.request(scene, scene.text(rng), seed + number, num_frames) for scene in scenes]
-        changes.append(Change(*asked))
+    scenes = [scene for split in (False, True) for scene in all_scenes(split) if scene.motion == "still"]
+    changes: list[Change] = []
+    while len(changes) < count:
+        before, after = (scenes[index] for index in rng.choice(len(scenes), 2, replace=False))
+        if all(getattr(before, name) != getattr(after, name) for name in READ):
+            changes.append(Change(before, after))
     return changes
 
 
 def changed_video(
-    pipe: UltraFlashStreamingPipeline, change: Change, num_frames: int, at_frame: int, recompute: bool
+    pipe: UltraFlashStreamingPipeline, change: Change, num_frames: int, at_frame: int, recompute: bool, seed: int
 ) -> np.ndarray:
     """The frames of a stream whose prompt changes, uint8 `[frames, height, width, 3]`."""
     stream = pipe.stream(
-        change.before.text,
+        change.before.prompts()[0],
         num_frames=num_frames,
-        generator=torch.Generator().manual_seed(change.before.seed),
+        generator=torch.Generator().manual_seed(seed),
         source_kwargs={"recompute_on_prompt_change": recompute},
         output_type="uint8",
     )
     with stream:
-        stream.set_prompt(change.after.text, at_frame=at_frame)
+        stream.set_prompt(change.after.prompts()[0], at_frame=at_frame)
         return np.concatenate([np.asarray(chunk.frames[0]) for chunk in stream])
 
 
@@ -94,19 +91,19 @@ def next_chunk(pipe: UltraFlashStreamingPipeline, at_frame: int) -> int:
 
 def following(frames: np.ndarray, change: Change, at_frame: int) -> Following:
     """Reads off the frames when the new scene's colour and object are there for good."""
-    after = [
-        read(frames[index, None], replace(change.after, moments=change.after.moments[index, None]), READ)
-        for index in range(at_frame, len(frames))
-    ]
-    return Following(
-        **{name: _settled([seen[name] == getattr(change.after.scene, name) for seen in after]) for name in READ}
-    )
+    readings = [read_frames(frame[None]) for frame in frames[at_frame:]]
+    delays = {}
+    for name in READ:
+        seen = [getattr(reading, name) for reading in readings]
+        delays[name] = _settled([None if each is None else each == getattr(change.after, name) for each in seen])
+    return Following(**delays)
 
 
-def _settled(right: Sequence[bool]) -> int | None:
-    """The first right frame from which `LEAST_SHARE` of all are right."""
+def _settled(right: Sequence[bool | None]) -> int | None:
+    """The first right frame from which `LEAST_SHARE` of those that can be read are right."""
     for index, here in enumerate(right):
-        if here and np.mean(right[index:]) >= LEAST_SHARE:
+        readable = [each for each in right[index:] if each is not None]
+        if here and sum(readable) >= LEAST_SHARE * len(readable):
             return index
     return None
 
@@ -146,13 +143,13 @@ def main(arguments: argparse.Namespace) -> dict[str, list[Following]]:
     pipe.set_progress_bar_config(disable=True)
     num_frames = arguments.num_frames or pipe.config.default_num_frames
     at_frame = num_frames // 3 if arguments.at_frame is None else arguments.at_frame
-    changes = draw_changes(SeedCodes.of(pipe), arguments.count, num_frames, arguments.seed)
+    changes = draw_changes(arguments.count, arguments.seed)
     found: dict[str, list[Following]] = {}
     strips = []
     for mode, recompute in (("kept", False), ("recomputed", True)):
         found[mode] = []
-        for change in tqdm(changes, desc=mode, unit="video", disable=None):
-            frames = changed_video(pipe, change, num_frames, at_frame, recompute)
+        for number, change in enumerate(tqdm(changes, desc=mode, unit="video", disable=None)):
+            frames = changed_video(pipe, change, num_frames, at_frame, recompute, arguments.seed + number)
             found[mode].append(following(frames, change, at_frame))
             strips.append(_strip(frames, at_frame))
     print(f"{num_frames} frames, the change asked for at frame {at_frame}")
@@ -162,7 +159,7 @@ def main(arguments: argparse.Namespace) -> dict[str, list[Following]]:
         cv2.imwrite(str(arguments.sheet), np.concatenate(strips)[..., ::-1])
     if arguments.json is not None:
         results = {mode: [asdict(each) for each in results] for mode, results in found.items()}
-        pairs = [{"before": each.before.text, "after": each.after.text} for each in changes]
+        pairs = [asdict(change) for change in changes]
         content = {"num_frames": num_frames, "at_frame": at_frame, "changes": pairs, "results": results}
         arguments.json.write_text(json.dumps(content, indent=2) + "\n")
     return found

@@ -1,9 +1,9 @@
 # Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
 """How good are videos from text? Text and seed decide them, so each is compared with the scene that they describe.
 
-    python -m benchmarks.text_to_video --count 200 --json result.json --sheet sheet.png
+    python -m benchmarks.text_to_video --checkpoint outputs/pipeline --count 200 --json result.json --sheet sheet.png
 
-A pipeline whose generator was trained on `ultraflash_diffusers.training.data.world`, by default the packaged one,
+A pipeline whose generator was trained on `ultraflash_diffusers.training.data.world` (`train_seeded_generator.py`)
 makes videos of texts and seeds that training has not seen. What colour, object and motion they show is read off by
 comparison: of the scenes of all colours, objects and motions, the nearest is what is seen.
 """
@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from benchmarks.clips import area_resize
 from benchmarks.metrics import laplacian_variance, luma, psnr
-from ultraflash_diffusers import UltraFlashStreamingPipeline, default_checkpoint
+from ultraflash_diffusers import UltraFlashStreamingPipeline
 from ultraflash_diffusers.models.seed_code import clock
 from ultraflash_diffusers.pipelines.noise import SeededFrameNoise, draw_seeds
 from ultraflash_diffusers.pipelines.sources.text_generator import TextGeneratorSource
@@ -275,7 +275,7 @@ _COLUMNS = {
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", default=str(default_checkpoint()), help="pipeline (default: the packaged one)")
+    parser.add_argument("--checkpoint", required=True, help="pipeline, its generator with a seed code")
     parser.add_argument("--count", type=int, default=200, help="texts and seeds (default: %(default)s)")
     parser.add_argument("--num_frames", type=int, default=25, help="of each video (default: %(default)s)")
     parser.add_argument("--long_frames", type=int, default=600, help="of one long stream (default: %(default)s)")

@@ -17,6 +17,7 @@ from helpers.tiny import make_tiny_autoencoder, make_tiny_generator
 from helpers.training_runs import AUTOENCODER, GENERATOR, script, texture, write_video
 from safetensors.torch import load_file
 
+from benchmarks.prompt_following import measure, read_captions, read_frames, recite, score
 from ultraflash_diffusers import CausalWanTransformer, HRAutoencoder
 from ultraflash_diffusers.pipelines.noise import SeededFrameNoise
 from ultraflash_diffusers.pipelines.sources.text_generator import TextGeneratorSource
@@ -83,6 +84,50 @@ def make_subspace(rank: int = 12) -> TokenSubspace:
 
 
 # ---- scenes
+
+
+def test_scenes_are_read_back_as_their_texts_say() -> None:
+    scenes = [*all_scenes(held_out=True)[::30], *all_scenes(held_out=False)[3::120]]
+    result = score(scenes, [read_frames(scene.render(45)[::4]) for scene in scenes])
+    assert result.all == 1.0
+
+
+def test_measurement_tells_scenes_apart() -> None:
+    shown = Scene("red", "ball", "left", "sky").render(45)[::4]
+    asked = [Scene("blue", "ball", "left", "night"), Scene("red", "star", "left", "sky")]
+    asked += [Scene("red", "ball", "right", "sky"), Scene("red", "ball", "still", "sky")]
+    result = score(asked, [read_frames(shown)] * 4)
+    assert (result.color, result.object, result.motion, result.all) == (0.75, 0.75, 0.5, 0.0)
+    empty = np.full((9, 48, 80, 3), 90, np.uint8)
+    assert read_frames(empty).object is None
+
+
+def test_videos_are_compared_with_the_scenes_at_their_size() -> None:
+    scenes = [Scene("red", "ball", "left", "sky"), Scene("blue", "star", "still", "night")]
+    by_text = {text: scene for scene in scenes for text in scene.prompts()}
+
+    def differs_by_one(text: str, seed: int) -> np.ndarray:
+        frames = by_text[text].render(9)
+        frames = np.where(frames < 255, frames + 1, frames - 1).astype(np.uint8)
+        return frames.repeat(2, axis=1).repeat(2, axis=2)
+
+    readings, likeness = measure(differs_by_one, scenes, seed=0)
+    assert [(reading.color, reading.object) for reading in readings] == [("red", "ball"), ("blue", "star")]
+    assert likeness == pytest.approx(20 * np.log10(255))
+
+
+def test_recited_clips_are_told_apart(tmp_path: Path) -> None:
+    entries = {"one.mp4": "a", "other.mp4": "b", "silent.mp4": "", "one.mp4 ": None}
+    lines = [{"file_name": name.strip(), "text": text} for name, text in entries.items()]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    clips = {text: texture(seed, 5, 48, 80) for seed, text in enumerate("ab")}
+    for name, text in list(entries.items())[:2]:
+        write_video(tmp_path / name, clips[text])
+    assert read_captions(tmp_path) == {"one.mp4": "a", "other.mp4": "b"}
+    good = recite(lambda text, seed: clips[text], tmp_path, num_frames=5, seed=0)
+    assert (good.clips, good.right) == (2, 1.0) and good.psnr > 30
+    swapped = recite(lambda text, seed: clips["ab"["ba".index(text)]], tmp_path, num_frames=5, seed=0)
+    assert swapped.right == 0 and swapped.psnr < 20
 
 
 def test_scenes_are_the_same_every_time_and_vary_where_asked() -> None:
