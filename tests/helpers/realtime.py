@@ -14,6 +14,7 @@ from typing import Any
 
 import av
 import numpy as np
+from websockets.exceptions import ConnectionClosed, InvalidMessage, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from ultraflash_diffusers.serving.fragments import FragmentEncoder
@@ -117,15 +118,54 @@ class Client:
         self.close()
 
 
+def play_to_the_end(address: str, on_chunk: Callable[[], object], seconds: float, **start: Any) -> list[Received]:
+    """Plays a stream whose server may die, each time going on with the frames that are missing.
+
+    Returns:
+        what each of its connections has brought.
+    """
+    received: list[Received] = []
+    end = time.monotonic() + seconds
+    while not received or not received[-1].of_type("session.done"):
+        assert time.monotonic() < end, "the stream did not come to its end in time"
+        try:
+            with Client(address) as client:
+                received.append(client.received)
+                client.start(**start)
+                while client.read(seconds)["type"] != "session.done":
+                    message = client.received.messages[-1]
+                    assert message["type"] != "error", message
+                    if message["type"] == "video.start":
+                        start = {"resume_token": message["resume_token"], "next_frame": start.get("next_frame", 0)}
+                    elif message["type"] == "video.chunk_metadata":
+                        start["next_frame"] = message["first_frame"] + message["num_frames"]
+                        on_chunk()
+        except (ConnectionClosed, InvalidMessage, InvalidStatus, OSError):
+            time.sleep(0.5)
+    return received
+
+
+def is_played(received: list[Received], frames: np.ndarray, fps: float) -> bool:
+    """Whether the connections of [`play_to_the_end`] have brought these frames, each once, and no others."""
+    first = 0
+    for each in received:
+        sizes = [metadata["num_frames"] for metadata, _ in each.chunks]
+        part = frames[first : first + sum(sizes)]
+        if sizes and [data for _, data in each.chunks] != encoded(part, sizes, fps, first):
+            return False
+        first += sum(sizes)
+    return first == len(frames)
+
+
 def decoded(video: bytes) -> np.ndarray:
     """Frames `[frames, height, width, 3]` of a file."""
     with av.open(io.BytesIO(video), "r") as container:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
 
 
-def encoded(frames: np.ndarray, sizes: list[int], fps: float) -> list[bytes]:
+def encoded(frames: np.ndarray, sizes: list[int], fps: float, first_frame: int = 0) -> list[bytes]:
     """Frames as a session sends them: a fragment for each of these numbers of frames."""
-    encoder = FragmentEncoder(frames.shape[2], frames.shape[1], fps)
+    encoder = FragmentEncoder(frames.shape[2], frames.shape[1], fps, first_frame=first_frame)
     parts = np.split(frames, np.cumsum(sizes)[:-1])
     fragments = [encoder.encode(part) for part in parts]
     return [encoder.header + fragments[0], *fragments[1:]]

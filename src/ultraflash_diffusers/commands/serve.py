@@ -54,7 +54,14 @@ def add_serve(commands: SubParsers) -> argparse.ArgumentParser:
         type=seconds,
         default=5.0,
         metavar="SECONDS",
-        help="how often to save what a job goes on from after a restart (default: %(default)s)",
+        help="how often to save what a job or a session goes on from (default: %(default)s)",
+    )
+    command.add_argument(
+        "--sessions",
+        type=Path,
+        metavar="FOLDER",
+        help="keeps the states of running sessions there, so that a client whose connection was lost goes on with "
+        "equal frames, after a restart or on another server with this folder and checkpoint",
     )
     add_limit_options(command)
     command.add_argument(
@@ -130,7 +137,7 @@ def _own_names(options: argparse.Namespace) -> list[str]:
 def _server(options: argparse.Namespace) -> Server:
     from diffusers import DiffusionPipeline
 
-    from ..serving import ServedModel, Server, ServerSettings
+    from ..serving import ServedModel, Server, ServerSettings, SessionStore
 
     pipe = load_pipeline(options)
     source = None
@@ -148,4 +155,5 @@ def _server(options: argparse.Namespace) -> Server:
         api_key=options.api_key or None,
         allowed_origins=tuple(options.allow_origin),
     )
-    return Server([ServedModel(name, pipe, source)], settings)
+    sessions = None if options.sessions is None else SessionStore(options.sessions)
+    return Server([ServedModel(name, pipe, source)], settings, sessions)

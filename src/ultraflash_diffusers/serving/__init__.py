@@ -8,6 +8,7 @@ from .app import create_app
 from .jobs import JobStore
 from .served_models import ServedModel
 from .server import Server
+from .session_store import SessionStore
 from .settings import ServerSettings
 
-__all__ = ["JobStore", "ServedModel", "Server", "ServerSettings", "create_app"]
+__all__ = ["JobStore", "ServedModel", "Server", "ServerSettings", "SessionStore", "create_app"]

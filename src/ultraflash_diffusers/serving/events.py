@@ -20,8 +20,8 @@ class EventLog:
         self._events: list[_Event] = []
 
     def begin(self, name: str, first_chunk: int, transition_chunks: int) -> None:
-        """Notes an interaction that shows from chunk `first_chunk` on and is active for so many chunks."""
-        self._events.append(_Event(name, first_chunk, first_chunk + transition_chunks - 1))
+        """Notes an interaction that shows from chunk `first_chunk` on and for how many, at least one, it is active."""
+        self._events.append(_Event(name, first_chunk, first_chunk + max(1, transition_chunks) - 1))
 
     def of_chunk(self, chunk: int) -> dict[str, list[str]]:
         """Returns which interactions start in a chunk, are active in it, and are completed with it."""

@@ -38,6 +38,8 @@ class FragmentEncoder:
         clip ([`VideoInfo`], *optional*): whose first sound track, if it has one, goes along as AAC.
         crf (`float`, *optional*, defaults to 20): x264's constant rate factor.
         preset (`str`, *optional*, defaults to `"superfast"`): x264's speed preset.
+        first_frame (`int`, *optional*, defaults to 0): number of the frame that it begins with: the earlier ones of
+            the video were encoded elsewhere.
 
     Attributes:
         header (`bytes`): the initialisation segment, to be sent before the first fragment.
@@ -58,6 +60,7 @@ class FragmentEncoder:
         clip: VideoInfo | None = None,
         crf: float = 20,
         preset: str = "superfast",
+        first_frame: int = 0,
     ) -> None:
         if width % 2 or height % 2:
             raise ValueError(f"`width` {width} and `height` {height} must be even: browsers play 4:2:0 alone")
@@ -79,7 +82,7 @@ class FragmentEncoder:
         self.sample_rate = None if self._sound is None else self._sound.sample_rate
         self.audio_samples = 0
         self._fragments = 0
-        self._next_pts = 0
+        self._next_pts = first_frame * self._frame_ticks
         self.header = self._muxed([], [])
         profile = bytes(context.extradata or b"")
         codecs = [f"avc1.{_profile(profile).hex()}", *(["mp4a.40.2"] if self._sound is not None else [])]

@@ -7,10 +7,12 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+from ..pipelines.sources.pixels import PixelSourceState
 from .errors import ClientError
 from .intake import MAX_QUEUED_FRAMES, ClientFrames, Upload
 from .messages import Control, Interaction, SessionInteraction, SessionStart, VideoUpload, parse_message
 from .playback import with_state
+from .resuming import ResumedSession
 from .served_models import ServedModel, check_prompt, check_request, choose_model
 from .server import Server
 from .session_state import SessionState
@@ -30,6 +32,7 @@ class Inbox:
 
     Attributes:
         video (`Path`, *optional*): the client's file.
+        resumed ([`ResumedSession`], *optional*): what the session goes on with.
         ready (`asyncio.Event`): all that the stream starts from is there: `model`, `start`, `state`, `frames`.
         changed (`asyncio.Event`): something was said since whoever waits for it has cleared it.
         stopping, paused, exporting (`bool`): what the client wants.
@@ -49,6 +52,7 @@ class Inbox:
         self.state: SessionState | None = None
         self.video: Path | None = None
         self.frames: ClientFrames | None = None
+        self.resumed: ResumedSession | None = None
         self.ready = asyncio.Event()
         self.changed = asyncio.Event()
         self.stopping = self.paused = self.exporting = False
@@ -98,14 +102,23 @@ class Inbox:
         if self._started:
             raise ClientError("already_started", "session.start: this session was started already")
         self._started = True
-        self.start, self.model = start, choose_model(self._server.models, start.model)
+        if start.resume_token is not None:
+            await self._resume(start)
+        else:
+            self.start, self.model = start, choose_model(self._server.models, start.model)
         if start.state_byte_length is None:
-            self._check(start)
+            self._check(self.start)
         if start.state_byte_length is not None:
             self._uploads.append(self._upload("state", start.state_byte_length))
         if start.video is not None:
             self._take_video(start.video)
         await self._prepare()
+
+    async def _resume(self, start: SessionStart) -> None:
+        server = self._server
+        resumed = await asyncio.to_thread(ResumedSession.of_client, start, server.sessions, server.models)
+        self.resumed, self.start, self.model, self.state = resumed, resumed.start, resumed.model, resumed.state
+        self._named = len(resumed.notes)
 
     def _take_video(self, video: VideoUpload) -> None:
         if video.byte_length is not None:
@@ -160,7 +173,8 @@ class Inbox:
         check_prompt(interaction.event.prompt, self._settings)
         self._named += 1
         name = interaction.event_id or interaction.interaction_id or f"event-{self._named}"
-        self.interactions.append((name, interaction))
+        if self.resumed is None or not self.resumed.has(name, interaction.event.prompt):
+            self.interactions.append((name, interaction))
         return {"type": "session.interaction.queued", "event_id": name}
 
     def _on_control(self, message: Control) -> Reply | None:
@@ -183,5 +197,9 @@ class Inbox:
         self.frames.end()
 
     def hints(self) -> dict[str, Any]:
-        """What a client of frames has to know: how many may wait."""
-        return {} if self.frames is None else {"max_queued_frames": MAX_QUEUED_FRAMES}
+        """What a client of frames has to know: how many may wait, and which one is the first."""
+        if self.frames is None:
+            return {}
+        before = None if self.state is None else self.state.stream.source
+        first = before.frames if isinstance(before, PixelSourceState) else 0
+        return {"max_queued_frames": MAX_QUEUED_FRAMES, "first_source_frame": first}

@@ -2,7 +2,8 @@
 """What clients say, checked: the JSON messages of the realtime protocol.
 
 `session.start`, `session.interaction`, `session.stop` and `session.ping` are the common protocol's; the others, and
-the fields `source`, `video`, `frame_format` and `state_byte_length` of `session.start`, are this server's own.
+the fields `source`, `video`, `frame_format`, `state_byte_length`, `resume_token` and `next_frame` of `session.start`,
+are this server's own.
 """
 
 from __future__ import annotations
@@ -94,6 +95,12 @@ class SessionStart(SamplingParams):
         frame_format (`str`, *optional*, defaults to `"picture"`): of frames that the client sends: a JPEG, WebP or PNG
             picture, or with `"raw"` the RGB bytes, each in a binary message. `width` and `height` are the frames' own.
         state_byte_length (`int`, *optional*): goes on from a state, which follows in binary messages.
+        resume_token (`str`, *optional*): goes on with a session whose connection was lost, under the secret that its
+            `video.start` told.
+        next_frame (`int`, *optional*): with that, the first frame that the client does not have.
+        size (`str`, *optional*): `"640x384"`, which counts before `width` and `height`.
+        seconds (`float`, *optional*): counts where `num_frames` is not given.
+        negative_prompt (`str`, *optional*): another place for the one of `extra_params`.
     """
 
     type: Literal["session.start"]
@@ -102,6 +109,32 @@ class SessionStart(SamplingParams):
     video: VideoUpload | None = None
     frame_format: Literal["picture", "raw"] = "picture"
     state_byte_length: Annotated[int, Field(ge=1)] | None = None
+    resume_token: _Name | None = None
+    next_frame: Annotated[int, Field(ge=0)] = 0
+    # clients of the common protocol say these here, the length also as a text
+    size: Annotated[str, Field(pattern=r"^\d{1,5}x\d{1,5}$")] | None = None
+    seconds: Annotated[float, Field(gt=0, le=1e6, strict=False)] | None = None
+    negative_prompt: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_other_spellings(cls, content: Any) -> Any:
+        """Puts `size` and `negative_prompt` where the rest of the server looks for them."""
+        content = dict(content)
+        if isinstance(content.get("size"), str) and content["size"].count("x") == 1:
+            width, height = content["size"].split("x")
+            if width.isdecimal() and height.isdecimal():
+                content |= {"width": int(width), "height": int(height)}
+        extra = content.get("extra_params", {})
+        if content.get("negative_prompt") is not None and isinstance(extra, dict):
+            content["extra_params"] = extra | {"negative_prompt": content["negative_prompt"]}
+        return content
+
+    @model_validator(mode="after")
+    def _resumes_with_token(self) -> SessionStart:
+        if self.resume_token is None and "next_frame" in self.model_fields_set:
+            raise ValueError("next_frame is given without the resume_token of a session")
+        return self
 
 
 class Event(_Message):
@@ -121,7 +154,7 @@ class Interaction(_Message):
     event: Event
     event_id: _Name | None = None
     interaction_id: _Name | None = None
-    transition_chunks: Annotated[int, Field(ge=1, le=10_000)] = 1
+    transition_chunks: Annotated[int, Field(ge=0, le=10_000)] = 1
 
 
 class SessionInteraction(_Message):

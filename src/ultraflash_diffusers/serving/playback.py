@@ -115,11 +115,22 @@ class Playback:
         missing = (self._reader.info.num_frames or 0) - self._latest.frame_range[1]
         return missing if missing > _UNSURE_FRAMES else 0
 
-    def encoder(self) -> FragmentEncoder:
-        """Returns the encoder of the frames; their size must be known."""
+    @property
+    def seed(self) -> int:
+        """Of the noise: as asked for, or drawn."""
+        return self._seed
+
+    @property
+    def group_frames(self) -> int:
+        """Frames of a chunk; the first one of a stream is shorter."""
+        pipe = self._model.pipe
+        return pipe.autoencoder.temporal_compression_ratio * pipe.config.group_frames
+
+    def encoder(self, first_frame: int = 0) -> FragmentEncoder:
+        """Returns the encoder of the frames from this one on, at whose time it begins; their size must be known."""
         width, height = self.size or (0, 0)
         if self._reader is None:
-            return FragmentEncoder(width, height, self._fps)
+            return FragmentEncoder(width, height, self._fps, first_frame=first_frame)
         clip = self._reader.info
         return FragmentEncoder(width, height, clip.fps, clip.time_base, clip if clip.has_audio else None)
 
@@ -154,10 +165,10 @@ class Playback:
         """Whether the next chunk is being made already when one is handed over."""
         return self._model.pipe.can_overlap_decoding
 
-    def set_prompt(self, prompt: str) -> list[str]:
-        """Changes the prompt from the next group on; returns warnings."""
+    def set_prompt(self, prompt: str, at_frame: int = 0) -> list[str]:
+        """Changes the prompt from the next group on that begins at this frame or later; returns warnings."""
         with warnings_of_pipeline() as warnings:
-            self._stream.set_prompt(prompt)
+            self._stream.set_prompt(prompt, at_frame=at_frame)
         return warnings
 
     def state(self) -> SessionState:
@@ -175,6 +186,8 @@ class Playback:
     @property
     def _num_frames(self) -> int | None:
         start = self._start
+        if start.num_frames is None and start.seconds is not None:
+            return max(1, round(start.seconds * self._fps))
         if start.num_frames is not None or start.without_end or start.source in ("video", "frames"):
             return start.num_frames
         return self._model.pipe.config.default_num_frames

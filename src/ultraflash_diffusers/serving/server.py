@@ -12,6 +12,7 @@ from .errors import ClientError
 from .metrics import Metrics
 from .runner import Places, StreamRunner
 from .served_models import ServedModel
+from .session_store import SessionStore
 from .settings import ServerSettings
 
 _MOST_OFFERED = 1000
@@ -23,13 +24,21 @@ class Server:
     Args:
         models (sequence of [`ServedModel`]): at least one; the first is taken where a client names none.
         settings ([`ServerSettings`], *optional*): limits.
+        sessions ([`SessionStore`], *optional*): keeps the states of running sessions; without it a session whose
+            server dies is lost.
     """
 
-    def __init__(self, models: Sequence[ServedModel], settings: ServerSettings | None = None) -> None:
+    def __init__(
+        self,
+        models: Sequence[ServedModel],
+        settings: ServerSettings | None = None,
+        sessions: SessionStore | None = None,
+    ) -> None:
         if not models:
             raise ValueError("`models` is empty, expected at least one")
         self.models = {model.name: model for model in models}
         self.settings = settings or ServerSettings()
+        self.sessions = sessions
         self.runner = StreamRunner()
         self.places = Places(self.settings.max_streams, self.settings.max_queue)
         self.metrics = Metrics(self.places)

@@ -17,10 +17,13 @@ from .errors import ClientError, as_client_error
 from .events import EventLog
 from .inbox import Inbox
 from .playback import Playback, PlayedChunk
+from .resuming import Recording, new_record
 from .server import Server
+from .session_store import PromptNote
 
 _CHUNKS_AHEAD = 1  # made and not yet encoded: a slow reader slows its own stream
 _CLOSING_SECONDS = 2.0
+_DONE, _GOING_AWAY = 1000, 1001  # codes of clients that leave on purpose
 
 Metadata = dict[str, Any]
 
@@ -45,7 +48,9 @@ class RealtimeSession:
         self._id = f"rt-{uuid.uuid4().hex}"
         self._inbox = Inbox(server, folder)
         self._events = EventLog()
-        self._chunks = 0
+        self._recording = Recording(None, server.runner, self._settings.save_every)
+        self._made = self._sent = 0  # chunks
+        self._next_chunk = self._next_frame = 0  # in the whole stream, to be made
         self._outgoing: asyncio.Queue[tuple[Metadata, PlayedChunk | bytes]] = asyncio.Queue(_CHUNKS_AHEAD)
         self._sending = asyncio.Lock()
         self._now = asyncio.get_running_loop().time
@@ -131,11 +136,13 @@ class RealtimeSession:
             await self._inbox.ready.wait()
         async with self._server.places.taken(self._tell_position):
             async with self._playback() as playback:
+                await self._begin(playback)
                 ended_by = await self._play(playback)
         await self._outgoing.join()
         stopped = ended_by != "end"
         missing = {"missing_frames": playback.missing_frames} if ended_by == "end" and playback.missing_frames else {}
-        await self.tell("session.done", chunks=self._chunks, stopped=stopped, ended_by=ended_by, **missing)
+        await self.tell("session.done", chunks=self._sent, stopped=stopped, ended_by=ended_by, **missing)
+        self.forget()
 
     async def _tell_position(self, position: int) -> None:
         await self.tell("session.queued", position=position)
@@ -152,28 +159,68 @@ class RealtimeSession:
             inbox.close()
             runner.submit(playback.close)
 
+    async def _begin(self, playback: Playback) -> Recording:
+        """Brings the stream to where it starts or goes on, and tells the client of it."""
+        inbox, resumed = self._inbox, self._inbox.resumed
+        if resumed is not None:
+            self._next_chunk, self._next_frame = resumed.point.chunk, resumed.point.frame
+            for note in resumed.notes:
+                self._events.begin(note.name, note.chunk, note.transition_chunks)
+            for note in resumed.unseen:
+                await self._server.runner.run(playback.set_prompt, note.prompt, note.at_frame)
+        elif inbox.state is not None:
+            self._next_frame = inbox.state.stream.frames_done
+        self._early = None if playback.size is not None else await self._server.runner.run(playback.next_chunk)
+        told = inbox.hints() | await self._keep(playback)
+        if playback.warnings:
+            told["warnings"] = playback.warnings
+        self._encoder = playback.encoder(0 if resumed is None else resumed.next_frame - resumed.record.first_frame)
+        await self.tell(
+            "video.start", format="m4s", mime_type=self._encoder.mime_type, config=playback.config(), **told
+        )
+
+    async def _keep(self, playback: Playback) -> Metadata:
+        """Sees to it that another server can go on with this session; returns what its client needs for that."""
+        inbox, store = self._inbox, self._server.sessions
+        if inbox.resumed is not None:
+            token, record = inbox.resumed.token, inbox.resumed.record
+        elif store is not None:
+            begun = await asyncio.to_thread(new_record, store, inbox.model, inbox.start, playback.seed, inbox.state)
+            if begun is None:
+                return {}
+            token, record = begun
+        else:
+            return {}
+        self._recording = Recording(record, self._server.runner, self._settings.save_every)
+        return {"resume_token": token}
+
+    def forget(self) -> None:
+        """Keeps nothing of the session any longer: its client has all that it wants."""
+        self._recording.forget()
+
     async def _play(self, playback: Playback) -> str:
         """Makes chunks until there are no more; returns what has ended them."""
         until = self._now() + self._settings.max_seconds
-        runner, inbox = self._server.runner, self._inbox
-        early = None if playback.size is not None else await runner.run(playback.next_chunk)
-        self._encoder = playback.encoder()
-        hints = inbox.hints() | ({"warnings": playback.warnings} if playback.warnings else {})
-        await self.tell(
-            "video.start", format="m4s", mime_type=self._encoder.mime_type, config=playback.config(), **hints
-        )
-        frames = 0
+        resumed = self._inbox.resumed
+        frames, wanted = (0, 0) if resumed is None else (resumed.frames_made, resumed.next_frame)
         while await self._may_go_on(playback):
             if self._now() > until:
                 return "time_limit"
             metadata = await self._change_prompt(playback)
             began = self._now()
-            chunk, early = early or await runner.run(playback.next_chunk), None
+            chunk, self._early = self._early or await self._server.runner.run(playback.next_chunk), None
             if chunk is None:
                 return "end"
             frames += len(chunk.frames)
-            await self._outgoing.put((metadata | self._metadata(chunk, self._now() - began), chunk))
-            self._chunks += 1
+            self._next_frame = chunk.first_frame + len(chunk.frames)
+            if chunk.first_frame < wanted < self._next_frame:
+                raise ClientError("invalid_request", f"next_frame: {wanted} is in the middle of a chunk")
+            if self._next_frame > wanted:
+                await self._outgoing.put((metadata | self._metadata(chunk, self._now() - began), chunk))
+                self._sent += 1
+            self._made += 1
+            self._next_chunk += 1
+            await self._recording.after_chunk(playback, self._next_chunk)
             if frames >= self._settings.max_frames:
                 return "frame_limit"
         return "stop"
@@ -184,9 +231,9 @@ class RealtimeSession:
         with self._waiting_for_client():
             while not inbox.stopping:
                 inbox.changed.clear()
-                if inbox.exporting and self._chunks:
+                if inbox.exporting and self._made:
                     await self._export(playback)
-                if not inbox.paused and (inbox.frames is None or inbox.frames.has_chunk(self._chunks)):
+                if not inbox.paused and (inbox.frames is None or inbox.frames.has_chunk(self._made)):
                     return True
                 await inbox.changed.wait()
         return False
@@ -195,17 +242,28 @@ class RealtimeSession:
         self._inbox.exporting = False
         state = await self._server.runner.run(playback.state)
         data = await asyncio.to_thread(state.to_bytes)
-        await self._outgoing.put(({"frames_done": state.stream.frames_done, "chunks": self._chunks}, data))
+        await self._outgoing.put(({"frames_done": state.stream.frames_done, "chunks": self._sent}, data))
 
     async def _change_prompt(self, playback: Playback) -> Metadata:
         """Makes the prompt changes that wait; returns what the next chunk's metadata tells of prompts."""
         warnings: list[str] = []
-        pending, self._inbox.interactions = self._inbox.interactions, []
-        for name, interaction in pending:
-            warnings += await self._server.runner.run(playback.set_prompt, interaction.event.prompt)
-            first_chunk = self._chunks + (playback.runs_ahead and self._chunks > 0)
-            self._events.begin(name, first_chunk, interaction.transition_chunks)
-        return self._events.of_chunk(self._chunks) | ({"warnings": warnings} if warnings else {})
+        if self._is_new(self._next_chunk):
+            pending, self._inbox.interactions = self._inbox.interactions, []
+            # a group that is being made already keeps its prompt
+            begun = playback.runs_ahead and self._made > 0
+            chunk = self._next_chunk + begun
+            at_frame = self._next_frame + (playback.group_frames if begun else 0)
+            for name, interaction in pending:
+                warnings += await self._server.runner.run(playback.set_prompt, interaction.event.prompt)
+                self._events.begin(name, chunk, interaction.transition_chunks)
+                prompt, transition = interaction.event.prompt, interaction.transition_chunks
+                await self._recording.note(PromptNote(prompt, name, chunk, at_frame, transition))
+        return self._events.of_chunk(self._next_chunk) | ({"warnings": warnings} if warnings else {})
+
+    def _is_new(self, chunk: int) -> bool:
+        """Whether the client may still change a chunk: not those that it has, nor before a change that is settled."""
+        resumed = self._inbox.resumed
+        return resumed is None or (self._next_frame >= resumed.next_frame and chunk >= resumed.last_chunk)
 
     def _metadata(self, chunk: PlayedChunk, seconds: float) -> Metadata:
         self._server.metrics.count_chunk(len(chunk.frames), seconds, chunk.stage_seconds)
@@ -213,8 +271,8 @@ class RealtimeSession:
         queued = {} if frames is None else {"queued_frames": frames.queued}
         return queued | {
             "kind": "media",
-            "transport_chunk_index": self._chunks,
-            "generation_chunk_index": self._chunks,
+            "transport_chunk_index": self._sent,
+            "generation_chunk_index": self._next_chunk,
             "num_frames": len(chunk.frames),
             "first_frame": chunk.first_frame,
             "seconds": round(seconds, 4),
@@ -274,7 +332,9 @@ async def serve_session(socket: WebSocket, server: Server) -> None:
         try:
             await session.run()
             server.metrics.sessions.labels("done").inc()
-        except WebSocketDisconnect:
+        except WebSocketDisconnect as left:
+            if left.code in (_DONE, _GOING_AWAY):
+                session.forget()
             server.metrics.sessions.labels("left").inc()
         except Exception as failure:
             error = as_client_error(failure, *session.folders)

@@ -21,7 +21,8 @@ class ServerSettings:
         idle_seconds (`float`, *optional*, defaults to 60.0): without progress or a message of the client, after which
             its session ends.
         stall_seconds (`float`, *optional*, defaults to 40.0): for which a client may take nothing of what is sent.
-        save_every (`float`, *optional*, defaults to 5.0): least seconds between two saved states of a job.
+        save_every (`float`, *optional*, defaults to 5.0): least seconds between two saved states of a job, and of a
+            session.
         keep_hours (`float`, *optional*, defaults to 24.0): for which the result of a job is kept.
         api_key (`str`, *optional*): that clients must show.
         allowed_origins (`tuple[str, ...]`, *optional*, defaults to `()`): pages of other hosts that may use the

@@ -1,0 +1,93 @@
+# Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Replicas of the server by Ray Serve, one of which is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+import torch
+from helpers.realtime import Received, is_played, play_to_the_end, wait_until
+from helpers.tiny import make_tiny_pipeline
+
+from ultraflash_diffusers import UltraFlashStreamingPipeline
+
+ray = pytest.importorskip("ray")
+pytest.importorskip("ray.serve")
+
+pytestmark = pytest.mark.slow
+
+PORT, FPS, FRAMES = 28765, 12, 400
+
+
+@pytest.fixture(scope="module")
+def pipe() -> UltraFlashStreamingPipeline:
+    return make_tiny_pipeline()
+
+
+@pytest.fixture
+def address(pipe, tmp_path) -> Iterator[str]:
+    from ultraflash_diffusers.serving.ray_app import RayArguments, build
+
+    pipe.save_pretrained(tmp_path / "pipe")
+    ray.init(num_cpus=2, include_dashboard=False)
+    try:
+        ray.serve.start(http_options={"host": "127.0.0.1", "port": PORT})
+        arguments = RayArguments(
+            sessions=tmp_path / "sessions",
+            checkpoint=str(tmp_path / "pipe"),
+            num_cpus=0.1,
+            min_replicas=2,
+            max_replicas=2,
+            max_streams=3,
+            save_every=0,
+        )
+        ray.serve.run(build(arguments), route_prefix="/")
+        yield f"127.0.0.1:{PORT}"
+        ray.serve.shutdown()
+    finally:
+        ray.shutdown()
+
+
+def replicas() -> list[int]:
+    """Process numbers of the replicas that live."""
+    from ray._private.state import actors
+
+    return [
+        actor["Pid"]
+        for actor in actors().values()
+        if actor["State"] == "ALIVE" and actor["ActorClassName"].startswith("ServeReplica")
+    ]
+
+
+def test_streams_of_a_killed_replica_end_with_the_frames_of_an_uninterrupted_one(address, pipe):
+    played: dict[int, list[Received]] = {}
+    chunks: Counter[int] = Counter()
+
+    def play(seed: int) -> None:
+        def count() -> None:
+            chunks[seed] += 1
+
+        start = {"prompt": "a red ball", "num_frames": FRAMES, "seed": seed}
+        played[seed] = play_to_the_end(address, count, 300, **start)
+
+    threads = [threading.Thread(target=play, args=(seed,)) for seed in range(6)]
+    for thread in threads:
+        thread.start()
+    wait_until(lambda: len(chunks) == 6 and min(chunks.values()) >= 2, 120)
+    killed = replicas()[0]
+    os.kill(killed, signal.SIGKILL)
+    for thread in threads:
+        thread.join()
+    moved = [seed for seed, connections in played.items() if len(connections) > 1]
+    assert moved, "the killed replica had no stream"
+    for seed in range(6):
+        frames = pipe(
+            "a red ball", num_frames=FRAMES, generator=torch.Generator().manual_seed(seed), output_type="uint8"
+        ).frames[0]
+        assert is_played(played[seed], frames, FPS), f"stream {seed}"
+    wait_until(lambda: len(replicas()) == 2 and killed not in replicas(), 120)  # Ray has replaced it
