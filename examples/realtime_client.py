@@ -19,7 +19,7 @@ from typing import Any
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-ATTEMPTS = 30  # in a row that bring nothing, a second apart
+ATTEMPTS = 120  # in a row that bring nothing, a second apart
 
 
 class Player:

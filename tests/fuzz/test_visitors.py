@@ -13,4 +13,5 @@ def test_visitors_get_their_own_frames_and_leave_nothing_behind():
     assert visits.wrong == [] and visits.ends["finish"] > 0, visits
     assert freed < 1
     assert after.threads <= before.threads and after.files <= before.files, (before, after)
-    assert after.memory <= 1.02 * before.memory, (before, after)
+    # not memory: in a few seconds an allocator's pools grow more than a leak of some sessions would
+    assert not any(after.objects.values()), (before, after)

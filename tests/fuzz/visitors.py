@@ -4,12 +4,14 @@
     PYTHONPATH=src:tests python -m fuzz.visitors --visitors 50 --seconds 120
 
 The server is a process of its own, with tiny networks. Each stream must have the frames of its prompt and seed and of
-no other; afterwards memory, threads and open files of the server are compared with those before, once warm.
+no other. Afterwards what the server holds is compared with what it held before, once warm: memory, threads, files,
+and, which no allocator blurs, the objects of sessions that live on.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import random
@@ -31,8 +33,12 @@ from helpers.tiny import make_tiny_pipeline
 from websockets.exceptions import ConnectionClosed
 
 from ultraflash_diffusers import UltraFlashStreamingPipeline
+from ultraflash_diffusers.pipelines.video_stream import VideoStream
 from ultraflash_diffusers.serving import ServedModel, Server, ServerSettings, create_app
+from ultraflash_diffusers.serving.fragments import FragmentEncoder
+from ultraflash_diffusers.serving.playback import Playback
 from ultraflash_diffusers.serving.running import bind, run_until_signal
+from ultraflash_diffusers.serving.session import RealtimeSession
 
 _FRAMES = 61
 _SEEDS = (1, 2)
@@ -56,17 +62,19 @@ class Visits:
 
 @dataclass(frozen=True)
 class Usage:
-    """What a process holds: memory in bytes, threads, open files."""
+    """What a server's process holds: memory in bytes, threads, open files, objects of sessions."""
 
     memory: int
     threads: int
     files: int
+    objects: dict[str, int]
 
     @classmethod
-    def of(cls, process: int) -> Usage:
-        """That of a process now."""
+    def of(cls, process: int, address: str) -> Usage:
+        """That of a server now."""
         running = psutil.Process(process)
-        return cls(running.memory_info().rss, running.num_threads(), running.num_fds())
+        objects = httpx.get(f"http://{address}/held", timeout=60).json()
+        return cls(running.memory_info().rss, running.num_threads(), running.num_fds(), objects)
 
 
 def make_pipeline() -> UltraFlashStreamingPipeline:
@@ -183,9 +191,12 @@ def campaign(visitors: int, seconds: float, seed: int) -> tuple[Visits, Usage, U
 
 
 def _settled(address: str, process: int) -> Usage:
+    """What the server holds once nobody is there; connections that were broken off may take a few seconds to close."""
     _wait_for_places(address, 30)
-    time.sleep(1)
-    return Usage.of(process)
+    end = time.monotonic() + 10
+    while any((usage := Usage.of(process, address)).objects.values()) and time.monotonic() < end:
+        time.sleep(1)
+    return usage
 
 
 def _wait_for_places(address: str, seconds: float) -> float:
@@ -217,8 +228,18 @@ def serve(max_streams: int) -> None:
     app = create_app(
         Server([ServedModel("tiny", make_pipeline())], ServerSettings(max_streams=max_streams, max_queue=500))
     )
+    app.add_api_route("/held", held)
     print(f"127.0.0.1:{listener.getsockname()[1]}", flush=True)
     run_until_signal(app, listener)
+
+
+def held() -> dict[str, int]:
+    """How many there are of what only a running session has."""
+    gc.collect()
+    kinds = (RealtimeSession, Playback, FragmentEncoder, VideoStream)
+    # by type alone: to ask objects of other libraries for their class wakes what they load lazily
+    found = Counter(type(each) for each in gc.get_objects())
+    return {kind.__name__: sum(n for each, n in found.items() if issubclass(each, kind)) for kind in kinds}
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import struct
 from fractions import Fraction
@@ -84,3 +85,24 @@ def samples_of(file) -> tuple[float, np.ndarray]:
 def test_odd_sizes_are_refused(size):
     with pytest.raises(ValueError, match="must be even"):
         FragmentEncoder(*size, 25)
+
+
+def test_an_encoder_that_is_dropped_is_freed_at_once():
+    """Its megabytes are in a few objects, for which Python's collector would not come soon."""
+
+    def encoders() -> int:
+        # by type: to ask objects of other libraries for their class wakes what they load lazily
+        found = [each for each in gc.get_objects() if issubclass(type(each), av.VideoCodecContext)]
+        return sum(each.is_open for each in found)
+
+    gc.collect()
+    gc.disable()
+    try:
+        before = encoders()
+        encoder = FragmentEncoder(48, 32, 12)
+        encoder.encode(np.zeros((2, 32, 48, 3), np.uint8))
+        assert encoders() == before + 1
+        del encoder
+        assert encoders() == before
+    finally:
+        gc.enable()

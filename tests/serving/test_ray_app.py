@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import tempfile
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,16 +27,18 @@ pytestmark = pytest.mark.slow
 PORT, FPS, FRAMES = 28765, 12, 400
 
 
-@pytest.fixture(scope="module")
-def pipe() -> UltraFlashStreamingPipeline:
-    return make_tiny_pipeline()
+@pytest.fixture
+def pipe(tmp_path) -> UltraFlashStreamingPipeline:
+    """As the replicas load it: weights in other places of memory may be multiplied with other roundings."""
+    make_tiny_pipeline().save_pretrained(tmp_path / "pipe")
+    return UltraFlashStreamingPipeline.from_pretrained(tmp_path / "pipe", dtype=torch.float32)
 
 
 @pytest.fixture
 def address(pipe, tmp_path) -> Iterator[str]:
     from ultraflash_diffusers.serving.ray_app import RayArguments, build
 
-    pipe.save_pretrained(tmp_path / "pipe")
+    before = _session_folders()
     ray.init(num_cpus=2, include_dashboard=False)
     try:
         ray.serve.start(http_options={"host": "127.0.0.1", "port": PORT})
@@ -51,6 +56,12 @@ def address(pipe, tmp_path) -> Iterator[str]:
         ray.serve.shutdown()
     finally:
         ray.shutdown()
+        for folder in _session_folders() - before:  # what the killed replica had
+            shutil.rmtree(folder)
+
+
+def _session_folders() -> set[Path]:
+    return set(Path(tempfile.gettempdir()).glob("ultraflash-session-*"))
 
 
 def replicas() -> list[int]:

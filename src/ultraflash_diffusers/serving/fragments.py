@@ -68,25 +68,34 @@ class FragmentEncoder:
         self._time_base = time_base or 1 / rate
         self._frame_ticks = max(1, round(1 / (rate * self._time_base)))
         self._converter = RGBConverter(ColorTags(primaries=1, transfer=1))
-        self._container = av.open(io.BytesIO(), "w", format="mp4")
         keyframes = max(1, round(_KEYFRAME_SECONDS * rate))
         options = {"crf": str(crf), "preset": preset, "tune": "zerolatency", "g": str(keyframes)}
-        self._stream = self._container.add_stream("libx264", rate=rate, options=options)
-        context = self._stream.codec_context
-        context.width, context.height, context.pix_fmt = width, height, "yuv420p"
-        context.time_base = self._stream.time_base = self._time_base
-        context.colorspace, context.color_primaries, context.color_trc, context.color_range = 1, 1, 1, 1
-        context.flags |= Flags.frame_duration | Flags.global_header
-        context.open()
+        # not a container's own: container and streams refer to each other, and megabytes of x264 in a few objects
+        # would wait long for Python's collector, which counts objects
+        self._encoder = av.VideoCodecContext.create("libx264", "w")
+        self._encoder.options, self._encoder.framerate = options, rate
+        self._configure(self._encoder, width, height)
+        self._encoder.open()
+        self._container = av.open(io.BytesIO(), "w", format="mp4")
+        self._stream = self._container.add_stream("libx264", rate=rate)  # a template, never opened
+        self._stream.time_base = self._time_base
+        self._configure(self._stream.codec_context, width, height)
+        self._stream.codec_context.extradata = self._encoder.extradata
         self._sound = None if clip is None else ClipSound.of(clip, self._container)
         self.sample_rate = None if self._sound is None else self._sound.sample_rate
         self.audio_samples = 0
         self._fragments = 0
         self._next_pts = first_frame * self._frame_ticks
         self.header = self._muxed([], [])
-        profile = bytes(context.extradata or b"")
+        profile = bytes(self._encoder.extradata or b"")
         codecs = [f"avc1.{_profile(profile).hex()}", *(["mp4a.40.2"] if self._sound is not None else [])]
         self.mime_type = f'video/mp4; codecs="{", ".join(codecs)}"'
+
+    def _configure(self, context: av.VideoCodecContext, width: int, height: int) -> None:
+        context.width, context.height, context.pix_fmt = width, height, "yuv420p"
+        context.time_base = self._time_base
+        context.colorspace, context.color_primaries, context.color_trc, context.color_range = 1, 1, 1, 1
+        context.flags |= Flags.frame_duration | Flags.global_header
 
     def encode(
         self, frames: np.ndarray, pts: Sequence[int] | None = None, durations: Sequence[int] | None = None
@@ -107,7 +116,7 @@ class FragmentEncoder:
         for pixels, tick, duration in zip(frames, pts, durations, strict=True):
             frame = self._converter.from_rgb(np.ascontiguousarray(pixels), "yuv420p")
             frame.pts, frame.duration, frame.time_base = tick, duration, self._time_base
-            packets += self._stream.encode(frame)
+            packets += self._encoder.encode(frame)
         self._next_pts = pts[-1] + durations[-1]
         sound: list[Packet] = []
         if self._sound is not None:
