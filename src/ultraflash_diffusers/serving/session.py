@@ -159,7 +159,7 @@ class RealtimeSession:
             inbox.close()
             runner.submit(playback.close)
 
-    async def _begin(self, playback: Playback) -> Recording:
+    async def _begin(self, playback: Playback) -> None:
         """Brings the stream to where it starts or goes on, and tells the client of it."""
         inbox, resumed = self._inbox, self._inbox.resumed
         if resumed is not None:
