@@ -3,11 +3,17 @@
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
 
 import pytest
 from helpers.bare_machine import MISSING, run_bare
 from helpers.paths import TESTS
+from helpers.training_runs import AUTOENCODER, GENERATOR
+
+from ultraflash_diffusers import CausalWanTransformer, HRAutoencoder
+from ultraflash_diffusers.training.data.world import CODE_SIZE
 
 STREAMS = """
 import importlib, torch
@@ -36,3 +42,31 @@ def test_the_tests_for_gpus_are_collected() -> None:
     collected = {line.split("::")[0] for line in result.stdout.splitlines() if "::" in line}
     assert collected == {str(path.relative_to(TESTS.parent)) for path in marked if path.parent.name != "training"}
     assert len(collected) > 2
+
+
+@pytest.mark.slow
+def test_every_training_script_starts() -> None:
+    """Clips that are decoded already and composed ones need no PyAV."""
+    code = "import runpy, pathlib\nfor path in sorted(pathlib.Path('training').glob('*.py')):\n"
+    result = run_bare(code + "    runpy.run_path(str(path), run_name='imported')\n    print(path.name)\n")
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert {"train_seeded_generator.py", "distill_sr.py"} < set(result.stdout.split())
+
+
+@pytest.mark.slow
+def test_the_packaged_generator_s_script_trains_for_a_given_time(tmp_path: Path) -> None:
+    """In bfloat16, from what is in the repository, with a checkpoint to go on from."""
+    HRAutoencoder(**AUTOENCODER).save_pretrained(tmp_path / "autoencoder")
+    coded = {"window_frames": 1, "seed_code_dim": CODE_SIZE, "reads_latents": False, "denoising_steps": (1000,)}
+    sizes = {"head_channels": (6, 6), "sample_size": (8, 12)}
+    (tmp_path / "config.json").write_text(json.dumps(GENERATOR | coded | sizes))
+    words = f"--network_config {tmp_path}/config.json --autoencoder {tmp_path}/autoencoder --output_dir {tmp_path}/out"
+    words += " --max_train_seconds 3 --mixed_precision bf16 --checkpointing_steps 1 --checkpoints_total_limit 1"
+    words += " --train_batch_size 2 --validation_batches 1 --logging_steps 1"
+    code = f"import runpy; sys.argv = ['train', *{words.split()}]\n"
+    result = run_bare(code + "runpy.run_path('training/train_seeded_generator.py', run_name='__main__')")
+    assert result.returncode == 0, result.stderr[-2000:]
+    lines = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    assert 3 <= lines[-1].get("seconds", lines[-2].get("seconds")) < 60
+    assert list((tmp_path / "out").glob("checkpoint-*/*"))
+    CausalWanTransformer.from_pretrained(tmp_path / "out", subfolder="generator_transformer")

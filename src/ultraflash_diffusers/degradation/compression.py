@@ -6,13 +6,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
-import av
 import cv2
 import numpy as np
 
 from .ranges import Range, check_clip, check_range, draw_integer
+
+if TYPE_CHECKING:
+    import av
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,8 @@ def _through_jpeg(frame: np.ndarray, quality: int) -> np.ndarray:
 
 
 def _encode(frames: np.ndarray, crf: int, preset: str) -> list[av.Packet]:
+    import av
+
     encoder = av.VideoCodecContext.create("libx264", "w")
     encoder.height, encoder.width = frames.shape[1:3]
     encoder.pix_fmt = "yuv420p"
@@ -85,6 +89,8 @@ def _encode(frames: np.ndarray, crf: int, preset: str) -> list[av.Packet]:
 
 
 def _decode(packets: list[av.Packet]) -> Iterator[np.ndarray]:
+    import av
+
     decoder = av.VideoCodecContext.create("h264", "r")
     decoder.thread_count = 1  # small clips gain nothing from more, and loader workers share the cores
     for packet in [*packets, None]:

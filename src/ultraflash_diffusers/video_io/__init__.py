@@ -3,24 +3,41 @@
 
 [`VideoReader`] probes a clip and yields its frames as upright RGB with their timestamps; [`VideoWriter`] encodes
 H.264 or HEVC so that an interrupted run leaves a playable file and can be resumed, and copies sound and subtitles at
-the end.
+the end. Names are imported when they are first used: what needs no PyAV works where there is none.
 """
 
-from .color import ColorTags
-from .fragments import FRAGMENT_FRAMES
-from .frames import frames_to_tensor, tensor_to_frames, write_side_by_side_png
-from .probe import VideoInfo
-from .reader import DecodedFrame, VideoReader
-from .writer import VideoWriter
+import importlib
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "FRAGMENT_FRAMES",
-    "ColorTags",
-    "DecodedFrame",
-    "VideoInfo",
-    "VideoReader",
-    "VideoWriter",
-    "frames_to_tensor",
-    "tensor_to_frames",
-    "write_side_by_side_png",
-]
+if TYPE_CHECKING:  # for editors and type checkers, which cannot follow `_EXPORTS`
+    from .color import ColorTags as ColorTags
+    from .fragments import FRAGMENT_FRAMES as FRAGMENT_FRAMES
+    from .frames import frames_to_tensor as frames_to_tensor
+    from .frames import tensor_to_frames as tensor_to_frames
+    from .frames import write_side_by_side_png as write_side_by_side_png
+    from .probe import VideoInfo as VideoInfo
+    from .reader import DecodedFrame as DecodedFrame
+    from .reader import VideoReader as VideoReader
+    from .writer import VideoWriter as VideoWriter
+
+_EXPORTS = {
+    "FRAGMENT_FRAMES": ".fragments",
+    "ColorTags": ".color",
+    "DecodedFrame": ".reader",
+    "VideoInfo": ".probe",
+    "VideoReader": ".reader",
+    "VideoWriter": ".writer",
+    "frames_to_tensor": ".frames",
+    "tensor_to_frames": ".frames",
+    "write_side_by_side_png": ".frames",
+}
+
+__all__ = list(_EXPORTS)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_EXPORTS[name], __name__), name)
+    globals()[name] = value
+    return value

@@ -20,19 +20,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import av
 import numpy as np
 from diffusers.utils import logging
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from ...degradation import Transform
-from ...video_io import VideoReader
-from ...video_io.pictures import PICTURE_ERRORS
 from ..files import LeftOut, holds_array, replace_text, save_array
 from .camera_motion import animate_picture
 from .sources import PICTURES, MediaFile, report
+
+if TYPE_CHECKING:
+    from ...video_io import VideoReader
 
 logger = logging.get_logger(__name__)
 
@@ -192,6 +193,10 @@ def _in_words(seconds: float) -> str:
 
 def _planned_bytes(source: MediaFile, how: Preparation) -> int | None:
     """What a source takes in the cache; `None` of one that cannot be read."""
+    from av import FFmpegError
+
+    from ...video_io import VideoReader
+
     try:
         if source.path.suffix.lower() in PICTURES:
             with Image.open(source.path) as picture:
@@ -200,7 +205,7 @@ def _planned_bytes(source: MediaFile, how: Preparation) -> int | None:
             info = VideoReader(source.path).info
             width, height, frames = info.width, info.height, info.num_frames or how.clip_frames
             frames = round(frames * min(1.0, (how.fps or info.fps) / info.fps))
-    except (OSError, ValueError, av.FFmpegError, SyntaxError, Image.DecompressionBombError):
+    except (OSError, ValueError, FFmpegError, SyntaxError, Image.DecompressionBombError):
         return None
     shrink = 1.0 if how.resolution is None else min(1.0, how.resolution / min(width, height))
     return round(3 * frames * width * height * shrink**2 * (1 + how.versions / how.scale**2))
@@ -323,6 +328,8 @@ def _frames(video: Path, fps: float | None) -> Iterator[np.ndarray]:
     Raises:
         UnreadableSource: it cannot be read, or not to its end.
     """
+    from ...video_io import VideoReader
+
     with reading():
         yield from at_rate(VideoReader(video), fps)
 
@@ -349,9 +356,13 @@ def at_rate(reader: VideoReader, fps: float | None) -> Iterator[np.ndarray]:
 @contextmanager
 def reading() -> Iterator[None]:
     """Has what reading a damaged or foreign file raises be [`UnreadableSource`]."""
+    from av import FFmpegError
+
+    from ...video_io.pictures import PICTURE_ERRORS
+
     try:
         yield
-    except (av.FFmpegError, *PICTURE_ERRORS) as error:
+    except (FFmpegError, *PICTURE_ERRORS) as error:
         raise UnreadableSource(str(error)) from error
 
 
@@ -362,6 +373,8 @@ def _read(source: MediaFile, how: Preparation) -> Iterator[np.ndarray]:
         rng = np.random.default_rng((how.seed, pixels.shape[0], pixels.shape[1], int(pixels.sum())))
         yield animate_picture(pixels, how.clip_frames, how.resolution, rng)
         return
+    from ...video_io import VideoReader
+
     frames = (fitted(pixels, how.resolution) for pixels in at_rate(VideoReader(source.path), how.fps))
     while clip_frames := list(islice(frames, how.clip_frames)):
         yield np.stack(clip_frames)

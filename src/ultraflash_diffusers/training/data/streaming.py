@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import fsspec
@@ -26,11 +26,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ...video_io import VideoReader
 from ..files import LeftOut, replace_text
 from .crops import Crop, CropDataset
 from .preparation import Preparation, at_rate, degraded, fitted, reading
 from .sources import VIDEOS, find_sources, report
+
+if TYPE_CHECKING:
+    from ...video_io import VideoReader
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,8 @@ class StreamedClip:
     @contextmanager
     def opened(self) -> Iterator[VideoReader]:
         """Gives a reader of the video."""
+        from ...video_io import VideoReader
+
         if self.shard is None and self.address is None:
             yield VideoReader(self.high)
             return

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from matplotlib.figure import Figure
 from torch.nn import functional as F
 
-from ...video_io import VideoWriter, tensor_to_frames, write_side_by_side_png
+from ...video_io.frames import tensor_to_frames, write_side_by_side_png
 
 _FPS = 24
 _PANEL_WIDTH, _PANEL_HEIGHT, _COLUMNS = 3.6, 2.2, 3  # inches, of 100 pixels
@@ -21,6 +22,8 @@ _NOT_MEASURED = {"step", "seconds"}
 
 def write_comparison(path: Path, videos: Mapping[str, torch.Tensor]) -> np.ndarray:
     """Writes videos side by side: all frames as `path`.mp4, the middle frame with their names as `path`.png.
+
+    Where PyAV is missing, as on rented machines, there is no MP4.
 
     Args:
         path (`Path`): without ending; its folder is created.
@@ -34,8 +37,12 @@ def write_comparison(path: Path, videos: Mapping[str, torch.Tensor]) -> np.ndarr
     height, width = max(tuple(video.shape[3:]) for video in videos.values())
     clips = [tensor_to_frames(_resized(video, (height, width))) for video in videos.values()]
     frames = np.concatenate(clips, axis=2)
-    with VideoWriter(path.with_suffix(".mp4"), frames.shape[2], frames.shape[1], fps=_FPS, overwrite=True) as writer:
-        writer.write(frames)
+    if importlib.util.find_spec("av") is not None:
+        from ...video_io import VideoWriter
+
+        target = path.with_suffix(".mp4")
+        with VideoWriter(target, frames.shape[2], frames.shape[1], fps=_FPS, overwrite=True) as writer:
+            writer.write(frames)
     middle = len(frames) // 2
     write_side_by_side_png(path.with_suffix(".png"), [clip[middle] for clip in clips], list(videos))
     return frames[middle]

@@ -66,7 +66,7 @@ def launch_choices(device: torch.device, volume: int, channels: int, dtype: torc
 
 
 def fitting_choices(shared_memory: int, volume: int, channels: int, dtype: torch.dtype) -> list[LaunchSettings]:
-    """The settings for GPUs of a kind that need not be there; `benchmarks/triton_code.py` shows what becomes of them.
+    """The settings for GPUs of a kind that need not be there; `benchmarks.triton_code` shows what becomes of them.
 
     Args:
         shared_memory (`int`): bytes that a program may have.
