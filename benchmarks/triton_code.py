@@ -1,7 +1,7 @@
 # Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
 """What Triton makes of the kernel of sparse attention, for GPUs that need not be there.
 
-    python benchmarks/triton_code.py
+    python -m benchmarks.triton_code
 
 For each GPU, precision and launch setting: registers of a thread, bytes that spill out of them, shared memory of a
 program, how many programs a multiprocessor can therefore hold at once, and how often the machine code has the
@@ -19,36 +19,25 @@ import heapq
 import json
 import math
 import re
-import subprocess
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 import triton
-import triton.backends.nvidia
 from tqdm import tqdm
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from benchmarks.machine_code import GPUS, disassemble, read_usage
 from ultraflash_diffusers.models.attention.backends import triton_kernel
 from ultraflash_diffusers.models.attention.backends.triton_kernel import LaunchSettings
 from ultraflash_diffusers.models.attention.block_layout import BlockSparseSettings
 from ultraflash_diffusers.models.attention.block_selection import select_blocks
 from ultraflash_diffusers.tables import markdown_table
 
-# name: compute capability, bytes of shared memory that a program may have and that a multiprocessor has, its threads
-GPUS = {
-    "A100": (80, 163 * 1024, 164 * 1024, 2048),
-    "RTX 4090": (89, 99 * 1024, 100 * 1024, 1536),
-    "H200": (90, 227 * 1024, 228 * 1024, 2048),
-}
-REGISTERS = 65536  # of a multiprocessor, on all of them
 INSTRUCTIONS = ("HGMMA", "HMMA", "LDGSTS")
 TYPES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 
-
-MULTIPROCESSORS = 132  # of an H200
 # tokens of a group of six latent frames at each size, heads, and temporal blocks of the past
 SIZES = {"1K": (6, 60, 104), "2K": (6, 90, 156), "4K": (6, 135, 240)}
 HEADS, WINDOW = 12, 3
@@ -93,39 +82,17 @@ def compile_kernel(
     return triton.compile(kernel, target=GPUTarget("cuda", capability, 32), options=options)
 
 
-def disassemble(binary: bytes, option: str) -> str:
-    tools = Path(triton.backends.nvidia.__file__).parent / "bin"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(binary)
-        file.flush()
-        command = [str(tools / "cuobjdump"), option, file.name]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
-
-
 def describe(
     gpu: str, block: tuple[int, int, int], channels: int, dtype: torch.dtype, settings: LaunchSettings
 ) -> dict[str, Any]:
-    capability, limit, shared, threads = GPUS[gpu]
-    kernel = compile_kernel(capability, block, channels, dtype, settings)
-    usage = re.search(r"REG:(\d+) STACK:(\d+)", disassemble(kernel.asm["cubin"], "--dump-resource-usage"))
-    assert usage is not None, "cuobjdump printed no resource usage"
-    registers, stack = int(usage[1]), int(usage[2])
+    kernel = compile_kernel(GPUS[gpu].capability, block, channels, dtype, settings)
     code = disassemble(kernel.asm["cubin"], "--dump-sass")
-    own_threads = 32 * settings.num_warps
     return {
         "gpu": gpu,
         "dtype": str(dtype).removeprefix("torch."),
         "settings": dataclasses.asdict(settings),
-        "registers": registers,
-        "spilled_bytes": stack,
-        "shared_memory": kernel.metadata.shared,
-        "shared_memory_limit": limit,
-        # a warp's registers come in units of 256, and each program's shared memory costs 1 KiB more
-        "programs": min(
-            REGISTERS // (-(-registers * 32 // 256) * 256 * settings.num_warps),
-            shared // (kernel.metadata.shared + 1024),
-            threads // own_threads,
-        ),
+        "shared_memory_limit": GPUS[gpu].shared_memory_limit,
+        **dataclasses.asdict(read_usage(kernel, GPUS[gpu])),
         "instructions": {name: len(re.findall(rf"\b{name}\b", code)) for name in INSTRUCTIONS},
     }
 
@@ -149,7 +116,7 @@ def busy_share(lengths: list[int], settings: LaunchSettings, programs: int, volu
     """The share of a launch in which places for programs are taken, where a free place takes the next program."""
     costs = [FIXED_COST + length * volume / settings.columns for length in lengths]
     costs = [cost for cost in costs for _ in range(volume // settings.rows)]
-    places = [0.0] * (MULTIPROCESSORS * programs)
+    places = [0.0] * (GPUS["H200"].multiprocessors * programs)
     for cost in costs:
         heapq.heapreplace(places, places[0] + cost)
     return sum(costs) / (len(places) * max(places))
@@ -212,9 +179,11 @@ def main() -> None:
     options = parse_arguments()
     cases = [
         (gpu, dtype, settings)
-        for gpu, (_, limit, *_) in GPUS.items()
+        for gpu in GPUS
         for dtype in TYPES
-        for settings in triton_kernel.fitting_choices(limit, math.prod(options.block), options.channels, dtype)
+        for settings in triton_kernel.fitting_choices(
+            GPUS[gpu].shared_memory_limit, math.prod(options.block), options.channels, dtype
+        )
     ]
     kernels = [
         describe(gpu, tuple(options.block), options.channels, dtype, settings)
