@@ -13,7 +13,7 @@ from helpers.paths import TESTS
 from helpers.training_runs import AUTOENCODER, GENERATOR
 
 from ultraflash_diffusers import CausalWanTransformer, HRAutoencoder
-from ultraflash_diffusers.training.data.world import CODE_SIZE
+from ultraflash_diffusers.training.data.world import ANCHORS, CODE_SIZE, RIDGES
 
 STREAMS = """
 import importlib, torch
@@ -58,11 +58,12 @@ def test_the_packaged_generator_s_script_trains_for_a_given_time(tmp_path: Path)
     """In bfloat16, from what is in the repository, with a checkpoint to go on from."""
     HRAutoencoder(**AUTOENCODER).save_pretrained(tmp_path / "autoencoder")
     coded = {"window_frames": 1, "seed_code_dim": CODE_SIZE, "reads_latents": False, "denoising_steps": (1000,)}
-    sizes = {"head_channels": (6, 6), "sample_size": (8, 12)}
+    things = {"head_moments": 4, "head_anchors": ANCHORS, "head_ridges": RIDGES}
+    sizes = {"head_channels": 8, "sample_size": (8, 12)} | things
     (tmp_path / "config.json").write_text(json.dumps(GENERATOR | coded | sizes))
     words = f"--network_config {tmp_path}/config.json --autoencoder {tmp_path}/autoencoder --output_dir {tmp_path}/out"
     words += " --max_train_seconds 3 --mixed_precision bf16 --checkpointing_steps 1 --checkpoints_total_limit 1"
-    words += " --train_batch_size 2 --validation_batches 1 --logging_steps 1"
+    words += " --train_batch_size 2 --validation_batches 1 --logging_steps 1 --window 4 6"
     code = f"import runpy; sys.argv = ['train', *{words.split()}]\n"
     result = run_bare(code + "runpy.run_path('training/train_seeded_generator.py', run_name='__main__')")
     assert result.returncode == 0, result.stderr[-2000:]
