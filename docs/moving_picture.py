@@ -46,7 +46,7 @@ def main() -> None:
         share = 0.5 - 0.3 * math.cos(2 * math.pi * number / FRAMES)  # ends where it began
         frames.append(compared(before, after, round(share * after.width)))
     frames[0].save(
-        PICTURE, save_all=True, append_images=frames[1:], duration=1000 // FPS, loop=0, quality=60, method=6
+        PICTURE, save_all=True, append_images=frames[1:], duration=1000 // FPS, loop=0, quality=40, method=6
     )
     print(f"{PICTURE}: {len(frames)} frames of {frames[0].width}x{frames[0].height}, {PICTURE.stat().st_size} bytes")
 
