@@ -23,6 +23,7 @@ import torch
 import yaml
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.state import AcceleratorState, PartialState
+from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 from helpers.paths import TESTS
 from helpers.training_runs import AUTOENCODER, SCRIPTS, log, run, texture, write_video
 from PIL import Image
@@ -169,9 +170,8 @@ def test_the_launcher_understands_the_shipped_configurations(name: str) -> None:
     }
     if name == "fsdp2":
         assert str(settings.fsdp_version) == "2"
-        assert yaml.safe_load(file.read_text())["fsdp_config"]["fsdp_transformer_layer_cls_to_wrap"] == (
-            CausalWanBlock.__name__
-        )
+        wrapped = yaml.safe_load(file.read_text())["fsdp_config"]["fsdp_transformer_layer_cls_to_wrap"]
+        assert wrapped.split(",") == [CausalWanBlock.__name__, WanTransformerBlock.__name__]
 
 
 # ---- checkpoints in adverse conditions
