@@ -692,6 +692,7 @@ def test_the_script_trains_resumes_and_distils(material: Path) -> None:
         teacher=material / "wan",
         rank=2,
         encode_linearly=True,
+        cache_dir=material / "cache_of_layers",  # another one: of latents, not of a subspace of theirs
     )
     layers = load_file(output / "pytorch_lora_weights.safetensors")
     assert layers and all(name.startswith("generator_transformer.blocks.") for name in layers)
