@@ -8,10 +8,10 @@ component that a `model_index.json` lists under `ultraflash_diffusers` (see `ult
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from .lazy_names import lazy_names
 from .torchao_notices import hide_on_cpu_builds
 
 if TYPE_CHECKING:  # for editors and type checkers, which cannot follow `_EXPORTS`
@@ -69,13 +69,4 @@ def default_checkpoint() -> Path:
     return folder
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _EXPORTS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_EXPORTS[name], __name__), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_EXPORTS})
+__getattr__, __dir__ = lazy_names(__name__, _EXPORTS)

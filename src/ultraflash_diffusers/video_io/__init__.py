@@ -6,8 +6,9 @@ H.264 or HEVC so that an interrupted run leaves a playable file and can be resum
 the end. Names are imported when they are first used: what needs no PyAV works where there is none.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ..lazy_names import lazy_names
 
 if TYPE_CHECKING:  # for editors and type checkers, which cannot follow `_EXPORTS`
     from .color import ColorTags as ColorTags
@@ -35,9 +36,4 @@ _EXPORTS = {
 __all__ = list(_EXPORTS)
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _EXPORTS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_EXPORTS[name], __name__), name)
-    globals()[name] = value
-    return value
+__getattr__, __dir__ = lazy_names(__name__, _EXPORTS)
