@@ -18,6 +18,7 @@ from benchmarks.gpu.gelu import fuse_gelu
 from benchmarks.gpu.results import Report
 from ultraflash_diffusers import DynamicCacheManagement, UltraFlashStreamingPipeline, default_checkpoint
 from ultraflash_diffusers.pipelines.execution.accuracy import compare, record
+from ultraflash_diffusers.pipelines.execution.compilation import is_compiled
 from ultraflash_diffusers.pipelines.memory_plan import peak_bytes
 from ultraflash_diffusers.pipelines.memory_settings import plan_streams
 from ultraflash_diffusers.profiling.floor import reached
@@ -196,6 +197,8 @@ def _compare_latents(runs: Runs, label: str, kept: Path) -> None:
     begin = time.perf_counter()
     latents = runs.first_latents()
     runs.report.detail(label=label, compiled_for_the_first_group_in=time.perf_counter() - begin)
+    names = ("generator_transformer", "transformer", "latent_upsampler", "autoencoder")
+    runs.report.detail(label=label, compiled=[name for name in names if is_compiled(getattr(runs.pipe, name))])
     runs.report.detail(label=label, finite=bool(latents.isfinite().all()))
     if kept.is_file():
         plain = torch.load(kept)

@@ -15,7 +15,7 @@ from helpers.source_pipelines import helios_pipeline, live_call, quiet
 
 from ultraflash_diffusers import UltraFlashStreamingPipeline
 from ultraflash_diffusers.pipelines.execution import compilation
-from ultraflash_diffusers.pipelines.execution.compilation import GuardedCalls
+from ultraflash_diffusers.pipelines.execution.compilation import GuardedCalls, is_compiled
 
 # tracing replaces the missing device's guard by one that dies with the thread it was made in
 pytestmark = pytest.mark.skipif(
@@ -43,6 +43,12 @@ def frames_of(pipe: UltraFlashStreamingPipeline, **arguments: Any) -> torch.Tens
     return pipe(output_type="pt", generator=torch.Generator().manual_seed(0), **arguments).frames
 
 
+def assert_compiled(pipe: UltraFlashStreamingPipeline) -> None:
+    """That no network gave up, whether by a backend's assertion or by a limit."""
+    networks = (pipe.generator_transformer, pipe.transformer, pipe.latent_upsampler, pipe.autoencoder)
+    assert all(map(is_compiled, networks))
+
+
 @pytest.fixture(autouse=True)
 def overlap(monkeypatch: pytest.MonkeyPatch) -> None:
     """The worker thread that GPUs get, on a CPU."""
@@ -58,6 +64,7 @@ def test_nobody_computes_while_a_network_is_compiled(window: int | None, sink: i
     plain = frames_of(pipe, num_frames=101)
     pipe.optimize(compile_backend=slow_backend)
     assert torch.allclose(frames_of(pipe, num_frames=101), plain, atol=1e-5)
+    assert_compiled(pipe)
 
 
 @pytest.mark.slow
@@ -70,6 +77,7 @@ def test_given_first_frames_need_not_fill_chunks() -> None:
     plain = frames_of(pipe, **arguments)
     pipe.optimize(compile_backend=slow_backend)
     assert torch.allclose(frames_of(pipe, **arguments), plain, atol=1e-5)
+    assert_compiled(pipe)
 
 
 @pytest.mark.slow
@@ -86,6 +94,7 @@ def test_a_compiled_source_stands_still_meanwhile() -> None:
     base.transformer.compile(backend="eager")
     pipe.optimize(compile_backend=slow_backend)
     assert torch.allclose(upscaled(), plain, atol=1e-5)
+    assert_compiled(pipe)
 
 
 @pytest.mark.slow
@@ -97,6 +106,7 @@ def test_any_number_of_sizes() -> None:
         for height in (32, 40, 48):
             results = [frames_of(each, height=height, width=48) for each in (plain, pipe)]
             assert torch.allclose(*results, atol=1e-5)
+    assert_compiled(pipe)
 
 
 def test_calls_are_alone_until_they_compile_nothing() -> None:

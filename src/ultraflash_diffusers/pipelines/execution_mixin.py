@@ -41,7 +41,8 @@ class ExecutionMixin(DiffusionPipeline):
         To be called once, when all weights are in place. Without arguments it does what is right for the device: on an
         NVIDIA GPU kernels of attention race at the size of the frames, for some seconds; elsewhere PyTorch's plain
         ones are taken, or those that were measured to be the fastest. A kernel that fails to build or gives other
-        numbers than the plain path is left out, and the report says so.
+        numbers than the plain path is left out, and the report says so. A network that cannot be compiled (no C++
+        compiler, an error of Inductor or Triton), which shows at its first call, runs as it is, with one warning.
 
         Compiled code takes one shape: the first chunks of a stream of another size are slow again, for which the
         limit of compiled variants is raised. PyTorch compiles nothing safely while other threads compute, so networks

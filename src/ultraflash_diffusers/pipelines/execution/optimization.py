@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ from diffusers.models.attention_dispatch import attention_backend as use_attenti
 from ...models.causal_wan_transformer import GLOBAL_CACHE_FRAMES, CausalWanTransformer
 from ...models.ultraflash_sr_transformer import UltraFlashSRTransformer
 from ...models.wan_backbone import WanBackbone
-from .compilation import allow_graphs
+from .compilation import allow_graphs, compile_parts
 from .devices import execution_device, is_offloaded
 from .fp8 import check_fp8, quantize_linears, race_fp8
 from .plan import ExecutionPlan
@@ -160,22 +161,19 @@ def _compile(
         report.add("compile", "transformer", False, f"Inductor was not tried on {device.type}")
         return
     allow_graphs()
-    for name, network in transformers.items():
-        if is_offloaded(network):
-            report.add("compile", name, False, "offloaded: its hooks do not compile")
-            continue
-        network.compile_repeated_blocks(**settings)
-        report.add("compile", name, True, f"one graph for all {len(network.blocks)} blocks", _ROUNDING)
-    memory_networks = {
-        "latent_upsampler": pipe.latent_upsampler,
-        "autoencoder": getattr(pipe.autoencoder, "decoder", pipe.autoencoder),
+    parts: dict[str, tuple[Sequence[torch.nn.Module], str]] = {
+        name: (list(network.blocks), f"one graph for all {len(network.blocks)} blocks")
+        for name, network in transformers.items()
     }
-    for name, stack in memory_networks.items():
+    decoder = getattr(pipe.autoencoder, "decoder", pipe.autoencoder)
+    for name, stack in (("latent_upsampler", pipe.latent_upsampler), ("autoencoder", decoder)):
+        parts[name] = ([stack], "a graph for a stream's start, one for all later chunks")
+    for name, (modules, detail) in parts.items():
         if is_offloaded(getattr(pipe, name)):
             report.add("compile", name, False, "offloaded: its hooks do not compile")
             continue
-        stack.compile(**settings)
-        report.add("compile", name, True, "a graph for a stream's start, one for all later chunks", _ROUNDING)
+        failure = compile_parts(name, modules, **settings)
+        report.add("compile", name, failure is None, failure or detail, _ROUNDING)
 
 
 def _quantize(
