@@ -9,11 +9,17 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
+from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from ultraflash_diffusers import CausalLatentUpsampler, HRAutoencoder, UltraFlashSRTransformer
-from ultraflash_diffusers.training.data.inputs import cache_folder, load_cascade_data, load_latents
+from ultraflash_diffusers.models.video_encoder import VideoEncoder
+from ultraflash_diffusers.training.data.crops import Batch, CropDataset
+from ultraflash_diffusers.training.data.inputs import cache_folder, load_cascade_data, load_latent_file, load_latents
+from ultraflash_diffusers.training.data.latent_file import SUFFIX, save_latents
+from ultraflash_diffusers.training.data.latents import encoder_fingerprint
 from ultraflash_diffusers.training.data.planned import planned_cascade_batch
 from ultraflash_diffusers.training.data.prompts import Prompts, text_pipeline, texts_of
 from ultraflash_diffusers.training.loop.accelerator import make_accelerator
@@ -48,16 +54,34 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="encode the clips once and train on their latents, without mirroring and playing backwards; crops begin "
         "with the first frame of a clip (flow_matching only)",
     )
+    parser.add_argument(
+        "--pack_latents",
+        type=Path,
+        metavar="FILE.safetensors",
+        help="with --cache_latents: write the latents and their texts into one file, in float16, and end; "
+        "--train_data_dir FILE.safetensors then trains on them, without clips or PyAV",
+    )
     parsed = parser.parse_args(arguments)
     complete_choice(parser, parsed, OBJECTIVES)
+    if parsed.pack_latents is not None and (not parsed.cache_latents or parsed.pack_latents.suffix != SUFFIX):
+        parser.error(f"--pack_latents needs --cache_latents, and a name that ends in {SUFFIX}")
+    if _is_packed(parsed):
+        if parsed.pack_latents is not None:
+            parser.error("--pack_latents: --train_data_dir holds packed latents already")
+        parsed.cache_latents = True
     if parsed.cache_latents and parsed.objective == "one_step":
-        parser.error("--cache_latents needs --objective flow_matching: a single step is compared in pixels")
+        parser.error("cached latents need --objective flow_matching: a single step is compared in pixels")
     if parsed.rank is not None and parsed.pretrained_wan is not None:
         parser.error(
             "--rank with --pretrained_wan: LoRA layers would leave the condition's input weights at zero, where they "
             "begin; train the whole network first"
         )
     return parsed
+
+
+def _is_packed(arguments: argparse.Namespace) -> bool:
+    """Whether `--train_data_dir` is a file of latents."""
+    return arguments.train_data_dir is not None and arguments.train_data_dir.suffix == SUFFIX
 
 
 def load_networks(
@@ -71,6 +95,22 @@ def load_networks(
         for network in networks:
             network.enable_gradient_checkpointing()
     return networks
+
+
+def load_clips(
+    arguments: argparse.Namespace,
+    accelerator: Accelerator,
+    networks: tuple[UltraFlashSRTransformer, CausalLatentUpsampler, HRAutoencoder],
+    encoder: VideoEncoder,
+    with_flow: bool,
+) -> tuple[CropDataset, list[Batch]]:
+    """Clips, their latents, or the latents that a file has."""
+    if _is_packed(arguments):
+        return load_latent_file(arguments, accelerator, *networks[:2], encoder)
+    dataset, validation = load_cascade_data(arguments, accelerator, *networks, with_flow)
+    if arguments.cache_latents:
+        dataset = load_latents(arguments, accelerator, encoder, dataset)
+    return dataset, validation
 
 
 def main(arguments: argparse.Namespace) -> dict[str, float]:
@@ -87,9 +127,11 @@ def main(arguments: argparse.Namespace) -> dict[str, float]:
         stage = training_class(*networks, Prompts.none(transformer), objective).encode_by(encoder)
         return dry_run(stage, planned_cascade_batch(arguments, upsampler, autoencoder, with_flow), arguments)
     accelerator = make_accelerator(arguments, leaves_out_parameters=one_step is not None and one_step.alternates)
-    dataset, validation = load_cascade_data(arguments, accelerator, *networks, with_flow)
-    if arguments.cache_latents:
-        dataset = load_latents(arguments, accelerator, encoder, dataset)
+    dataset, validation = load_clips(arguments, accelerator, networks, encoder, with_flow)
+    if arguments.pack_latents is not None:
+        if accelerator.is_main_process:
+            save_latents(dataset.clips, encoder_fingerprint(encoder), arguments.pack_latents)
+        return {}
     pipe = text_pipeline(arguments.text_encoder, *networks, accelerator.device)
     with local_main_process_first(accelerator):
         prompts = Prompts.embed(texts_of(dataset, validation), pipe, cache_folder(arguments))

@@ -19,7 +19,8 @@ from ...models.video_encoder import VideoEncoder
 from ..files import LeftOut, delete_dead_files, write_left_out
 from ..processes import local_main_process_first
 from .crops import Batch, CropDataset, validation_crop
-from .latents import LatentDataset, cache_latents
+from .latent_file import load_latent_clips
+from .latents import LatentDataset, cache_latents, encoder_fingerprint
 from .preparation import CachedClip, Preparation, prepare_clips
 from .sources import MediaFile, find_sources
 from .streaming import StreamedClip, StreamedCrops, find_addressed, find_streamed
@@ -72,10 +73,7 @@ def load_data(
             streamed = _streamed(arguments, cache, training, left_out)
         else:
             clips = prepare_clips(_training_sources(arguments, cache, left_out), cache, training, left_out, workers)
-        held_out_clips = []
-        if arguments.validation_data_dir is not None:
-            sources = find_sources(arguments.validation_data_dir, _caption_key(arguments), left_out)
-            held_out_clips = prepare_clips(sources, cache, validation, left_out, workers)
+        held_out_clips = _held_out_clips(arguments, validation, left_out)
     settings = (
         arguments.crops,
         arguments.train_batch_size,
@@ -89,10 +87,7 @@ def load_data(
     )
     dataset = StreamedCrops(streamed, training, *settings) if arguments.stream else CropDataset(clips, *settings)
     _report_missing_captions(dataset.clips, arguments.caption_column)
-    held_out_clips = _long_enough(held_out_clips, arguments.validation_frames, left_out)
-    batches = [
-        validation_crop(clip, arguments.validation_frames, spatial, scale is not None) for clip in held_out_clips
-    ]
+    batches = _validation_batches(arguments, held_out_clips, spatial, scale, left_out)
     dataset.left_out = left_out + dataset.left_out
     if accelerator.is_main_process:
         _report_left_out(arguments.output_dir, dataset.left_out)
@@ -168,6 +163,64 @@ def load_latents(
     if accelerator.is_main_process:
         _report_left_out(arguments.output_dir, latents.left_out)
     return latents
+
+
+def load_latent_file(
+    arguments: argparse.Namespace,
+    accelerator: Accelerator,
+    transformer: UltraFlashSRTransformer,
+    upsampler: CausalLatentUpsampler,
+    encoder: VideoEncoder,
+) -> tuple[LatentDataset, list[Batch]]:
+    """[`load_cascade_data`] of latents that `--pack_latents` has written: `--train_data_dir` is their file.
+
+    Args:
+        arguments (`argparse.Namespace`): see [`load_data`].
+        accelerator (`Accelerator`): see [`load_data`].
+        transformer, upsampler: the networks of the cascade.
+        encoder (`VideoEncoder`): which must have made the latents.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is another kind of file or of another encoder; see also [`load_data`].
+    """
+    scale, temporal = upsampler.config.scale, encoder.temporal_compression_ratio
+    spatial = encoder.spatial_compression_ratio * math.lcm(scale, *transformer.config.patch_size[1:])
+    _check(arguments, spatial, temporal)
+    left_out: list[LeftOut] = []
+    clips = load_latent_clips(arguments.train_data_dir, encoder_fingerprint(encoder))
+    with local_main_process_first(accelerator):
+        held_out = _held_out_clips(arguments, _preparations(arguments, scale, 1)[1], left_out)
+    dataset = LatentDataset(
+        clips,
+        arguments.crops,
+        arguments.train_batch_size,
+        encoder.spatial_compression_ratio,
+        temporal,
+        arguments.crop_weights,
+        scale,
+        arguments.seed,
+        batches_per_step(arguments, accelerator),
+    )
+    batches = _validation_batches(arguments, held_out, spatial, scale, left_out)
+    dataset.left_out = left_out + dataset.left_out
+    if accelerator.is_main_process:
+        _report_left_out(arguments.output_dir, dataset.left_out)
+    return dataset, batches
+
+
+def _held_out_clips(arguments: argparse.Namespace, how: Preparation, left_out: list[LeftOut]) -> list[CachedClip]:
+    if arguments.validation_data_dir is None:
+        return []
+    sources = find_sources(arguments.validation_data_dir, _caption_key(arguments), left_out)
+    return prepare_clips(sources, cache_folder(arguments), how, left_out, max(1, arguments.dataloader_num_workers))
+
+
+def _validation_batches(
+    arguments: argparse.Namespace, clips: list[CachedClip], spatial: int, scale: int | None, left_out: list[LeftOut]
+) -> list[Batch]:
+    long = _long_enough(clips, arguments.validation_frames, left_out)
+    return [validation_crop(clip, arguments.validation_frames, spatial, scale is not None) for clip in long]
 
 
 def batches_per_step(arguments: argparse.Namespace, accelerator: Accelerator) -> int:

@@ -17,6 +17,7 @@ from ...models.video_encoder import VideoEncoder, WanVideoEncoder
 from ...pixels import from_levels
 from ..files import LeftOut, holds_array, save_array, weights_fingerprint
 from .crops import Batch, Crop, CropDataset
+from .latent_file import read_latents
 from .preparation import CachedClip
 
 logger = logging.get_logger(__name__)
@@ -52,7 +53,8 @@ class LatentDataset(CropDataset):
     mirrored nor played backwards, and its latents have seen the pixels around it.
 
     Args:
-        clips (list of `CachedClip`): from [`cache_latents`]; sizes in pixels, files of latents.
+        clips (list of `CachedClip`): from [`cache_latents`] or
+            [`~ultraflash_diffusers.training.data.latent_file.load_latent_clips`]; sizes in pixels, files of latents.
         crops (list of `Crop`): sizes in pixels, each a bucket; one is drawn for each batch.
         batch_size (`int` or list of `int`): samples of a batch, or one number for each crop size.
         spatial (`int`): pixels a side of a latent.
@@ -102,7 +104,7 @@ class LatentDataset(CropDataset):
         def cut(file: Path, factor: int) -> torch.Tensor:
             rows = slice(top * factor, top * factor + crop.height // unit * factor)
             columns = slice(left * factor, left * factor + crop.width // unit * factor)
-            return torch.from_numpy(np.array(np.load(file, mmap_mode="r")[:, :frames, rows, columns]))
+            return torch.from_numpy(read_latents(file, frames, rows, columns))
 
         return cut(clip.high, scale), cut(low_file, 1), clip.text
 
@@ -139,8 +141,7 @@ def cache_latents(
     """
     if not encoder.has_encoder:
         raise ValueError("`encoder` has no encoder (`encoder_channels` is empty): it cannot make latents")
-    network = encoder.autoencoder if isinstance(encoder, WanVideoEncoder) else encoder
-    folder = Path(cache_dir) / "latents" / weights_fingerprint(network, without="decoder")
+    folder = Path(cache_dir) / "latents" / encoder_fingerprint(encoder)
     pieces, small, cut = [], [], 0
     for clip in tqdm(clips, desc="Encoding", unit="clip", disable=None):
         height, width = clip.height - clip.height % multiple, clip.width - clip.width % multiple
@@ -159,6 +160,12 @@ def cache_latents(
     if not pieces:
         raise ValueError(f"none of the {len(clips)} `clips` is large enough for latents of crops of {crops}")
     return pieces
+
+
+def encoder_fingerprint(encoder: VideoEncoder) -> str:
+    """Names what makes latents: the encoder's configuration and weights, wherever they are and whatever decodes."""
+    network = encoder.autoencoder if isinstance(encoder, WanVideoEncoder) else encoder
+    return weights_fingerprint(network, without="decoder")
 
 
 def _spans(count: int, crops: Sequence[Crop], temporal: int) -> Iterator[tuple[int, int]]:
