@@ -17,12 +17,17 @@ import pytest
 import torch
 from helpers.tiny import make_tiny_pipeline
 from helpers.training_runs import script, texture, write_video
+from tokenizers import Regex, Tokenizer, pre_tokenizers
+from tokenizers.models import BPE, WordLevel
+from tokenizers.trainers import BpeTrainer
+from transformers import PreTrainedTokenizerFast
 
 from ultraflash_diffusers.training.data.crops import Crop, CropDataset
 from ultraflash_diffusers.training.data.inputs import _may
 from ultraflash_diffusers.training.data.preparation import Preparation, prepare_clips
 from ultraflash_diffusers.training.data.prompts import Prompts
 from ultraflash_diffusers.training.data.sources import MediaFile, find_sources
+from ultraflash_diffusers.training.starting_points.text_encoding import check_captions
 
 
 @pytest.fixture
@@ -151,3 +156,41 @@ def test_captions_of_another_language_are_named(caplog: pytest.LogCaptureFixture
         Prompts.embed(["ein roter Ball", "eine Katze", ""], pipe)
     Prompts.embed(["ein roter Ball", "a red ball"], pipe)
     assert "most words of 1 of 2 captions are unknown" in caplog.text and "'ein roter Ball'" in caplog.text
+
+
+ENGLISH = (
+    "a red ball rolls over the table in front of the window",
+    "the camera moves slowly along the river towards the mountains",
+    "two children are playing with their dog on the beach in the evening",
+    "people walking through the city in the rain under umbrellas",
+)
+
+
+def english_tokenizer() -> PreTrainedTokenizerFast:
+    """Of parts of words down to bytes, that English was merged to: nothing is unknown to it."""
+    tokenizer = Tokenizer(BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = BpeTrainer(vocab_size=600, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    tokenizer.train_from_iterator(ENGLISH, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+def test_captions_that_are_spelled_out_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    tokenizer = english_tokenizer()
+    check_captions(["two people rolling along the beach, walking slowly", "a ball", "1234 5678 90"], tokenizer)
+    assert not caplog.messages
+    foreign = ["красный мяч катится по столу", "红色的球在桌子上滚动", "빨간공이굴러가는"]
+    check_captions([*ENGLISH, *foreign], tokenizer)
+    assert "spells most words of 3 of 7 captions by letters" in caplog.text
+
+
+def test_dense_scripts_may_have_a_piece_a_letter(caplog: pytest.LogCaptureFixture) -> None:
+    """As a multilingual tokenizer has them; words of alphabets in such pieces are spelled."""
+    letters = {letter: number for number, letter in enumerate(("<unk>", *"红色的球在桌子上滚动", *"краснымяч"))}
+    tokenizer = Tokenizer(WordLevel(letters, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
+    check_captions(["红色的球在桌子上滚动"], fast)
+    assert not caplog.messages
+    check_captions(["красный мяч"], fast)
+    assert "spells most words of 1 of 1 captions" in caplog.text

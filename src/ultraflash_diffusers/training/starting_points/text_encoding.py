@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
@@ -20,6 +22,10 @@ logger = logging.get_logger(__name__)
 
 SPECIAL_WORDS = ("<pad>", "</s>", "<unk>")
 
+# scripts, as their letters' Unicode names begin, whose letters are words or syllables, or have no spaces between words
+_DENSE = ("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "ETHIOPIC", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
+# letters of a word, from which on it is not short by nature
+_LONG = 4
 
 _NORMALIZER = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
 _SPLIT = pre_tokenizers.Sequence([pre_tokenizers.Punctuation(behavior="removed"), pre_tokenizers.WhitespaceSplit()])
@@ -52,6 +58,8 @@ def make_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
 def check_captions(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> None:
     """Names captions of words that a text encoder has never seen, in another language for instance.
 
+    A tokenizer of parts of words or of bytes spells those out, by letters or pairs of them, which is named, too.
+
     Args:
         texts (iterable of `str`): captions; empty ones say nothing.
         tokenizer (`PreTrainedTokenizerBase`): the text encoder's.
@@ -75,13 +83,38 @@ def check_captions(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> 
             f"most words of {len(foreign)} of {len(spoken)} captions are unknown to the text encoder's tokenizer, "
             f"such as those of {foreign[0]!r}"
         )
+    spelled = [text for text in spoken if _spelled_share(text, tokenizer) > 0.5]
+    if spelled:
+        logger.warning(
+            f"the text encoder's tokenizer spells most words of {len(spelled)} of {len(spoken)} captions by letters, "
+            f"such as those of {spelled[0]!r}: are they in another language?"
+        )
 
 
 def _unknown_share(text: str, tokenizer: PreTrainedTokenizerBase) -> float:
-    """Of a text's tokens, not counting bare marks of where words begin."""
-    tokens = tokenizer.convert_ids_to_tokens(tokenizer(text, add_special_tokens=False).input_ids)
-    told = [token for token in tokens if token.strip("\u2581")]
+    """Of a text's tokens."""
+    told = _told(tokenizer(text, add_special_tokens=False).input_ids, tokenizer)
     return sum(token == tokenizer.unk_token for token in told) / max(1, len(told))
+
+
+def _spelled_share(text: str, tokenizer: PreTrainedTokenizerBase) -> float:
+    """Of a text's long words, those in pieces of less than two letters each; of dense scripts, of less than one."""
+    words = [word for word in text.split() if sum(map(str.isalpha, word)) >= _LONG]
+    if not words:
+        return 0.0
+    rows = tokenizer(words, add_special_tokens=False).input_ids
+    return sum(_is_spelled(word, _told(ids, tokenizer)) for word, ids in zip(words, rows, strict=True)) / len(words)
+
+
+def _is_spelled(word: str, pieces: list[str]) -> bool:
+    first = next(letter for letter in word if letter.isalpha())
+    dense = unicodedata.name(first, "").startswith(_DENSE)
+    return len(pieces) * (1 if dense else 2) > len(word)
+
+
+def _told(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Tokens but for bare marks of where words begin."""
+    return [token for token in tokenizer.convert_ids_to_tokens(ids) if token.strip("\u2581")]
 
 
 def make_text_encoder(vocabulary_size: int, text_dim: int, num_layers: int = 2) -> UMT5EncoderModel:
