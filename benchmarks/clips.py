@@ -7,6 +7,7 @@ import hashlib
 import io
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 
 import av
@@ -62,15 +63,36 @@ def prepare_clip(path: Path, height: int, width: int, cache: Path | None = None)
 
 
 def _make_pair(path: Path, height: int, width: int) -> ClipPair:
+    truth, rate = read_clip(path, height, width)
+    return ClipPair(path.stem, truth, compress(shrunk(truth), rate))
+
+
+def read_clip(path: Path, height: int, width: int, frames: int | None = None) -> tuple[np.ndarray, Fraction]:
+    """A file's first frames (default: all), centre-cropped and brought to a size by area: uint8 RGB [F, H, W, 3], and
+    how many there are in a second.
+
+    Raises:
+        ValueError: The file does not say the latter.
+    """
     with open_container(path) as container:
         stream = container.streams.video[0]
         rate = to_fraction(stream.average_rate)
         if rate is None:
             raise ValueError(f"{path} does not say how many frames a second it has.")
-        frames = (frame.to_ndarray(format="rgb24") for frame in container.decode(stream))
-        truth = np.stack([area_resize(centre_crop(frame, height / width), height, width) for frame in frames])
-    small = np.stack([area_resize(frame, height // SCALE, width // SCALE) for frame in truth])
-    return ClipPair(path.stem, truth, compress(small, rate))
+        decoded = (frame.to_ndarray(format="rgb24") for frame in islice(container.decode(stream), frames))
+        return np.stack([area_resize(centre_crop(frame, height / width), height, width) for frame in decoded]), rate
+
+
+def frame_size(path: Path) -> tuple[int, int]:
+    """Rows and columns of a file's frames."""
+    with open_container(path) as container:
+        stream = container.streams.video[0]
+        return stream.height, stream.width
+
+
+def shrunk(truth: np.ndarray) -> np.ndarray:
+    """Frames at half the height and width, by area."""
+    return np.stack([area_resize(frame, truth.shape[1] // SCALE, truth.shape[2] // SCALE) for frame in truth])
 
 
 def centre_crop(frame: np.ndarray, aspect: float) -> np.ndarray:

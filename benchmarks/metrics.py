@@ -3,9 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 
 import cv2
 import numpy as np
@@ -14,7 +13,8 @@ import torch
 from ultraflash_diffusers.training.losses.perceptual import PerceptualLoss
 
 LUMA = (0.299, 0.587, 0.114)
-WINDOW_SIGMA, WINDOW_RADIUS, SCALES = 1.5, 5, 5
+WINDOW_SIGMA, WINDOW_RADIUS = 1.5, 5
+SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 
 
 def luma(frames: np.ndarray) -> np.ndarray:
@@ -32,54 +32,61 @@ def psnr(frames: np.ndarray, truth: np.ndarray) -> float:
 
 def ssim(frames: np.ndarray, truth: np.ndarray) -> float:
     """Structural similarity of the luma (Wang et al. 2004: 11x11 Gaussian window, sigma 1.5, windows wholly inside
-    the frame), mean over frames; torchmetrics'."""
-    from torchmetrics.functional.image import structural_similarity_index_measure
-
-    def inside(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        _, image = structural_similarity_index_measure(
-            a, b, sigma=WINDOW_SIGMA, data_range=255.0, reduction="none", return_full_image=True
-        )
-        return image[..., WINDOW_RADIUS:-WINDOW_RADIUS, WINDOW_RADIUS:-WINDOW_RADIUS].mean((1, 2, 3))
-
-    return _mean_over_frames(inside, frames, truth)
+    the frame), mean over frames."""
+    _check_pair(frames, truth)
+    inside = slice(WINDOW_RADIUS, -WINDOW_RADIUS)
+    return float(np.mean([_similarity(*pair)[0][inside, inside].mean() for pair in _luma_pairs(frames, truth)]))
 
 
 def ms_ssim(frames: np.ndarray, truth: np.ndarray) -> float:
     """Multi-scale structural similarity of the luma over five scales (Wang, Simoncelli and Bovik 2003), mean over
-    frames; torchmetrics', whose coarsest scale counts windows over the reflected border, too.
+    frames; as in torchmetrics, the coarsest scale counts windows over the reflected border, too.
 
     Raises:
         ValueError: If a side is too small for five scales, 176 pixels being the least.
     """
-    from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
-
-    smallest = (2 * WINDOW_RADIUS + 1) * 2 ** (SCALES - 1)
+    _check_pair(frames, truth)
+    smallest = (2 * WINDOW_RADIUS + 1) * 2 ** (len(SCALE_WEIGHTS) - 1)
     if min(frames.shape[1:3]) < smallest:
         raise ValueError(f"MS-SSIM needs at least {smallest} rows and columns, got {frames.shape[1:3]}.")
-    # A negative mean has no real power: "relu" counts it as no similarity at all.
-    measure = partial(
-        multiscale_structural_similarity_index_measure,
-        sigma=WINDOW_SIGMA,
-        data_range=255.0,
-        reduction="none",
-        normalize="relu",
-    )
-    return _mean_over_frames(measure, frames, truth)
+    return float(np.mean([_over_scales(*pair) for pair in _luma_pairs(frames, truth)]))
 
 
-def _mean_over_frames(
-    measure: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-    frames: np.ndarray,
-    truth: np.ndarray,
-    batch: int = 8,
-) -> float:
-    """Mean of a per-frame measure of two luma batches, in double precision: SSIM subtracts nearly equal numbers."""
-    _check_pair(frames, truth)
-    values = []
-    for start in range(0, len(frames), batch):
-        a, b = (torch.from_numpy(luma(x[start : start + batch])).double()[:, None] for x in (frames, truth))
-        values.append(measure(a, b))
-    return float(torch.cat(values).mean())
+def _luma_pairs(frames: np.ndarray, truth: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Frame by frame, in double precision: SSIM subtracts nearly equal numbers."""
+    for pair in zip(frames, truth, strict=True):
+        yield luma(pair[0]).astype(np.float64), luma(pair[1]).astype(np.float64)
+
+
+def _similarity(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """SSIM of the window around each pixel, and its part that is not about brightness; borders are reflected."""
+    kernel = cv2.getGaussianKernel(2 * WINDOW_RADIUS + 1, WINDOW_SIGMA, cv2.CV_64F)
+
+    def mean(values: np.ndarray) -> np.ndarray:
+        return cv2.sepFilter2D(values, cv2.CV_64F, kernel, kernel, borderType=cv2.BORDER_REFLECT_101)
+
+    mean_a, mean_b = mean(a), mean(b)
+    squares = np.maximum(mean(a * a) - mean_a**2, 0) + np.maximum(mean(b * b) - mean_b**2, 0)
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    structure = (2 * (mean(a * b) - mean_a * mean_b) + c2) / (squares + c2)
+    return (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1) * structure, structure
+
+
+def _over_scales(a: np.ndarray, b: np.ndarray) -> float:
+    inside, result = slice(WINDOW_RADIUS, -WINDOW_RADIUS), 1.0
+    for scale, weight in enumerate(SCALE_WEIGHTS, start=1):
+        whole, structure = _similarity(a, b)
+        value = whole.mean() if scale == len(SCALE_WEIGHTS) else structure[inside, inside].mean()
+        # A negative mean has no real power: it counts as no similarity at all.
+        result *= max(value, 0.0) ** weight
+        a, b = _halved(a), _halved(b)
+    return result
+
+
+def _halved(picture: np.ndarray) -> np.ndarray:
+    """Means of 2x2 pixels; an odd last row or column goes."""
+    rows, columns = (side // 2 for side in picture.shape)
+    return picture[: 2 * rows, : 2 * columns].reshape(rows, 2, columns, 2).mean((1, 3))
 
 
 def _check_pair(frames: np.ndarray, truth: np.ndarray) -> None:
@@ -89,14 +96,54 @@ def _check_pair(frames: np.ndarray, truth: np.ndarray) -> None:
         raise ValueError(f"frames and truth must be uint8, got {frames.dtype} and {truth.dtype}.")
 
 
-def perceptual_distance(frames: np.ndarray, truth: np.ndarray, distance: PerceptualLoss, every: int = 5) -> float:
-    """Mean of a perceptual distance over every so manieth frame."""
+def perceptual_distance(
+    frames: np.ndarray,
+    truth: np.ndarray,
+    distance: PerceptualLoss,
+    every: int = 5,
+    largest: tuple[int, int] = (256, 384),
+) -> float:
+    """Mean of a perceptual distance over every so manieth frame; of larger frames than these, of their middle."""
     _check_pair(frames, truth)
+    rows, columns = (
+        slice((side - part) // 2, (side + part) // 2) if side > part else slice(None)
+        for side, part in zip(frames.shape[1:3], largest, strict=True)
+    )
 
     def video(array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(array[::every]).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+        return torch.from_numpy(array[::every, rows, columns]).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
 
     return float(distance(video(frames), video(truth)))
+
+
+def flicker(frames: np.ndarray, share: float = 0.999) -> tuple[int, int]:
+    """Change from frame to frame of what should stand still, in levels of R, G and B: the largest one, and the one
+    that this share of all values does not exceed."""
+    counts = np.zeros(256, np.int64)
+    for former, frame in zip(frames[:-1], frames[1:], strict=True):
+        counts += np.bincount(np.abs(frame.astype(np.int16) - former).ravel(), minlength=256)
+    if not counts.sum():
+        raise ValueError(f"flicker needs two frames at least, got {len(frames)}.")
+    reached = np.cumsum(counts) >= share * counts.sum()
+    return int(np.flatnonzero(counts)[-1]), int(np.argmax(reached))
+
+
+def grain_deviation(frames: np.ndarray, clean: np.ndarray) -> float:
+    """Deviation of the luma's grain, in levels, mean over frames; grain is what differs from the frames without."""
+    if frames.shape != clean.shape:
+        raise ValueError(f"frames and clean ones must have one shape, got {frames.shape} and {clean.shape}.")
+    return float(np.mean([(luma(a) - luma(b)).std() for a, b in zip(frames, clean, strict=True)]))
+
+
+def seam_ratio(frames: np.ndarray, pixels: int) -> float:
+    """Mean step of the luma across every `pixels`-th row and column border, relative to that across all others: 1
+    where no tiles show, if the picture has no grid of its own."""
+    ratios = []
+    for axis in (1, 2):
+        total = np.sum([np.abs(np.diff(luma(frame), axis=axis - 1)).mean(axis=2 - axis) for frame in frames], axis=0)
+        borders = np.arange(1, len(total) + 1) % pixels == 0
+        ratios.append(total[borders].mean() / total[~borders].mean())
+    return float(np.mean(ratios))
 
 
 def laplacian_variance(frames: np.ndarray) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,25 +15,45 @@ from benchmarks.clips import SCALE
 from benchmarks.peers import Method
 from ultraflash_diffusers import UltraFlashStreamingPipeline
 from ultraflash_diffusers.pipelines.color_correction import ColorCorrection
+from ultraflash_diffusers.pixels import to_unit
 from ultraflash_diffusers.video_io import frames_to_tensor, tensor_to_frames
 
+CASCADE = "ours: cascade"
 
-def ours(checkpoint: str) -> list[Method]:
-    """Loads the cascade and returns its rows.
+
+def load(checkpoint: str) -> UltraFlashStreamingPipeline:
+    """Loads a cascade in float32, without progress bars.
 
     Args:
         checkpoint (`str`): folder or Hub id that `UltraFlashStreamingPipeline.from_pretrained` takes.
     """
     pipe = UltraFlashStreamingPipeline.from_pretrained(checkpoint, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def ours(pipe: UltraFlashStreamingPipeline, stages: bool = False) -> list[Method]:
+    """The cascade's row, and with `stages` also what each of its networks adds."""
+    whole = Method(CASCADE, "all stages, streamed group by group", partial(_cascade, pipe, "wavelet"))
+    if not stages:
+        return [whole]
     encoder = "encoding and decoding, whole clip at once"
     return [
-        Method("ours: cascade", "all stages, streamed group by group", partial(_cascade, pipe, "wavelet")),
+        whole,
         Method("ours: cascade, no colour correction", "likewise", partial(_cascade, pipe, "none")),
         Method("ours: upsampled latents", encoder, partial(_through_latents, pipe, partial(_upsampled, pipe))),
         Method("ours: bicubic latents", encoder, partial(_through_latents, pipe, _bicubic)),
         Method("ours: autoencoder alone", encoder, partial(_through_latents, pipe, lambda latents: latents), "truth"),
     ]
+
+
+def resamples_exactly(pipe: UltraFlashStreamingPipeline, frames: np.ndarray) -> bool:
+    """Whether `strength=0` gives the bicubically resampled source to the last bit, uint8 [F, h, w, 3] given."""
+    generator = torch.Generator().manual_seed(0)
+    made: Any = pipe(source=frames, strength=0.0, output_type="pt", generator=generator)
+    source = frames_to_tensor(frames)[0].transpose(0, 1).float()
+    resampled = F.interpolate(source, scale_factor=SCALE, mode="bicubic", align_corners=False)
+    return torch.equal(made.frames[0], to_unit(resampled.clamp(-1, 1)))
 
 
 def _cascade(pipe: UltraFlashStreamingPipeline, color_correction: ColorCorrection, frames: np.ndarray) -> np.ndarray:

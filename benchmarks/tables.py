@@ -32,10 +32,30 @@ def markdown(first: str, rows: Rows, columns: Columns, notes: Sequence[str], fac
         facts: the command, the machine and the like.
     """
     cells = [[name, *(show(row, form) for _, form in columns.values())] for name, row in rows.items()]
-    lines = [
-        markdown_table([first, *columns], cells),
-        "",
-        "Columns:",
-        *(f"- {title}: {meaning}." for title, (meaning, _) in columns.items()),
-    ]
-    return "\n".join([*lines, *notes, "", *(f"- {key}: {value}" for key, value in facts.items())])
+    return explained(markdown_table([first, *columns], cells), columns, notes, facts)
+
+
+def grouped(
+    titles: tuple[str, str],
+    groups: Mapping[str, Rows],
+    columns: Columns,
+    notes: Sequence[str],
+    facts: Mapping[str, object],
+) -> str:
+    """A table of groups of rows, a column for the group's name before that of the row's; columns that no row fills are
+    left out."""
+    everything = [(group, name, row) for group, rows in groups.items() for name, row in rows.items()]
+    filled = {
+        title: column
+        for title, column in columns.items()
+        if any(show(row, column[1]) != "-" for _, _, row in everything)
+    }
+    cells = [[group, name, *(show(row, form) for _, form in filled.values())] for group, name, row in everything]
+    return explained(markdown_table([*titles, *filled], cells, text_columns=2), filled, notes, facts)
+
+
+def explained(table: str, columns: Columns, notes: Sequence[str], facts: Mapping[str, object]) -> str:
+    """A table with what its columns mean, notes and facts under it."""
+    meanings = [f"- {title}: {meaning}." for title, (meaning, _) in columns.items()]
+    circumstances = [f"- {key}: {value}" for key, value in facts.items()]
+    return "\n".join([table, "", "Columns:", *meanings, *notes, "", *circumstances])

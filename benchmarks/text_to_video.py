@@ -25,7 +25,7 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.clips import area_resize
-from benchmarks.metrics import laplacian_variance, luma, psnr
+from benchmarks.metrics import laplacian_variance, luma, psnr, seam_ratio
 from ultraflash_diffusers import UltraFlashStreamingPipeline
 from ultraflash_diffusers.models.seed_code import clock
 from ultraflash_diffusers.pipelines.noise import SeededFrameNoise, draw_seeds
@@ -163,21 +163,11 @@ def measure(frames: np.ndarray, request: Request, latent_pixels: int, compressio
     return Measures(
         psnr=psnr(frames, truth),
         sharpness=laplacian_variance(frames) / laplacian_variance(truth),
-        seams=_seams(frames, latent_pixels) / _seams(truth, latent_pixels),
+        seams=seam_ratio(frames, latent_pixels) / seam_ratio(truth, latent_pixels),
         chunk_seams=_chunk_seams(frames, compression) / _chunk_seams(truth, compression),
         flat=_unevenness(frames, truth),
         right={name: found[name] == getattr(request.scene, name) for name in found},
     )
-
-
-def _seams(frames: np.ndarray, pixels: int) -> float:
-    """Mean step across every `pixels`-th border, relative to all others."""
-    ratios = []
-    for axis in (1, 2):
-        steps = np.abs(np.diff(luma(frames), axis=axis)).mean(axis=(0, 3 - axis))
-        borders = np.arange(1, len(steps) + 1) % pixels == 0
-        ratios.append(steps[borders].mean() / steps[~borders].mean())
-    return float(np.mean(ratios))
 
 
 def _chunk_seams(frames: np.ndarray, compression: int) -> float:

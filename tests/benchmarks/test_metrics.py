@@ -1,14 +1,13 @@
 # Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
 """The benchmark's measures against values found elsewhere or by hand, and the clips that it measures on."""
 
-import json
-
 import av
 import numpy as np
 import pytest
+import torch
 
-from benchmarks import clips, metrics, quality, tables
-from benchmarks.peers import Method, bicubic
+from benchmarks import clips, metrics
+from benchmarks.peers import bicubic
 from ultraflash_diffusers.training.losses.perceptual import PerceptualLoss
 
 
@@ -51,26 +50,21 @@ def test_psnr_does_not_wrap_around():
 
 
 def test_structural_similarity_against_public_implementations():
-    pytest.importorskip("torchmetrics")
+    torchmetrics = pytest.importorskip("torchmetrics.functional.image")
     truth = pattern()
     frames = disturbed(truth)
     # scikit-image 0.26, structural_similarity: Gaussian window, sigma 1.5, population covariance
     assert metrics.ssim(frames, truth) == pytest.approx(0.6985715662010299, abs=1e-9)
     # pytorch-msssim 1.0: 0.92775; it counts no window over the border at the coarsest scale
     assert metrics.ms_ssim(frames, truth) == pytest.approx(0.92775, abs=2e-3)
+    pair = [torch.from_numpy(metrics.luma(video)).double()[:, None] for video in (frames, truth)]
+    theirs = torchmetrics.multiscale_structural_similarity_index_measure(*pair, sigma=1.5, data_range=255.0)
+    assert metrics.ms_ssim(frames, truth) == pytest.approx(float(theirs), abs=1e-8)
     assert metrics.ssim(truth, truth) == pytest.approx(1) == metrics.ms_ssim(truth, truth)
-
-
-def test_batches_do_not_change_the_mean():
-    pytest.importorskip("torchmetrics")
-    truth = np.concatenate([pattern()] * 5)
-    frames = np.concatenate([disturbed(pattern())] * 5)
-    assert metrics.ssim(frames, truth) == pytest.approx(metrics.ssim(frames[:2], truth[:2]))
 
 
 @pytest.mark.parametrize("measure", [metrics.psnr, metrics.ssim, metrics.ms_ssim])
 def test_wrong_pairs_are_refused(measure):
-    pytest.importorskip("torchmetrics")
     frames = pattern()
     with pytest.raises(ValueError, match="equal"):
         measure(frames, frames[:1])
@@ -79,7 +73,6 @@ def test_wrong_pairs_are_refused(measure):
 
 
 def test_ms_ssim_needs_room_for_five_scales():
-    pytest.importorskip("torchmetrics")
     frames = pattern(176, 176)
     assert metrics.ms_ssim(frames, frames) == pytest.approx(1)
     with pytest.raises(ValueError, match="176"):
@@ -161,36 +154,36 @@ def test_a_clip_without_a_rate_is_refused(tmp_path):
         clips.prepare_clip(path, 16, 32)
 
 
-def test_one_run_one_table(clip_file):
-    pair = clips.prepare_clip(clip_file, 192, 256)
-    methods = [Method("bicubic", "resize", bicubic), Method("copy", "nothing", lambda frames: frames, "truth")]
-    results, strip = quality.run(methods, [pair])
-    summary = quality.summarise(results)
-    assert summary["copy"]["psnr"] == np.inf and summary["copy"]["relative_sharpness"] == pytest.approx(1)
-    assert summary["bicubic"]["psnr"] == pytest.approx(metrics.psnr(bicubic(pair.low), pair.truth))
-    table = quality.markdown(summary, methods, quality.machine_facts(1)).splitlines()
-    assert [line.split(" | ")[0] for line in table[2:5]] == ["| bicubic", "| copy", "| truth"]
-    assert f"{summary['bicubic']['psnr']:.2f}" in table[2] and table[4].count(" - ") == 5
-    # the distance is a column where there is one: here that of the packaged scorer's features
-    lpips, blurred = PerceptualLoss("quality_scorer"), bicubic(pair.low)
-    row = quality.compare(blurred, pair.truth, metrics.estimate_motion(pair.truth), lpips)
-    every_fifth = [metrics.perceptual_distance(blurred[i : i + 1], pair.truth[i : i + 1], lpips) for i in (0, 5)]
-    assert row["lpips"] == pytest.approx(np.mean(every_fifth), rel=1e-4) and row["lpips"] > 0
-    assert tables.show(row, quality.COLUMNS["LPIPS ↓"][1]) == f"{row['lpips']:.4f}"
-    assert strip.size[0] == 3 * (quality.CROP * quality.ZOOM + 6)
-    json.dumps({"bicubic": results["bicubic"], "truth": results["truth"]}, allow_nan=False)
+def test_flicker_is_the_largest_change_and_that_of_nearly_all_values():
+    held = np.full((4, 100, 100, 3), 200, np.uint8)
+    assert metrics.flicker(held) == (0, 0)
+    held[2] -= 1
+    held[3, 0, 0] = 20
+    assert metrics.flicker(held) == (179, 1)
+    with pytest.raises(ValueError, match="two frames"):
+        metrics.flicker(held[:1])
 
 
-@pytest.mark.parametrize(
-    "extra, message",
-    [
-        (["--frames", "1"], "at least 2"),
-        (["--threads", "0"], "at least 1"),
-        (["--json", "/nowhere/x.json"], "no folder"),
-        (["--names", "y"], "no y"),
-    ],
-)
-def test_bad_options_are_named(clip_file, capsys, extra, message):
-    with pytest.raises(SystemExit):
-        quality.parse(["--clips", str(clip_file.parent), "--names", "slide", *extra])
-    assert message in capsys.readouterr().err
+def test_grain_is_what_differs_from_the_clean_frames():
+    clean = np.full((3, 64, 64, 3), 128, np.uint8)
+    noise = np.rint(np.random.default_rng(0).normal(0, 6, (3, 64, 64, 1)))
+    grainy = np.clip(clean + noise, 0, 255).astype(np.uint8)
+    assert metrics.grain_deviation(grainy, clean) == pytest.approx(noise.std(), rel=0.02)
+    with pytest.raises(ValueError, match="one shape"):
+        metrics.grain_deviation(grainy[:1], clean)
+
+
+def test_seams_are_steps_at_the_borders_of_tiles():
+    truth = pattern(192, 208)
+    tiles = (np.indices((192, 208)) // 8).sum(0) % 2 * 20
+    tiled = np.clip(truth // 2 + tiles[..., None], 0, 255).astype(np.uint8)
+    assert metrics.seam_ratio(truth, 8) == pytest.approx(1, abs=0.05)
+    assert metrics.seam_ratio(tiled, 8) > 1.5 and metrics.seam_ratio(tiled, 7) < 1.1
+
+
+def test_the_perceptual_distance_of_large_frames_is_that_of_their_middle():
+    distance, truth = PerceptualLoss("quality_scorer"), pattern(128, 160)
+    frames = disturbed(truth)
+    inner = (slice(None), slice(32, 96), slice(40, 120))
+    whole = metrics.perceptual_distance(frames, truth, distance, 1, (64, 80))
+    assert whole == pytest.approx(metrics.perceptual_distance(frames[inner], truth[inner], distance, 1)) and whole > 0
