@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Protocol
 
 import numpy as np
 
+from .per_frame import FrameFunction, FrameTransform, each_frame, is_per_frame
 from .ranges import Range, check_clip, check_range, draw
 
 
@@ -18,7 +20,7 @@ class Transform(Protocol):
 
 
 @dataclass(frozen=True)
-class Compose:
+class Compose(FrameTransform):
     """Applies transforms one after the other.
 
     Args:
@@ -30,10 +32,25 @@ class Compose:
     def __init__(self, *transforms: Transform) -> None:
         object.__setattr__(self, "transforms", transforms)
 
+    @property
+    def per_frame(self) -> bool:
+        """Whether all of them treat each frame by itself."""
+        return all(map(is_per_frame, self.transforms))
+
+    def drawn(self, shape: tuple[int, int, int], rng: np.random.Generator) -> list[FrameFunction]:
+        """See [`FrameTransform`]."""
+        parts = filter(is_per_frame, self.transforms)
+        return [function for transform in parts for function in transform.drawn(shape, rng)]
+
     def __call__(self, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         check_clip(frames)
-        for transform in self.transforms:
-            frames = transform(frames, rng)
+        for together, transforms in groupby(self.transforms, is_per_frame):
+            if together:
+                count, height, width = frames.shape[:3]
+                frames = each_frame(frames, Compose(*transforms).drawn((count, height, width), rng))
+            else:
+                for transform in transforms:
+                    frames = transform(frames, rng)
         return frames
 
 
@@ -57,7 +74,7 @@ class OneOf:
 
 
 @dataclass(frozen=True)
-class Sometimes:
+class Sometimes(FrameTransform):
     """Applies a transform with a probability.
 
     Args:
@@ -70,6 +87,16 @@ class Sometimes:
 
     def __post_init__(self) -> None:
         check_range("probability", self.probability, 0, 1)
+
+    @property
+    def per_frame(self) -> bool:
+        """Whether what is applied treats each frame by itself."""
+        return is_per_frame(self.transform)
+
+    def drawn(self, shape: tuple[int, int, int], rng: np.random.Generator) -> list[FrameFunction]:
+        """See [`FrameTransform`]."""
+        happens = rng.random() < self.probability
+        return self.transform.drawn(shape, rng) if happens and is_per_frame(self.transform) else []
 
     def __call__(self, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         check_clip(frames)

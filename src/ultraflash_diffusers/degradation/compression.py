@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, cast
 import cv2
 import numpy as np
 
+from .per_frame import FrameFunction, FrameTransform
 from .ranges import Range, check_clip, check_range, draw_integer
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class H264:
 
 
 @dataclass(frozen=True)
-class Jpeg:
+class Jpeg(FrameTransform):
     """Compresses each frame as a JPEG picture.
 
     Args:
@@ -58,10 +59,10 @@ class Jpeg:
     def __post_init__(self) -> None:
         check_range("quality", self.quality, 1, 95)
 
-    def __call__(self, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        check_clip(frames)
+    def drawn(self, shape: tuple[int, int, int], rng: np.random.Generator) -> list[FrameFunction]:
+        """See [`FrameTransform`]."""
         quality = draw_integer(rng, self.quality)
-        return np.stack([_through_jpeg(frame, quality) for frame in frames])
+        return [lambda frame, _: _through_jpeg(frame, quality)]
 
 
 def _through_jpeg(frame: np.ndarray, quality: int) -> np.ndarray:

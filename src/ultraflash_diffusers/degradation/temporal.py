@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from .per_frame import FrameFunction, FrameTransform
 from .ranges import Range, bounds, check_clip, check_range, draw
 from .trajectory import smooth_trajectory
 
@@ -82,7 +83,7 @@ class FrameDrop:
 
 
 @dataclass(frozen=True)
-class MotionBlur:
+class MotionBlur(FrameTransform):
     """Blurs along a line whose direction and length change smoothly, as a moving camera would.
 
     Args:
@@ -99,16 +100,16 @@ class MotionBlur:
         check_range("length", self.length, 1)
         check_range("turn", self.turn, 0)
 
-    def __call__(self, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        check_clip(frames)
-        lengths = smooth_trajectory(rng, len(frames), *bounds(self.length))
-        angles = rng.uniform(0, 180) + smooth_trajectory(rng, len(frames), -self.turn, self.turn)
-        lines = (line_kernel(length, angle) for length, angle in zip(lengths, angles, strict=True))
-        return np.stack([cv2.filter2D(frame, -1, line) for frame, line in zip(frames, lines, strict=True)])
+    def drawn(self, shape: tuple[int, int, int], rng: np.random.Generator) -> list[FrameFunction]:
+        """See [`FrameTransform`]."""
+        lengths = smooth_trajectory(rng, shape[0], *bounds(self.length))
+        angles = rng.uniform(0, 180) + smooth_trajectory(rng, shape[0], -self.turn, self.turn)
+        lines = [line_kernel(length, angle) for length, angle in zip(lengths, angles, strict=True)]
+        return [lambda frame, t: cv2.filter2D(frame, -1, lines[t])]
 
 
 @dataclass(frozen=True)
-class GridWarp:
+class GridWarp(FrameTransform):
     """Warps a drifting soft ellipse by a slowly changing field of low frequency: shapes that melt.
 
     Args:
@@ -129,22 +130,25 @@ class GridWarp:
         check_range("radius", self.radius, 1e-3)
         check_range("cells", (min(self.cells), max(self.cells)), 2)
 
-    def __call__(self, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        check_clip(frames)
-        count, height, width = frames.shape[:3]
+    def drawn(self, shape: tuple[int, int, int], rng: np.random.Generator) -> list[FrameFunction]:
+        """See [`FrameTransform`]."""
+        count, height, width = shape
         farthest = draw(rng, self.displacement)
         # fields and ellipses are smooth: they are made on a coarser grid, and interpolated where they move something
         coarse = (max(self.cells[0], height // _COARSER), max(self.cells[1], width // _COARSER))
-        fields, masks = self._fields(count, coarse, rng), self._masks(count, coarse, rng)
+        fields, masks = list(self._fields(count, coarse, rng)), list(self._masks(count, coarse, rng))
         columns, rows = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
-        warped = frames.copy()
-        for t, (field, mask) in enumerate(zip(fields, masks, strict=True)):
-            moves = cv2.resize(farthest * mask[..., None] * field, (width, height), interpolation=cv2.INTER_LINEAR)
-            box = _box_of(mask, (height, width))
+
+        def warp(frame: np.ndarray, t: int) -> np.ndarray:
+            moves = cv2.resize(farthest * masks[t][..., None] * fields[t], (width, height))
+            box = _box_of(masks[t], (height, width))
             x, y = columns[box] + moves[box][..., 0], rows[box] + moves[box][..., 1]
+            warped = frame.copy()
             # BORDER_REFLECT_101, OpenCV's usual one, never comes back from frames of one row or column
-            warped[t][box] = cv2.remap(frames[t], x, y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT)
-        return warped
+            warped[box] = cv2.remap(frame, x, y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT)
+            return warped
+
+        return [warp]
 
     def _fields(self, count: int, size: tuple[int, int], rng: np.random.Generator) -> Iterator[np.ndarray]:
         """Vectors no longer than 1, float32 `[height, width, 2]`, for each frame."""

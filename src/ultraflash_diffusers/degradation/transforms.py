@@ -13,6 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from .combining import Compose, Transform
+from .per_frame import FrameFunction, FrameTransform, each_frame, is_per_frame
 from .ranges import Range, check_clip, check_odd, check_range, draw, draw_integer, draw_odd
 
 _METHODS = ("area", "bicubic")
@@ -58,7 +59,7 @@ class Downscale:
 
 
 @dataclass(frozen=True)
-class Rescale:
+class Rescale(FrameTransform):
     """Changes the size, applies a transform at that size, and changes it back.
 
     Each of the two changes is bilinear or bicubic, or, where it makes frames smaller, by area means; drawn evenly.
@@ -77,17 +78,37 @@ class Rescale:
 
     def __call__(self, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         check_clip(frames)
+        if self.per_frame:
+            return super().__call__(frames, rng)
         height, width = frames.shape[1:3]
-        scale = draw(rng, self.scale)
-        size = (max(1, round(scale * width)), max(1, round(scale * height)))
-        inner = self.inside(_resized(frames, size, rng), rng)
+        size = self._size(height, width, rng)
+        inner = self.inside(each_frame(frames, [_resizing(width, size, rng)]), rng)
         if inner.shape != (len(frames), size[1], size[0], 3):
             raise ValueError(f"`inside` made a clip {inner.shape} of {len(frames)} frames of {size[1]}x{size[0]}")
-        return _resized(inner, (width, height), rng)
+        return each_frame(inner, [_resizing(size[0], (width, height), rng)])
+
+    @property
+    def per_frame(self) -> bool:
+        """Whether what happens inside treats each frame by itself."""
+        return is_per_frame(self.inside)
+
+    def drawn(self, shape: tuple[int, int, int], rng: np.random.Generator) -> list[FrameFunction]:
+        """See [`FrameTransform`]."""
+        assert is_per_frame(self.inside)  # else nobody asks
+        count, height, width = shape
+        size = self._size(height, width, rng)
+        there = _resizing(width, size, rng)
+        inside = self.inside.drawn((count, size[1], size[0]), rng)
+        return [there, *inside, _resizing(size[0], (width, height), rng)]
+
+    def _size(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int]:
+        """Width and height inside."""
+        scale = draw(rng, self.scale)
+        return max(1, round(scale * width)), max(1, round(scale * height))
 
 
 @dataclass(frozen=True)
-class GaussianBlur:
+class GaussianBlur(FrameTransform):
     """Blurs each frame with the same kernel.
 
     Args:
@@ -106,16 +127,16 @@ class GaussianBlur:
             check_range("kernel_size", self.kernel_size, 1)
             check_odd("kernel_size", self.kernel_size)
 
-    def __call__(self, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        check_clip(frames)
+    def drawn(self, shape: tuple[int, int, int], rng: np.random.Generator) -> list[FrameFunction]:
+        """See [`FrameTransform`]."""
         sigma = draw(rng, self.sigma)
         size = 0 if self.kernel_size is None else draw_odd(rng, self.kernel_size)
         size = min(size, 2 * math.ceil(4 * sigma) + 1)  # what is farther weighs less than a hundredth of a level
-        return np.stack([cv2.GaussianBlur(frame, (size, size), sigma) for frame in frames])
+        return [lambda frame, _: cv2.GaussianBlur(frame, (size, size), sigma)]
 
 
 @dataclass(frozen=True)
-class UnsharpMask:
+class UnsharpMask(FrameTransform):
     """Sharpens each frame: adds what a blur would take away, and with it halos along edges.
 
     Args:
@@ -130,16 +151,18 @@ class UnsharpMask:
         check_range("amount", self.amount, 0)
         check_range("sigma", self.sigma, 1e-3)
 
-    def __call__(self, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        check_clip(frames)
+    def drawn(self, shape: tuple[int, int, int], rng: np.random.Generator) -> list[FrameFunction]:
+        """See [`FrameTransform`]."""
         amount, sigma = draw(rng, self.amount), draw(rng, self.sigma)
-        blurred = (cv2.GaussianBlur(frame, (0, 0), sigma) for frame in frames)
-        pairs = zip(frames, blurred, strict=True)
-        return np.stack([cv2.addWeighted(frame, 1 + amount, blur, -amount, 0) for frame, blur in pairs])
+
+        def sharpen(frame: np.ndarray, _: int) -> np.ndarray:
+            return cv2.addWeighted(frame, 1 + amount, cv2.GaussianBlur(frame, (0, 0), sigma), -amount, 0)
+
+        return [sharpen]
 
 
 @dataclass(frozen=True)
-class GaussianNoise:
+class GaussianNoise(FrameTransform):
     """Adds white noise, other noise on every frame.
 
     Args:
@@ -152,26 +175,28 @@ class GaussianNoise:
     def __post_init__(self) -> None:
         check_range("std", self.std, 0)
 
-    def __call__(self, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        check_clip(frames)
+    def drawn(self, shape: tuple[int, int, int], rng: np.random.Generator) -> list[FrameFunction]:
+        """See [`FrameTransform`]."""
         # whole levels: rounded before it is added to whole levels, noise is what it would be after; and 16 random bits
         # look up a quantile many times as fast as a normal number is computed
         levels = np.rint(draw(rng, self.std) * _QUANTILES)
         table = levels.astype(np.int8 if abs(levels[0]) <= 127 else np.int16)
         # frames take parts of two frames' noise from places of their own, as film grain is made: no two have the same
         # noise at the same pixel, unless they draw one of millions of places
-        count, size = len(frames), frames[0].size
-        noise = table[np.frombuffer(rng.bytes(2 * size * min(count, 2)), np.uint16)]
+        count, size = shape[0], 3 * shape[1] * shape[2]
+        noise: np.ndarray = table[np.frombuffer(rng.bytes(2 * size * min(count, 2)), np.uint16)]
         places = rng.integers(len(noise) - size + 1, size=count) if count > 2 else size * np.arange(count)
-        noisy = np.empty(frames.shape, np.uint8)
-        for t, (frame, place) in enumerate(zip(frames, places, strict=True)):
-            cv2.add(frame, noise[place : place + size].reshape(frame.shape), noisy[t], dtype=cv2.CV_8U)
-        return noisy
+
+        def add(frame: np.ndarray, t: int) -> np.ndarray:
+            part: np.ndarray = noise[int(places[t]) :][:size].reshape(frame.shape)
+            return cv2.add(frame, part, dtype=cv2.CV_8U)
+
+        return [add]
 
 
-def _resized(frames: np.ndarray, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-    """Frames of `size`, width first."""
+def _resizing(width: int, size: tuple[int, int], rng: np.random.Generator) -> FrameFunction:
+    """Changes the size of frames of a width to `size`, width first, by an interpolation that is drawn."""
     # enlarged "by area means", pixels would become squares; made smaller, the other two alias, as other software does
-    interpolations = (*_SMOOTH, cv2.INTER_AREA) if size[0] < frames.shape[2] else _SMOOTH
+    interpolations = (*_SMOOTH, cv2.INTER_AREA) if size[0] < width else _SMOOTH
     interpolation = interpolations[rng.integers(len(interpolations))]
-    return np.stack([cv2.resize(frame, size, interpolation=interpolation) for frame in frames])
+    return lambda frame, _: cv2.resize(frame, size, interpolation=interpolation)
