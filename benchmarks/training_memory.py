@@ -1,11 +1,11 @@
 # Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
 """Planned memory and work of a training step at the paper's sizes, as a table, by the scripts' own dry runs.
 
-    python -m benchmarks.training_memory                    # all recipes, some minutes
+    python -m benchmarks.training_memory                    # all recipes, a quarter of an hour
     python -m benchmarks.training_memory --recipes lora     # one of them
 
 Networks are those of the classes' defaults: the 1.3 B transformers, the Tiny autoencoder, the upsampler. One clip a
-process, bfloat16 autocast, gradient checkpointing; several processes share by FSDP2.
+process (where no more are said), bfloat16 autocast, gradient checkpointing; several processes share by FSDP2.
 """
 
 from __future__ import annotations
@@ -19,32 +19,55 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import WanTransformer3DModel
+from diffusers import FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
 
-from ultraflash_diffusers import CausalLatentUpsampler, CausalWanTransformer, HRAutoencoder, UltraFlashSRTransformer
+from ultraflash_diffusers import (
+    CausalLatentUpsampler,
+    CausalWanTransformer,
+    HRAutoencoder,
+    UltraFlashSRTransformer,
+    UltraFlashStreamingPipeline,
+)
 from ultraflash_diffusers.training.starting_points.text_encoding import TextEncoding, make_text_encoder, make_tokenizer
 
 SCRIPTS = Path(__file__).parents[1] / "training"
-COMMON = "--train_data_dir none --output_dir none --dry_run --mixed_precision bf16 --train_batch_size 1"
+COMMON = "--train_data_dir none --output_dir none --dry_run --mixed_precision bf16 --gradient_checkpointing"
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A script, its flags with {nets} for the networks' folder, the crop, processes and GiB of each."""
+    """A script, its flags with {nets} for the networks' folder, the crop, processes and GiB of each, and samples."""
 
     script: str
     flags: str
     crop: str
     processes: int
     gib: float
+    batch: int = 1
 
 
 _SR = "--autoencoder {nets} --latent_upsampler {nets}"
-_SELF_FORCING = (
-    "--autoencoder {nets} --pretrained_model_name_or_path {nets} --text_encoder {nets} --objective self_forcing "
-    "--sample_chunks 7"
-)
+_GENERATOR = "--autoencoder {nets} --pretrained_model_name_or_path {nets} --text_encoder {nets} --sample_chunks 7"
+_SELF_FORCING = f"{_GENERATOR} --objective self_forcing"
 RECIPES = {
+    "scorer": Recipe("train_quality_scorer", "", "1x288x288", 1, 24, 16),
+    "autoencoder": Recipe(
+        "train_hr_autoencoder", "--pretrained_model_name_or_path {nets} --use_ema", "17x256x256", 1, 24, 4
+    ),
+    "upsampler": Recipe(
+        "train_latent_upsampler",
+        "--pretrained_model_name_or_path {nets} --autoencoder {nets} --use_ema",
+        "17x512x512",
+        1,
+        24,
+    ),
+    "one_step": Recipe(
+        "train_sr",
+        f"{_SR} --pretrained_model_name_or_path {{nets}}/one_step --objective one_step --decoded_latents 3 --use_ema",
+        "81x960x1664",
+        8,
+        80,
+    ),
     "lora": Recipe(
         "train_sr",
         f"{_SR} --pretrained_model_name_or_path {{nets}} --objective flow_matching --rank 32",
@@ -74,6 +97,27 @@ RECIPES = {
         8,
         80,
     ),
+    "preference": Recipe(
+        "train_cascade_dpo",
+        "--pretrained_model_name_or_path {nets}/one_step --teacher {nets}",
+        "81x960x1664",
+        8,
+        80,
+    ),
+    "preference_lora": Recipe(
+        "train_cascade_dpo",
+        "--pretrained_model_name_or_path {nets}/one_step --preferred best_of --rank 32",
+        "81x960x1664",
+        1,
+        80,
+    ),
+    "forcing": Recipe(
+        "train_generator",
+        f"{_GENERATOR} --use_ema",
+        "81x480x832",
+        8,
+        80,
+    ),
     "self_forcing": Recipe("train_generator", _SELF_FORCING, "81x480x832", 8, 80),
     "self_forcing_lora": Recipe("train_generator", f"{_SELF_FORCING} --rank 128", "81x480x832", 8, 80),
     "self_forcing_lora_14b": Recipe(
@@ -98,8 +142,17 @@ def save_configurations(folder: Path) -> None:
             "generator_transformer": CausalWanTransformer(),
             "wan_14b": WanTransformer3DModel(),
         }
+        cascade = UltraFlashStreamingPipeline(
+            UltraFlashSRTransformer(),
+            networks["latent_upsampler"],
+            networks["autoencoder"],
+            FlowMatchEulerDiscreteScheduler(),
+        )
     for name, network in networks.items():
         network.save_config(folder / name)
+    cascade.save_config(folder / "one_step")
+    for name in ("transformer", "latent_upsampler", "autoencoder", "scheduler"):
+        getattr(cascade, name).save_config(folder / "one_step" / name)
     tokenizer = make_tokenizer([])
     text_dim = networks["generator_transformer"].config.text_dim
     TextEncoding(make_text_encoder(len(tokenizer), text_dim, 1), tokenizer, 512).save_pretrained(folder)
@@ -111,8 +164,9 @@ def plan(recipe: Recipe, nets: Path) -> tuple[dict[str, float], str]:
     assert specification is not None and specification.loader is not None
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
-    limits = f"--gradient_checkpointing --plan_processes {recipe.processes} --plan_memory {recipe.gib}"
-    flags = f"{COMMON} {limits} --crops {recipe.crop} {recipe.flags.format(nets=nets)}"
+    size = f"--crops {recipe.crop} --train_batch_size {recipe.batch}"
+    limits = f"--plan_processes {recipe.processes} --plan_memory {recipe.gib}"
+    flags = f"{COMMON} {size} {limits} {recipe.flags.format(nets=nets)}"
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
         numbers = module.main(module.parse_arguments(flags.split()))
@@ -131,7 +185,7 @@ def main(arguments: list[str] | None = None) -> None:
             numbers, said = plan(recipe, Path(folder))
             fits = f"{recipe.gib:g}" if " fits into" in said else f"not {recipe.gib:g}"
             cells = (recipe.crop, recipe.processes, f"{numbers['gib']:.1f}", fits)
-            work = (f"{numbers['tflop']:.0f}", f"{numbers['seconds']:.1f}")
+            work = (f"{numbers['tflop']:.0f}", f"{numbers['seconds']:.2g}")
             print(f"| {name} | {' | '.join(map(str, (*cells, *work)))} |", flush=True)
             details.append(f"{name}: {said}")
     print("", *details, sep="\n")
