@@ -99,6 +99,22 @@ def test_a_stream_is_the_one_call_video_however_it_is_cut(kind):
         assert all(chunk.num_frames == chunk.frames.shape[1] for chunk in chunks)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_first_chunk_may_be_shorter(kind):
+    expected = PIPE(**KINDS[kind], output_type="pt", generator=seed()).frames
+    arguments = {**KINDS[kind], "first_chunk_frames": 1}
+    with start(**arguments) as stream:
+        first = next(stream)
+        state = first.state()
+        others = list(stream)
+    # groups of four latents: the second chunk has the other three of the first one
+    assert [chunk.frame_range for chunk in [first, *others]] == [(0, 1), (1, 13), (13, 29), (29, FRAMES)]
+    assert torch.equal(joined([first, *others]), expected)
+    resumed = list(start(**arguments, state=state))
+    assert [chunk.frame_range for chunk in resumed] == [chunk.frame_range for chunk in others]
+    assert torch.equal(joined([first, *resumed]), expected)
+
+
 def test_latents_are_cut_as_well():
     expected = PIPE(source=clip(), output_type="latent", generator=seed()).frames
     chunks = list(start(clip(), output_type="latent", frames_per_chunk=5))

@@ -66,25 +66,25 @@ def test_a_stream_from_text_is_what_the_pipeline_makes(client, pipe):
     client.start(model="any", prompt="a red ball", num_frames=40, seed=3)
     received = client.finish()
     kinds = [message["type"] for message in received.messages]
-    assert kinds == ["video.start", *["video.chunk_metadata"] * 3, "session.done"]
+    assert kinds == ["video.start", *["video.chunk_metadata"] * 4, "session.done"]
     start, *chunks, done = received.messages
     assert start["format"] == "m4s" and start["mime_type"].startswith('video/mp4; codecs="avc1.')
     expected = {"model": "tiny", "width": WIDTH, "height": HEIGHT, "fps": FPS, "num_frames": 40, "seed": 3}
     assert expected.items() <= start["config"].items()
-    assert [chunk["num_frames"] for chunk in chunks] == [13, 16, 11]
-    assert [chunk["first_frame"] for chunk in chunks] == [0, 13, 29]
-    assert [chunk["transport_chunk_index"] for chunk in chunks] == [0, 1, 2]
+    assert [chunk["num_frames"] for chunk in chunks] == [1, 12, 16, 11]
+    assert [chunk["first_frame"] for chunk in chunks] == [0, 1, 13, 29]
+    assert [chunk["transport_chunk_index"] for chunk in chunks] == [0, 1, 2, 3]
     assert all(chunk["kind"] == "media" and chunk["fps"] > 0 for chunk in chunks)
     assert {"transformer", "decoder", "video_encoder"} <= chunks[0]["stage_seconds"].keys()
-    assert (done["chunks"], done["stopped"], done["ended_by"]) == (3, False, "end")
+    assert (done["chunks"], done["stopped"], done["ended_by"]) == (4, False, "end")
     assert {message["request_id"] for message in received.messages} == {start["request_id"]}
-    assert [data for _, data in received.chunks] == encoded(made(pipe, 40), [13, 16, 11], FPS)
+    assert [data for _, data in received.chunks] == encoded(made(pipe, 40), [1, 12, 16, 11], FPS)
 
 
 def test_the_first_chunk_plays_alone_and_all_of_them_are_one_file(client):
     client.start(prompt="a red ball", num_frames=40, seed=3)
     received = client.finish()
-    assert len(decoded(received.chunks[0][1])) == 13
+    assert len(decoded(received.chunks[0][1])) == 1
     assert len(decoded(received.video)) == 40
 
 
@@ -113,7 +113,8 @@ def test_a_new_prompt_shows_from_the_chunk_that_names_it(client, pipe):
     assert len(started) == 1 and active == [started[0], started[0] + 1]
 
     frames = []
-    with pipe.stream("a red ball", generator=torch.Generator().manual_seed(3), output_type="uint8") as stream:
+    seed = torch.Generator().manual_seed(3)
+    with pipe.stream("a red ball", generator=seed, first_chunk_frames=1, output_type="uint8") as stream:
         for index in range(len(chunks)):
             if index == started[0]:
                 stream.set_prompt("a blue cat")
@@ -260,7 +261,7 @@ def test_streams_take_turns_and_others_wait_for_a_place(address, server):
             for _ in range(3):
                 each.read_until("video.chunk_metadata")
         clients[0].close()
-        assert clients[2].finish().messages[-1]["chunks"] == 1
+        assert clients[2].finish().messages[-1]["chunks"] == 2
     finally:
         for each in clients:
             each.close()

@@ -25,7 +25,7 @@ from ultraflash_diffusers import UltraFlashStreamingPipeline
 from ultraflash_diffusers.serving import ServedModel, Server, ServerSettings, SessionStore, create_app
 
 FPS = 12
-SIZES = [13, 16, 16, 16, 16, 16, 7]  # frames of the chunks of a video of 100
+SIZES = [1, 12, 16, 16, 16, 16, 16, 7]  # frames of the chunks of a video of 100
 STREAM = {"prompt": "a red ball", "num_frames": 100, "seed": 3}
 
 
@@ -121,7 +121,11 @@ def test_changes_of_the_prompt_are_made_again_where_they_were(addresses, pipe):
     assert again == starts
     frames = []
     with pipe.stream(
-        "a red ball", num_frames=100, generator=torch.Generator().manual_seed(3), output_type="uint8"
+        "a red ball",
+        num_frames=100,
+        generator=torch.Generator().manual_seed(3),
+        first_chunk_frames=1,
+        output_type="uint8",
     ) as s:
         for chunk_start in np.cumsum([0, *SIZES[:-1]]):
             if chunk_start == starts["first"]:
@@ -142,7 +146,7 @@ def test_a_new_prompt_waits_until_the_client_has_been_caught_up_with(addresses, 
     starts = [metadata["first_frame"] for metadata, _ in received.chunks if metadata["started_event_ids"] == ["cat"]]
     assert starts and starts[0] >= 29
     before = (starts[0] - 29) // 16
-    assert [data for _, data in received.chunks][:before] == encoded(made(pipe)[29:], SIZES[2:], FPS, 29)[:before]
+    assert [data for _, data in received.chunks][:before] == encoded(made(pipe)[29:], SIZES[3:], FPS, 29)[:before]
 
 
 def test_a_session_that_was_left_on_purpose_or_is_unknown_is_not_gone_on_with(addresses, store):

@@ -19,7 +19,7 @@ def player_html(tab: str, hint: str) -> str:
     return f"""
 <section class="uf-player" id="uf-{tab}" aria-label="Player">
   <div class="uf-screen">
-    <video data-part="video" aria-label="The video that is being made" controls muted playsinline></video>
+    <video data-part="video" aria-label="The video that is being made" muted playsinline></video>
     <video data-part="before" class="uf-before" aria-hidden="true" muted playsinline></video>
   </div>
   <label class="uf-wipe" data-part="compare" hidden>

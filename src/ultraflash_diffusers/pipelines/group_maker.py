@@ -32,14 +32,21 @@ class StreamSettings:
     size: tuple[int, int] | None
     num_frames: int | None
     frames_per_chunk: int | None
+    first_chunk_frames: int | None
     output_type: OutputType
     correction_levels: int | None
     detail: DetailSettings
     cache_management: DynamicCacheManagement | None
 
-    @property
-    def chunk_latents(self) -> int | None:
-        """Latent frames whose pixels a chunk holds; `None` for those of a group, where these differ in length."""
+    def chunk_latents(self, begins: bool, waiting: Sequence[LatentSegment]) -> int | None:
+        """Latent frames whose pixels a chunk holds; `None` for those of a group, where these differ in length.
+
+        Args:
+            begins (`bool`): whether it is the first one of the video.
+            waiting (sequence of [`LatentSegment`]): groups, or what is left of them, that are still to be decoded.
+        """
+        if self.first_chunk_frames is not None and (begins or waiting):
+            return self.first_chunk_frames if begins else len(waiting[0])
         return self.frames_per_chunk or (self.sr.group_frames if self.sr.fills_groups else None)
 
 

@@ -246,6 +246,7 @@ class UltraFlashStreamingPipeline(ExecutionMixin, PromptEncodingMixin, FamiliarP
         negative_prompt_embeds: torch.Tensor | None = None,
         max_sequence_length: int | None = None,
         frames_per_chunk: int | None = None,
+        first_chunk_frames: int | None = None,
         cache_management: DynamicCacheManagement | None = None,
         color_correction: ColorCorrection = "wavelet",
         strength: float = 1.0,
@@ -258,7 +259,7 @@ class UltraFlashStreamingPipeline(ExecutionMixin, PromptEncodingMixin, FamiliarP
         """Starts a stream, which yields the frames as they are made, in constant memory.
 
         The video depends on the arguments and the seed only, not on how the source delivers nor on
-        `frames_per_chunk`; it has exactly the frames and the size that were asked for.
+        `frames_per_chunk` and `first_chunk_frames`; it has exactly the frames and the size that were asked for.
 
         Args:
             prompt (`str` or `list[str]`, *optional*): what to show, one text for each video of the batch or one for
@@ -285,6 +286,8 @@ class UltraFlashStreamingPipeline(ExecutionMixin, PromptEncodingMixin, FamiliarP
             negative_prompt_embeds (`torch.Tensor`, *optional*): instead of `negative_prompt`.
             max_sequence_length (`int`, *optional*): tokens of a prompt; the transformer's text length by default.
             frames_per_chunk (`int`, *optional*): latent frames whose pixels a chunk holds; a group's by default.
+            first_chunk_frames (`int`, *optional*): those of the first chunk, of which less can be shown earlier; the
+                next one then holds what is left of its group.
             cache_management ([`DynamicCacheManagement`], *optional*): spends less on a stream that runs well.
             color_correction (`str`, *optional*, defaults to `"wavelet"`): sources with pixels: `"wavelet"` keeps their
                 low frequencies, `"none"` does not.
@@ -315,6 +318,7 @@ class UltraFlashStreamingPipeline(ExecutionMixin, PromptEncodingMixin, FamiliarP
         num_inference_steps = checked_whole("num_inference_steps", num_inference_steps, most=MOST_STEPS)
         num_videos_per_prompt = checked_whole("num_videos_per_prompt", num_videos_per_prompt, most=MOST_VIDEOS)
         frames_per_chunk = optional_whole("frames_per_chunk", frames_per_chunk)
+        first_chunk_frames = optional_whole("first_chunk_frames", first_chunk_frames)
         guidance_scale = checked_number("guidance_scale", guidance_scale)
         condition_noise = self.config.condition_noise if condition_noise is None else condition_noise
         condition_noise = checked_number("condition_noise", condition_noise, 0, 1)
@@ -353,6 +357,7 @@ class UltraFlashStreamingPipeline(ExecutionMixin, PromptEncodingMixin, FamiliarP
             size=size,
             num_frames=num_frames,
             frames_per_chunk=frames_per_chunk,
+            first_chunk_frames=first_chunk_frames,
             output_type=output_type,
             correction_levels=self.config.color_correction_levels if color_correction == "wavelet" else None,
             detail=DetailSettings(strength, self.config.detail_memory),

@@ -260,7 +260,8 @@ class VideoStream(Iterator[StreamChunk]):
         pieces: list[torch.Tensor] = []
         checks: list[tuple[int, FiniteCheck]] = []
         timings, statistics = StageTimings(), dict[str, Any]()
-        start, missing = self._current.now.frames_done, self._settings.chunk_latents
+        start = self._current.now.frames_done
+        missing = self._settings.chunk_latents(start == 0, self._current.now.undecoded)
         while missing != 0 and self._fetch(timings, statistics, keep_errors=bool(pieces)):
             missing = missing or len(self._current.now.undecoded[0])
             segment, piece = self._output(missing, timings)

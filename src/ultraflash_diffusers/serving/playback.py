@@ -122,7 +122,7 @@ class Playback:
 
     @property
     def group_frames(self) -> int:
-        """Frames of a chunk; the first one of a stream is shorter."""
+        """Frames of a group; the first one of a stream is shorter."""
         pipe = self._model.pipe
         return pipe.autoencoder.temporal_compression_ratio * pipe.config.group_frames
 
@@ -165,6 +165,11 @@ class Playback:
         """Whether the next chunk is being made already when one is handed over."""
         return self._model.pipe.can_overlap_decoding
 
+    def is_inside_group(self, frame: int) -> bool:
+        """Whether the group of this frame began before it: the first chunk from text holds but the first frame."""
+        config = self._model.pipe.config
+        return frame == 1 and self._start.source == "text" and (config.first_group_frames or config.group_frames) > 1
+
     def set_prompt(self, prompt: str, at_frame: int = 0) -> list[str]:
         """Changes the prompt from the next group on that begins at this frame or later; returns warnings."""
         with warnings_of_pipeline() as warnings:
@@ -199,7 +204,8 @@ class Playback:
         before = None if state is None else state.stream
         source = self._source(state)
         arguments = stream_arguments(self._model, self._start, source, self._num_frames, self._seed, before)
-        return self._model.pipe.stream(**arguments)
+        early = 1 if source is None else None  # from text, the first frame need not wait for its group's others
+        return self._model.pipe.stream(**arguments, first_chunk_frames=early)
 
     def _source(self, state: SessionState | None) -> Any:
         if self._start.source == "text":

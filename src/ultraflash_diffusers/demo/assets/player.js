@@ -3,6 +3,7 @@
 "use strict";
 (() => {
   const PING_SECONDS = 20, MOST_AHEAD = 30, RESUME_AHEAD = 10, KEPT_BEHIND = 60, SLOWEST = 0.0625;
+  const RESERVE = 1.6;  // chunk times for which what is there must last
   const Source = window.MediaSource || window.ManagedMediaSource;
   const players = {};
 
@@ -18,6 +19,9 @@
       });
       this.part("wipe").addEventListener("input", (event) => this.wipe(event.target.value));
       for (const name of ["timeupdate", "seeked", "play", "pause"]) this.video.addEventListener(name, () => this.follow());
+      this.video.addEventListener("timeupdate", () => this.pace());
+      // before the first frame its controls would spin, which costs a slow machine a third of a core
+      this.video.addEventListener("loadeddata", () => { this.video.controls = true; });
     }
 
     part(name) { return this.root.querySelector(`[data-part="${name}"]`); }
@@ -36,10 +40,10 @@
       if (this.socket) this.socket.close();
       if (!Source) return this.say("This browser cannot play video while it is made (no Media Source Extensions).");
       Object.assign(this, { running: true, paused: false, held: false, bytes: [], queue: [], frames: 0, first: null,
-        expected: null, feed, before, clicked: performance.now(), ended: false, rate: 1, prompts: 0 });
+        expected: null, feed, before, clicked: performance.now(), ended: false, made: null, prompts: 0 });
       this.source = new Source();
       this.video.disableRemotePlayback = true;
-      this.video.loop = false;
+      this.video.loop = this.video.controls = false;
       this.video.src = URL.createObjectURL(this.source);
       this.part("compare").hidden = true;
       this.part("download").hidden = true;
@@ -85,7 +89,7 @@
       if (this.source.readyState !== "open")
         await new Promise((resolve) => this.source.addEventListener("sourceopen", resolve, { once: true }));
       this.buffer = this.source.addSourceBuffer(message.mime_type);
-      this.buffer.addEventListener("updateend", () => this.append());
+      this.buffer.addEventListener("updateend", () => { this.append(); this.pace(true); });
       this.append();
       this.feed?.(this);
     }
@@ -93,7 +97,10 @@
     measure(metadata) {
       this.frames += metadata.num_frames;
       this.first ??= (performance.now() - this.clicked) / 1000;
+      // the longer one of two: not each chunk brings a whole group, nor each group one of the generator's
+      this.interval = Math.max(0.001, metadata.seconds, this.made?.seconds || 0);
       this.made = metadata;
+      this.arrived = performance.now();
       if (metadata.started_event_ids.length) { this.warn(metadata.warnings); this.say("From here on by the new prompt."); }
       else if (this.frames === metadata.num_frames) this.say("Playing while it is made.");
       const stages = this.part("stages");
@@ -131,7 +138,6 @@
         video.playbackRate = 1;
       }
       if (video.paused && !this.paused && this.running) video.play().catch(() => {});
-      this.pace();
     }
 
     get ahead() {
@@ -139,13 +145,14 @@
       return buffered.length ? Math.max(0, buffered.end(buffered.length - 1) - currentTime) : 0;
     }
 
-    // as fast as frames come, but not faster than the video is meant to be
-    pace() {
+    // so fast that what is there lasts until the next chunk has come, slower where that is late, and never faster
+    // than the video is meant to be
+    pace(fresh = false) {
       if (!this.running || !this.made) return;
-      const chunk = this.made.num_frames / this.fps;
-      this.rate += (Math.min(1, this.made.fps / this.fps) - this.rate) / 2;
-      this.video.playbackRate = Math.min(1, Math.max(SLOWEST, this.rate * (0.7 + (0.3 * this.ahead) / chunk)));
-      const hold = this.ahead > MOST_AHEAD || (this.held && this.ahead > RESUME_AHEAD);
+      const { ahead, interval, video } = this, late = performance.now() - this.arrived > 1000 * interval;
+      const rate = fresh ? ahead / (RESERVE * interval) : late ? Math.min(video.playbackRate, (2 * ahead) / interval) : video.playbackRate;
+      video.playbackRate = Math.min(1, Math.max(SLOWEST, rate));
+      const hold = ahead > MOST_AHEAD || (this.held && ahead > RESUME_AHEAD);
       if (hold !== this.held && !this.paused) this.send(hold ? "session.pause" : "session.resume");
       this.held = hold;
       this.meter();
