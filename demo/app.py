@@ -8,6 +8,9 @@
 import os
 from pathlib import Path
 
+if os.environ.get("SPACES_ZERO_GPU"):
+    import spaces  # noqa: F401  # before all that may ask for a GPU
+
 import torch
 
 from ultraflash_diffusers import UltraFlashStreamingPipeline, default_checkpoint

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from fastapi import Depends
 
 from ..pipelines.color_correction import COLOR_CORRECTIONS
 from ..pipelines.pipeline_ultraflash import UltraFlashStreamingPipeline
@@ -17,6 +18,7 @@ from ..serving.server import Server
 from ..serving.settings import ServerSettings
 from .player import player_html
 from .streams import LARGEST_RESULT, LARGEST_SEED, Programs
+from .zero_gpu import GpuTurns, as_gradio_call, on_zero_gpu
 
 _STREAMS_AT_ONCE = 2
 _LARGEST_UPLOAD = 256  # MiB
@@ -45,6 +47,8 @@ It sharpens videos that you bring: see **Upscale**. To type prompts, load a pipe
 
     ultraflash demo --checkpoint FOLDER
 """
+_CAMERA = "Your camera's pictures go to this server alone, are sharpened, and come back. Nothing is kept."
+_NO_CAMERA = "A camera's pictures cannot come in: the checkpoint has no encoder, or the Space no GPU of its own."
 _THEME = gr.themes.Soft(
     primary_hue="indigo",
     secondary_hue="indigo",
@@ -168,7 +172,7 @@ def launch_demo(page: DemoPage, examples: Sequence[str | Path] = (), **options: 
         prevent_thread_lock=True,
         **options,
     )
-    started[0].include_router(realtime_router(page.live))
+    started[0].include_router(realtime_router(page.live), dependencies=[Depends(as_gradio_call)])
     if blocks:
         page.block_thread()
     return started
@@ -180,10 +184,16 @@ def example_clips() -> list[Path]:
 
 
 def _server(pipes: Mapping[str, UltraFlashStreamingPipeline]) -> Server:
+    turns = on_zero_gpu()  # a turn may wait for a GPU, and others would with it
     settings = ServerSettings(
-        max_streams=_STREAMS_AT_ONCE, max_pixels=LARGEST_RESULT, max_upload=_LARGEST_UPLOAD * 2**20
+        max_streams=1 if turns else _STREAMS_AT_ONCE,
+        max_pixels=LARGEST_RESULT,
+        max_upload=_LARGEST_UPLOAD * 2**20,
     )
-    return Server([ServedModel(name, pipe) for name, pipe in pipes.items()], settings)
+    models = [
+        ServedModel(name, pipe, open_stream=GpuTurns(pipe).stream if turns else None) for name, pipe in pipes.items()
+    ]
+    return Server(models, settings)
 
 
 def _add_text_tab(page: DemoPage, demo: Demo, model: gr.Dropdown) -> None:
@@ -249,12 +259,10 @@ def _add_upscale_tab(demo: Demo, model: gr.Dropdown, examples: list[str]) -> Non
 
 
 def _add_live_tab(demo: Demo, model: gr.Dropdown) -> None:
-    active = demo.can_upscale
+    active = demo.can_upscale and not on_zero_gpu()
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
-            gr.Markdown(
-                "Your camera's pictures go to this server alone, are sharpened, and come back. Nothing is kept."
-            )
+            gr.Markdown(_CAMERA if active else _NO_CAMERA)
             width = gr.Dropdown(
                 [(f"{each} pixels", each) for each in _CAMERA_WIDTHS],
                 value=_CAMERA_WIDTHS[0],
@@ -287,7 +295,9 @@ def _in_browser(event: Any, inputs: list[Any], script: str) -> None:
 
 
 def _add_endpoints(demo: Demo, tab: str, inputs: list[Any]) -> None:
-    """Offers `demo`'s method named `tab` to programs, and the means to stop it."""
+    """Offers `demo`'s method named `tab` to programs, and the means to stop it; not with ZeroGPU."""
+    if on_zero_gpu():
+        return
     results: list[Any] = [
         gr.Image(type="filepath", visible=False),
         gr.Video(visible=False),

@@ -16,7 +16,6 @@ from ..pipelines.pipeline_output import StreamChunk
 from ..pipelines.sources.frames import pixel_pieces
 from ..pipelines.sources.pixels import PixelSource, PixelSourceState
 from ..pipelines.stream_start import size_multiple
-from ..pipelines.video_stream import VideoStream
 from ..video_io import VideoReader
 from .errors import ClientError
 from .fragments import FragmentEncoder
@@ -200,12 +199,13 @@ class Playback:
     def _arguments(self) -> dict[str, Any]:
         return self._start.model_dump(include=_KEPT) | {"num_frames": self._num_frames}
 
-    def _opened_stream(self, state: SessionState | None) -> VideoStream:
+    def _opened_stream(self, state: SessionState | None) -> Any:
         before = None if state is None else state.stream
         source = self._source(state)
         arguments = stream_arguments(self._model, self._start, source, self._num_frames, self._seed, before)
         early = 1 if source is None else None  # from text, the first frame need not wait for its group's others
-        return self._model.pipe.stream(**arguments, first_chunk_frames=early)
+        opened = self._model.open_stream or self._model.pipe.stream
+        return opened(**arguments, first_chunk_frames=early)
 
     def _source(self, state: SessionState | None) -> Any:
         if self._start.source == "text":

@@ -7,6 +7,8 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from contextvars import copy_context
+from functools import partial
 from typing import ParamSpec, TypeVar
 
 from .errors import ClientError
@@ -30,8 +32,8 @@ class StreamRunner:
     def submit(
         self, function: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
     ) -> Future[Result]:
-        """Asks for a turn, in which `function` is called."""
-        return self._thread.submit(function, *args, **kwargs)
+        """Asks for a turn, in which `function` is called, with the context variables of whoever asks."""
+        return self._thread.submit(copy_context().run, partial(function, *args, **kwargs))
 
     async def run(
         self, function: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs

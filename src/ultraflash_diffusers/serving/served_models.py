@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,11 +33,14 @@ class ServedModel:
         name (`str`): under which they do.
         pipe ([`UltraFlashStreamingPipeline`]): the checkpoint.
         source_pipeline (`DiffusionPipeline`, *optional*): generates what `pipe` refines, for `source: "pipeline"`.
+        open_stream (`Callable`, *optional*): what is called in the place of `pipe.stream`, where streams are made
+            elsewhere: of text and files alone.
     """
 
     name: str
     pipe: UltraFlashStreamingPipeline
     source_pipeline: DiffusionPipeline | None = None
+    open_stream: Callable[..., Any] | None = None
 
     @property
     def sources(self) -> list[str]:
@@ -45,9 +48,9 @@ class ServedModel:
         pipe = self.pipe
         able = {
             "text": pipe.generator_transformer is not None and pipe.text_encoder is not None,
-            "pipeline": self.source_pipeline is not None,
+            "pipeline": self.source_pipeline is not None and self.open_stream is None,
             "video": pipe.can_encode,
-            "frames": pipe.can_encode,
+            "frames": pipe.can_encode and self.open_stream is None,
         }
         return [name for name, possible in able.items() if possible]
 
