@@ -462,6 +462,13 @@ def clips(material: Path) -> tuple[str, ...]:
     return ("--train_data_dir", str(material / "train"), "--validation_data_dir", str(material / "held_out"))
 
 
+def test_clips_to_validate_on_must_fill_a_group_if_there_are_any(material: Path, train: Any, tmp_path: Path) -> None:
+    flags = ("--train_data_dir", "none", "--teacher", str(material / "teacher"), "--teacher_steps", "1", "--dry_run")
+    assert train(tmp_path / "run", *flags, validation_frames=1)["gib"] > 0
+    with pytest.raises(ValueError, match="`frames` is 1, but a group of this pipeline is 2 latents"):
+        train(tmp_path / "run", *flags, "--validation_data_dir", "none", validation_frames=1)
+
+
 @pytest.mark.parametrize("rank", [None, 2])
 def test_a_resumed_run_ends_with_the_same_weights(material: Path, train: Any, tmp_path: Path, rank: int) -> None:
     flags = (*clips(material), "--teacher", str(material / "teacher"), "--teacher_steps", "2")

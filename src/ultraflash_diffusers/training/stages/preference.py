@@ -336,7 +336,9 @@ def load_pipeline(arguments: argparse.Namespace) -> UltraFlashStreamingPipeline:
             "no `text_encoder`: roll out from clips (--train_data_dir)"
         )
     check_linear_shortcut(arguments, arguments.pretrained_model_name_or_path, pipe.autoencoder)
-    for frames in (*(crop.frames for crop in arguments.crops), arguments.validation_frames):
+    validates = arguments.validation_data_dir is not None or arguments.validation_prompts is not None
+    held_out = (arguments.validation_frames,) if validates else ()
+    for frames in (*(crop.frames for crop in arguments.crops), *held_out):
         whole_groups(pipe, frames)
     choose_trained(pipe.transformer, lora_of(arguments))
     if arguments.gradient_checkpointing:
