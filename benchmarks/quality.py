@@ -39,7 +39,7 @@ from ultraflash_diffusers.training.losses.perceptual import PerceptualLoss
 CLIPS = ("clip_10", "clip_12", "clip_16")
 HEIGHT, WIDTH = 384, 640
 WARM_UP_FRAMES = 5
-LATENT_PIXELS = 8  # of the result: borders of latents lie every so many, those of the codec every 16
+LATENT_PIXELS = 4  # of the packaged checkpoint's result; the codec leaves borders every 16
 
 Figures = dict[str, float]
 # [method][clip], of one kind

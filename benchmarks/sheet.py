@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from benchmarks.metrics import luma
 
 CROP, ZOOM = 96, 3
-_GAP, _HEAD, _MARGIN, _CAPTION = 8, 52, 190, 26
+_GAP, _HEAD, _FOOT, _MARGIN, _CAPTION = 8, 52, 34, 190, 26
 _PAPER, _INK, _FAINT, _OURS = (250, 250, 248), (28, 30, 34), (110, 114, 122), (16, 96, 176)
 
 
@@ -63,11 +63,11 @@ def draw(rows: Sequence[Row], ours: str) -> Image.Image:
     """
     side, names = CROP * ZOOM, list(rows[0].tiles)
     step, drop = side + _GAP, side + _CAPTION + _GAP
-    sheet = Image.new("RGB", (_MARGIN + len(names) * step, _HEAD + len(rows) * drop), _PAPER)
+    sheet = Image.new("RGB", (_MARGIN + len(names) * step, _HEAD + len(rows) * drop + _FOOT), _PAPER)
     pen = ImageDraw.Draw(sheet)
     for column, name in enumerate(names):
         middle = _MARGIN + column * step + side // 2
-        pen.text((middle, _HEAD - 14), name, _OURS if name == ours else _INK, ImageFont.load_default(22), "ms")
+        pen.text((middle, _HEAD - 14), name, _OURS if name == ours else _INK, ImageFont.load_default(20), "ms")
     for index, row in enumerate(rows):
         top = _HEAD + index * drop
         bright = _brightening(row)
@@ -81,6 +81,10 @@ def draw(rows: Sequence[Row], ours: str) -> Image.Image:
                 pen.rectangle((left - 2, top - 2, left + side + 1, top + side + 1), outline=_OURS, width=3)
             place = (left + side // 2, top + side + 18)
             pen.text(place, tile.caption, _OURS if name == ours else _FAINT, ImageFont.load_default(16), "ms")
+    note = (
+        f"{CROP}x{CROP} pixels of the middle frame, enlarged {ZOOM} times without smoothing; figures are the clip's."
+    )
+    pen.text((_MARGIN, sheet.height - 14), note, _FAINT, ImageFont.load_default(16), "ls")
     return sheet
 
 
