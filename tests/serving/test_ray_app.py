@@ -1,5 +1,5 @@
 # Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
-"""Replicas of the server by Ray Serve, one of which is killed."""
+"""Replicas of the server by Ray Serve: one of them is killed, and they come and go with their streams."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ import tempfile
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from helpers.realtime import Received, is_played, play_to_the_end, wait_until
+from helpers.realtime import Client, Received, is_played, play_to_the_end, wait_until
 from helpers.tiny import make_tiny_pipeline
 
 from ultraflash_diffusers import UltraFlashStreamingPipeline
@@ -34,24 +36,17 @@ def pipe(tmp_path) -> UltraFlashStreamingPipeline:
     return UltraFlashStreamingPipeline.from_pretrained(tmp_path / "pipe", dtype=torch.float32)
 
 
-@pytest.fixture
-def address(pipe, tmp_path) -> Iterator[str]:
+@contextmanager
+def deployed(tmp_path: Path, **arguments: Any) -> Iterator[str]:
+    """The application on a Ray of its own, on this machine; gives its address."""
     from ultraflash_diffusers.serving.ray_app import RayArguments, build
 
     before = _session_folders()
     ray.init(num_cpus=2, include_dashboard=False)
     try:
         ray.serve.start(http_options={"host": "127.0.0.1", "port": PORT})
-        arguments = RayArguments(
-            sessions=tmp_path / "sessions",
-            checkpoint=str(tmp_path / "pipe"),
-            num_cpus=0.1,
-            min_replicas=2,
-            max_replicas=2,
-            max_streams=3,
-            save_every=0,
-        )
-        ray.serve.run(build(arguments), route_prefix="/")
+        common = {"sessions": tmp_path / "sessions", "checkpoint": str(tmp_path / "pipe"), "num_cpus": 0.1}
+        ray.serve.run(build(RayArguments(**common | arguments)), route_prefix="/")
         yield f"127.0.0.1:{PORT}"
         ray.serve.shutdown()
     finally:
@@ -73,6 +68,12 @@ def replicas() -> list[int]:
         for actor in actors().values()
         if actor["State"] == "ALIVE" and actor["ActorClassName"].startswith("ServeReplica")
     ]
+
+
+@pytest.fixture
+def address(pipe, tmp_path) -> Iterator[str]:
+    with deployed(tmp_path, min_replicas=2, max_replicas=2, max_streams=3, save_every=0) as address:
+        yield address
 
 
 def test_streams_of_a_killed_replica_end_with_the_frames_of_an_uninterrupted_one(address, pipe):
@@ -102,3 +103,29 @@ def test_streams_of_a_killed_replica_end_with_the_frames_of_an_uninterrupted_one
         ).frames[0]
         assert is_played(played[seed], frames, FPS), f"stream {seed}"
     wait_until(lambda: len(replicas()) == 2 and killed not in replicas(), 120)  # Ray has replaced it
+
+
+def test_replicas_come_with_streams_and_go_after_them(pipe, tmp_path):
+    scaling = {"max_replicas": 2, "max_streams": 1, "add_after": 2.0, "remove_after": 4.0}
+    with deployed(tmp_path, **scaling) as address, ExitStack() as streams:
+        assert len(replicas()) == 1
+
+        def begun() -> Client:
+            client = streams.enter_context(Client(address))
+            client.start(prompt="a red ball", num_frames=None, seed=3)
+            client.send("session.ping")
+            client.read()
+            return client
+
+        staying = begun()
+        staying.read_until("video.chunk_metadata")
+        assert len(replicas()) == 1
+        others = [begun() for _ in range(3)]
+        wait_until(lambda: len(replicas()) == 2, 120)
+        for each in others:
+            each.close()
+        staying.close()
+        wait_until(lambda: len(replicas()) == 1, 120)
+        with Client(address) as last:  # the one that is left serves
+            last.start(prompt="a red ball", num_frames=20, seed=3)
+            assert sum(chunk["num_frames"] for chunk, _ in last.finish().chunks) == 20

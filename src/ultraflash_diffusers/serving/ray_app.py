@@ -25,6 +25,7 @@ from .server import Server
 from .session_store import SessionStore
 from .settings import ServerSettings
 
+_LOOK_BACK_SECONDS = 30.0  # over which running streams are averaged
 _LEAVING_SECONDS = 30.0  # that streams have to come to their end where a replica is taken away
 
 
@@ -39,6 +40,8 @@ class RayArguments(BaseModel):
         num_gpus (`float`, *optional*, defaults to 0): of a replica; 0.5 puts two on one GPU, 0 computes on the CPU.
         num_cpus (`float`, *optional*, defaults to 1): cores that a replica reserves.
         min_replicas, max_replicas (`int`, *optional*, default to 1): as many as running streams need.
+        add_after (`float`, *optional*, defaults to 30.0): seconds for which streams must need one more.
+        remove_after (`float`, *optional*, defaults to 600.0): seconds for which one less must do.
         max_streams (`int`, *optional*, defaults to 2): that run at once on a replica, a chunk of each in turn.
         max_queue (`int`, *optional*, defaults to 32): clients that may wait at a replica.
         save_every (`float`, *optional*, defaults to 5.0): least seconds between two states of a session.
@@ -55,6 +58,8 @@ class RayArguments(BaseModel):
     num_cpus: float = Field(1.0, ge=0)
     min_replicas: int = Field(1, ge=1)
     max_replicas: int = Field(1, ge=1)
+    add_after: float = Field(30.0, gt=0)
+    remove_after: float = Field(600.0, gt=0)
     max_streams: int = Field(2, ge=1)
     max_queue: int = Field(32, ge=0)
     save_every: float = Field(5.0, ge=0)
@@ -88,6 +93,11 @@ def build(arguments: RayArguments) -> serve.Application:
             initial_replicas=arguments.min_replicas,
             max_replicas=arguments.max_replicas,
             target_ongoing_requests=arguments.max_streams,
+            upscale_delay_s=arguments.add_after,
+            downscale_delay_s=arguments.remove_after,
+            # what is looked at must not reach further back than what is waited for
+            look_back_period_s=min(_LOOK_BACK_SECONDS, arguments.add_after, arguments.remove_after),
+            metrics_interval_s=min(_LOOK_BACK_SECONDS, arguments.add_after, arguments.remove_after) / 3,
         ),
         ray_actor_options={"num_cpus": arguments.num_cpus, "num_gpus": arguments.num_gpus},
         graceful_shutdown_timeout_s=_LEAVING_SECONDS,
