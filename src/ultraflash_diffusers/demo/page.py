@@ -209,6 +209,9 @@ def _add_text_tab(page: DemoPage, demo: Demo, model: gr.Dropdown) -> None:
                 placeholder="A red ball glides to the left over grass",
                 interactive=active,
             )
+            with gr.Row():
+                generate = gr.Button("Generate", variant="primary", interactive=active)
+                change = gr.Button("Change prompt", interactive=active)
             if active:
                 gr.Examples([[text] for text in _PROMPTS], [prompt], label="Examples")
             size = gr.Dropdown(list(demo.sizes), label="Size", interactive=active)
@@ -218,9 +221,6 @@ def _add_text_tab(page: DemoPage, demo: Demo, model: gr.Dropdown) -> None:
             )
             endless = gr.Checkbox(label="Endless", info="until you stop it", interactive=active)
             seed = _seed(active)
-            with gr.Row():
-                generate = gr.Button("Generate", variant="primary", interactive=active)
-                change = gr.Button("Change prompt", interactive=active)
             link = gr.Button("Copy a link to these settings", size="sm")
         with gr.Column(scale=3, min_width=300):
             gr.HTML(player_html("text", "Your video appears here while it is made"))
@@ -284,7 +284,7 @@ def _add_live_tab(demo: Demo, model: gr.Dropdown) -> None:
 
 def _seed(active: bool) -> gr.Number:
     seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=LARGEST_SEED, interactive=active)
-    dice = gr.Button("🎲 New seed", size="sm", interactive=active)
+    dice = gr.Button("New seed", size="sm", interactive=active)
     dice.click(None, None, [seed], js="() => ultraflash.dice()", api_visibility="private")
     return seed
 

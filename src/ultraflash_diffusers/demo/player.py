@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from html import escape
 
-_METER = {"speed": "Speed", "latency": "First frame after", "frames": "Frames", "ahead": "Ahead of playback"}
+_METER = {"speed": "Speed", "latency": "First frame after", "frames": "Frames", "ahead": "Made ahead"}
 
 
 def player_html(tab: str, hint: str) -> str:

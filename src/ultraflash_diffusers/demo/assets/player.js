@@ -49,6 +49,7 @@
       this.part("download").hidden = true;
       this.warn();
       this.root.classList.add("uf-running");
+      this.root.scrollIntoView({ block: "nearest" });  // on a narrow screen it is below the settings
       this.buttons();
       this.say("Waiting for the server …");
       const url = new URL("v1/realtime/video", location.href.split(/[?#]/)[0]);
@@ -164,7 +165,8 @@
       write("speed", `${made.fps.toFixed(1)} frames/s`);
       write("latency", `${this.first.toFixed(1)} s`);
       write("frames", this.expected ? `${this.frames} of ${this.expected}` : `${this.frames}`);
-      write("ahead", `${Math.round(this.ahead * this.fps)} frames`);
+      const ahead = Math.round(this.ahead * this.fps);
+      write("ahead", ahead === 1 ? "1 frame" : `${ahead} frames`);
     }
 
     change(prompt) {
@@ -188,7 +190,7 @@
       const total = ((performance.now() - this.clicked) / 1000).toFixed(1);
       const word = { end: "Done", stop: "Stopped" }[message.ended_by] || "Ended by the server's limit";
       this.result = message.result;
-      this.finish(`${word}: ${this.frames} frames of ${size} in ${total} s.${missing}`);
+      this.finish(`${word}: ${this.frames} frames of ${size} in ${total}\u00a0s.${missing}`);
     }
 
     finish(text) {
