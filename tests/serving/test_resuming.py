@@ -23,6 +23,8 @@ from helpers.tiny import make_tiny_pipeline
 
 from ultraflash_diffusers import UltraFlashStreamingPipeline
 from ultraflash_diffusers.serving import ServedModel, Server, ServerSettings, SessionStore, create_app
+from ultraflash_diffusers.serving.messages import SessionStart
+from ultraflash_diffusers.serving.playback import Playback
 
 FPS = 12
 SIZES = [1, 12, 16, 16, 16, 16, 16, 7]  # frames of the chunks of a video of 100
@@ -134,6 +136,22 @@ def test_changes_of_the_prompt_are_made_again_where_they_were(addresses, pipe):
                 s.set_prompt("the table")
             frames.append(next(s).frames[0])
     assert [data for _, data in received.chunks] == encoded(np.concatenate(frames)[kept:], SIZES[1:], FPS, kept)
+
+
+def test_a_change_after_the_first_frame_is_made_again_where_it_was(pipe):
+    """The generator's chunks are no groups: one that was made before the change must not follow it the next time."""
+    start = SessionStart(type="session.start", prompt="a red ball", num_frames=60, seed=3)
+
+    def played(chunks_before: int, at_frame: int) -> np.ndarray:
+        playback = Playback(ServedModel("tiny", pipe), start, ServerSettings())
+        chunks = [playback.next_chunk() for _ in range(chunks_before)]
+        playback.set_prompt("a blue cat", at_frame)
+        while chunks[-1:] != [None]:
+            chunks.append(playback.next_chunk())
+        assert playback.next_group(1) == 13 and playback.next_group(13) == 13
+        return np.concatenate([chunk.frames for chunk in chunks[:-1]])
+
+    assert np.array_equal(played(1, 0), played(0, 13))
 
 
 def test_a_new_prompt_waits_until_the_client_has_been_caught_up_with(addresses, pipe):

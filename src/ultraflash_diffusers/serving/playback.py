@@ -164,10 +164,16 @@ class Playback:
         """Whether the next chunk is being made already when one is handed over."""
         return self._model.pipe.can_overlap_decoding
 
-    def is_inside_group(self, frame: int) -> bool:
-        """Whether the group of this frame began before it: the first chunk from text holds but the first frame."""
-        config = self._model.pipe.config
-        return frame == 1 and self._start.source == "text" and (config.first_group_frames or config.group_frames) > 1
+    def next_group(self, frame: int) -> int:
+        """Returns where the first group begins at this chunk's first frame or later.
+
+        That is elsewhere after the first chunk from text alone, which holds but the first frame of its group.
+        """
+        pipe = self._model.pipe
+        if frame != 1 or self._start.source != "text":
+            return frame
+        first = pipe.config.first_group_frames or pipe.config.group_frames
+        return 1 + pipe.autoencoder.temporal_compression_ratio * (first - 1)
 
     def set_prompt(self, prompt: str, at_frame: int = 0) -> list[str]:
         """Changes the prompt from the next group on that begins at this frame or later; returns warnings."""

@@ -251,8 +251,9 @@ class RealtimeSession:
             pending, self._inbox.interactions = self._inbox.interactions, []
             # a group that is being made already keeps its prompt
             begun = playback.runs_ahead and self._made > 0
-            chunk = self._next_chunk + begun + playback.is_inside_group(self._next_frame)
-            at_frame = self._next_frame + (playback.group_frames if begun else 0)
+            group = playback.next_group(self._next_frame)
+            chunk = self._next_chunk + begun + (group > self._next_frame)
+            at_frame = group + (playback.group_frames if begun else 0)
             for name, interaction in pending:
                 warnings += await self._server.runner.run(playback.set_prompt, interaction.event.prompt)
                 self._events.begin(name, chunk, interaction.transition_chunks)
