@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from helpers.tiny import LATENT_CHANNELS, TEXT_DIM, make_tiny_generator
 from ultraflash_diffusers import CausalWanTransformer
 from ultraflash_diffusers.models.placed_head import CellWindow, PlacedHead
 from ultraflash_diffusers.models.seed_code import SeedPlaces, clock, ridge_terms
+from ultraflash_diffusers.models.sprites import set_sprite
 
 CODED: dict[str, Any] = {
     "patch_size": (1, 4, 4),
@@ -27,8 +29,10 @@ CODED: dict[str, Any] = {
     "head_channels": 8,
     "head_layers": 1,
     "head_moments": 2,
-    "head_anchors": 2,
     "head_ridges": 1,
+    "head_sprites": (16, 8),
+    "head_far_sprites": 1,
+    "head_patterns": 2,
 }
 FRAMES = 4
 
@@ -98,32 +102,68 @@ def places(batch: int, frames: int, column: float = 0.1) -> SeedPlaces:
 
 def make_head(size: tuple[int, int] = (8, 12)) -> PlacedHead:
     torch.manual_seed(0)
-    return PlacedHead(16, 5, channels=8, layers=2, moments=2, anchors=2, ridges=1, size=size)
+    return PlacedHead(16, 5, 8, 2, 2, pixels=4, ridges=1, sprites=(16, 8), far_sprites=1, patterns=2, size=size)
 
 
 def test_a_window_is_that_part_of_the_whole():
     head = make_head()
     tokens, embedding = torch.randn(2, 6, 8), torch.randn(2, 1, 16)
-    whole = head(tokens, (1, 2, 3), embedding, places(2, 1), (8, 12))
-    assert whole.shape == (2, 5, 1, 8, 12)
-    window = CellWindow(torch.tensor([1, 3]), torch.tensor([4, 0]), 5, 6)
-    part = head(tokens, (1, 2, 3), embedding, places(2, 1), (8, 12), window)
-    expected = [whole[:1, :, :, 1:6, 4:10], whole[1:, :, :, 3:8, :6]]
+    given = (tokens, (1, 2, 3), embedding, places(2, 1), (8, 12))
+    whole = head.draw(*given)
+    assert whole.shape == (2, 2, 3, 32, 48) and head(*given).shape == (2, 5, 1, 8, 12)
+    part = head.draw(*given, CellWindow(torch.tensor([1, 3]), torch.tensor([4, 0]), 5, 6))
+    expected = [whole[:1, ..., 4:24, 16:40], whole[1:, ..., 12:32, :24]]
     torch.testing.assert_close(part, torch.cat(expected), rtol=1e-5, atol=1e-5)
 
 
-def test_what_is_drawn_goes_with_its_anchor():
-    head = make_head((8, 16))
-    for parameter in (head.map, head.places.column_proj.weight, head.fine_places.column_proj.weight):
-        torch.nn.init.zeros_(parameter)  # of columns, distances from anchors alone are left
-    torch.nn.init.zeros_(head.places.distance_proj.weight[:, -5:])
-    torch.nn.init.zeros_(head.fine_places.distance_proj.weight[:, -5:])
-    tokens, embedding = torch.randn(1, 1, 8), torch.randn(1, 1, 16)
-    one, other = places(1, 1), places(1, 1)
-    other.anchors[..., 0] += 2 / 8  # heights of the frame, which is 8 cells high
-    still, moved = (head(tokens, (1, 1, 1), embedding, where, (8, 16)) for where in (one, other))
-    torch.testing.assert_close(moved[..., 2:], still[..., :-2], rtol=1e-4, atol=1e-5)
-    assert (still[..., 2:] - still[..., :-2]).abs().max() > 1e-2
+def test_a_sprite_goes_with_its_anchor():
+    sprites = make_head().sprites
+    embedding = torch.randn(1, 16)
+    rows, columns = (torch.arange(32)[None] + 0.5) / 32, (torch.arange(48)[None] - 23.5) / 32
+    one, other = (places(1, 1, column).anchors[0] for column in (0.1, 0.1 + 5 / 32))
+    (color, cover), _ = sprites(embedding, one, rows, columns, 32)
+    (moved, moved_cover), _ = sprites(embedding, other, rows, columns, 32)
+    assert color.shape == (1, 2, 3, 32, 48) and cover.shape == (1, 2, 1, 32, 48)
+    torch.testing.assert_close(moved[..., 5:], color[..., :-5], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(moved_cover[..., 5:], cover[..., :-5], rtol=1e-4, atol=1e-5)
+    assert cover.max() > 0.05
+    reach = round(32 * math.exp(-2.0)) + 1
+    assert cover[..., : 24 + 3 - reach].max() < 0.01 and cover[..., 24 + 4 + reach :].max() < 0.01
+
+
+def test_edges_are_as_sharp_in_larger_pictures():
+    sheet = torch.zeros(1, 5, 16, 16)
+    sheet[:, 3] = torch.linspace(20, -20, 16)  # the edge runs through the middle
+    sheet[:, 4] = 9
+    widths = []
+    for height in (64, 256):
+        rows, columns = (torch.arange(height)[None] + 0.5) / height, (torch.arange(height)[None] + 0.5) / height - 0.5
+        _, cover = set_sprite(sheet, torch.tensor([[[0.0, 0.5, -1.0]]]), rows, columns, height)
+        line = cover[0, 0, 0, height // 2, height // 4 : -height // 4]  # beside the edge
+        widths.append(((line > 0.05) & (line < 0.95)).sum().item())
+    assert abs(widths[0] - widths[1]) <= 1 and widths[0] < 16
+
+
+def test_what_is_nearer_hides_what_is_farther():
+    head = make_head()
+    given = (torch.randn(1, 6, 8), (1, 2, 3), torch.randn(1, 1, 16))
+    low, high = places(1, 1), places(1, 1)
+    low.ridges[..., 0], high.ridges[..., 0] = 2.0, -1.0  # under the frame, and over it
+    far, near = (head.draw(*given, where, (8, 12)) for where in (low, high))
+    for sheet in head.sprites.sheets["8"].parameters():
+        torch.nn.init.zeros_(sheet)  # the far sprite
+    assert not torch.equal(head.draw(*given, low, (8, 12)), far)
+    torch.testing.assert_close(head.draw(*given, high, (8, 12)), near)
+
+
+def test_latents_are_those_of_an_autoencoder_that_folds_pixels():
+    head, folding = make_head(), torch.nn.Conv2d(2 * 48, 5, kernel_size=1)
+    head.encode_as(folding.weight, folding.bias)
+    given = (torch.randn(1, 6, 8), (1, 2, 3), torch.randn(1, 1, 16), places(1, 1), (8, 12))
+    frames = head.draw(*given)[0]
+    folded = torch.nn.functional.pixel_unshuffle(frames, 4).flatten(0, 1)[None]
+    torch.testing.assert_close(head(*given)[:, :, 0], folding(folded), rtol=1e-4, atol=1e-5)
+    assert not any(parameter.requires_grad for parameter in head.proj_out.parameters())
 
 
 def test_other_sizes_are_drawn_from_the_same_numbers():
@@ -138,11 +178,12 @@ def test_parts_can_be_learnt_from_by_the_true_places():
     _, _, text, code = inputs()
     window = CellWindow(torch.tensor([0, 4]), torch.tensor([8, 0]), 4, 4)
     drawn = network.draw_windows(text, code, window, places(2, 1))
-    assert drawn.shape == (2, LATENT_CHANNELS, 1, 4, 4)
+    assert drawn.shape == (2, 2, 3, 16, 16)
     elsewhere = network.draw_windows(text, code, window, places(2, 1, column=0.6))
     assert (drawn - elsewhere).abs().mean() > 1e-3
     drawn.sum().backward()
-    assert network.head.proj_out.linear.weight.grad.abs().sum() > 0
+    assert network.head.to_fields.linear.weight.grad.abs().sum() > 0
+    assert network.head.patterns.grad.abs().sum() > 0
     assert network.seed_code_embedding.linear_out.weight.grad.abs().sum() > 0
     assert network.seed_code_embedding.to_anchors.weight.grad is None
 
@@ -155,7 +196,10 @@ def test_parts_can_be_learnt_from_by_the_true_places():
         ({"seed_code_dim": 0}, "without `seed_code_dim` nothing else tells videos apart"),
         ({"seed_code_dim": 0, "reads_latents": True}, r"needs `seed_code_dim`, .* got 0, \(8, 12\)"),
         ({"sample_size": None}, "needs `seed_code_dim`, `sample_size` and"),
-        ({"head_channels": 6}, "`head_channels` must be a multiple of 4, got 6"),
+        ({"head_sprites": (16, 12)}, r"`head_sprites` must be powers of 2 from 8 on, got \(16, 12\)"),
+        ({"head_sprites": ()}, r"`head_sprites` must be powers of 2 from 8 on, got \(\)"),
+        ({"head_far_sprites": 3}, "`head_far_sprites` must be from 0 to the number of `head_sprites`, got 3"),
+        ({"head_patterns": 0}, "`head_patterns` must be positive, got 0"),
         ({"head_channels": -4}, "`head_channels` must be 0 or positive, got -4"),
         ({"head_moments": 0}, "`head_moments` must be positive, got 0"),
     ],

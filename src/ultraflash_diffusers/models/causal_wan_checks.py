@@ -76,11 +76,16 @@ def _check_head(config: Any) -> None:
             f"`head_channels` {config.head_channels} needs `seed_code_dim`, `sample_size` and `patch_size` (1, ...), "
             f"got {config.seed_code_dim}, {config.sample_size} and {tuple(config.patch_size)}"
         )
-    if config.head_channels % 4:
-        raise ValueError(f"`head_channels` must be a multiple of 4, got {config.head_channels}")
-    for name in ("head_layers", "head_moments", "head_anchors", "head_ridges"):
+    for name in ("head_layers", "head_moments", "head_pixels", "head_ridges", "head_patterns"):
         if getattr(config, name) < 1:
             raise ValueError(f"`{name}` must be positive, got {getattr(config, name)}")
+    sides = tuple(config.head_sprites)
+    if not sides or any(side < 8 or side & (side - 1) for side in sides):
+        raise ValueError(f"`head_sprites` must be powers of 2 from 8 on, got {sides}")
+    if not 0 <= config.head_far_sprites <= len(sides):
+        raise ValueError(
+            f"`head_far_sprites` must be from 0 to the number of `head_sprites`, got {config.head_far_sprites}"
+        )
 
 
 def check_seed_code(size: int, seed_code: torch.Tensor | None, batch: int) -> None:

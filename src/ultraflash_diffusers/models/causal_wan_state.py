@@ -1,11 +1,12 @@
 # Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
-"""What a stream of the generator's network carries from chunk to chunk."""
+"""What a stream of the generator's network carries from chunk to chunk, and what a call gives."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import torch
+from diffusers.utils import BaseOutput
 
 from .attention.frame_kv_cache import FrameKVCache
 from .stream_state import StreamState
@@ -34,3 +35,16 @@ class CausalWanStreamState(StreamState):
     single_use: bool = False
     room_frames: int = 0
     seed_code: torch.Tensor | None = None
+
+
+@dataclass
+class CausalWanTransformerOutput(BaseOutput):
+    """Output of [`CausalWanTransformer`].
+
+    Args:
+        sample (`torch.Tensor`): predicted flow, `[batch, out_channels, frames, height, width]`.
+        state (`CausalWanStreamState`, *optional*): the state after a committing call, else the one passed in.
+    """
+
+    sample: torch.Tensor
+    state: CausalWanStreamState | None = None

@@ -6,18 +6,16 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal, cast
 
 import torch
 from diffusers.configuration_utils import register_to_config
-from diffusers.utils import BaseOutput
 from torch import nn
 
 from .attention.dense_attention import ChunkCausalAttention
 from .attention.frame_kv_cache import FrameKVCache, PastKVCache
 from .causal_wan_checks import check_causal_wan_config, check_room, check_seed_code
-from .causal_wan_state import CausalWanStreamState
+from .causal_wan_state import CausalWanStreamState, CausalWanTransformerOutput
 from .placed_head import CellWindow, PlacedHead
 from .seed_code import SeedCodeEmbedding, SeedPlaces, text_summary
 from .wan_backbone import TextKeyValues, WanBackbone
@@ -26,19 +24,6 @@ from .wan_layers import Attend, FramePositionEmbedding
 # noise levels below this one are taken for it where a predicted sample is turned into a flow
 _LEAST_SIGMA = 1e-3
 GLOBAL_CACHE_FRAMES = 21  # five seconds, what the published global checkpoints were trained on
-
-
-@dataclass
-class CausalWanTransformerOutput(BaseOutput):
-    """Output of [`CausalWanTransformer`].
-
-    Args:
-        sample (`torch.Tensor`): predicted flow, `[batch, out_channels, frames, height, width]`.
-        state (`CausalWanStreamState`, *optional*): the state after a committing call, else the one passed in.
-    """
-
-    sample: torch.Tensor
-    state: CausalWanStreamState | None = None
 
 
 class CausalWanTransformer(WanBackbone):
@@ -98,10 +83,14 @@ class CausalWanTransformer(WanBackbone):
             say the size: a network that is told all by text and seed code needs no noise to start from.
         head_channels (`int`, *optional*, defaults to 0): channels of a [`PlacedHead`] in the place of the linear last
             layer, whose large patches show as tiles; 0 for none. It needs a seed code and what follows.
-        head_layers (`int`, *optional*, defaults to 5): its layers.
-        head_moments (`int`, *optional*, defaults to 1): frames of a patch at which it is told where things are.
-        head_anchors (`int`, *optional*, defaults to 1): places that cells are told their position relative to.
-        head_ridges (`int`, *optional*, defaults to 1): lines over the width that they are told they lie under or over.
+        head_layers (`int`, *optional*, defaults to 4): its layers.
+        head_moments (`int`, *optional*, defaults to 4): frames of a latent frame.
+        head_pixels (`int`, *optional*, defaults to 4): pixels of a latent, along each side.
+        head_ridges (`int`, *optional*, defaults to 1): lines over the width, each before what is behind it.
+        head_sprites (`Sequence[int]`, *optional*, defaults to `(32,)`): sides of the sprites that stand at anchors,
+            from near to far; powers of 2 from 8 on.
+        head_far_sprites (`int`, *optional*, defaults to 0): how many of them stand behind the ridges.
+        head_patterns (`int`, *optional*, defaults to 1): pictures that are the same in each frame, but for strength.
     """
 
     @register_to_config
@@ -137,26 +126,35 @@ class CausalWanTransformer(WanBackbone):
         seed_code_period: float = 36.0,
         reads_latents: bool = True,
         head_channels: int = 0,
-        head_layers: int = 5,
-        head_moments: int = 1,
-        head_anchors: int = 1,
+        head_layers: int = 4,
+        head_moments: int = 4,
+        head_pixels: int = 4,
         head_ridges: int = 1,
+        head_sprites: Sequence[int] = (32,),
+        head_far_sprites: int = 0,
+        head_patterns: int = 1,
     ) -> None:
         super().__init__()
         check_causal_wan_config(self.config)
         self._build()
         dim = num_attention_heads * attention_head_dim
-        things = (head_moments, head_anchors, head_ridges)
         if seed_code_dim:
-            sizes = (seed_code_dim, text_dim, seed_code_period, dim)
-            self.seed_code_embedding = SeedCodeEmbedding(*sizes, *(things if head_channels else (1, 0, 0)))
+            things = (head_moments, len(head_sprites), head_ridges) if head_channels else (1, 0, 0)
+            self.seed_code_embedding = SeedCodeEmbedding(seed_code_dim, text_dim, seed_code_period, dim, *things)
         if not reads_latents:
             del self.patch_embedding
         if head_channels:
             self.proj_out = nn.Linear(dim, head_channels)
-            self.head = PlacedHead(
-                dim, out_channels, head_channels, head_layers, *things, tuple(self.config.sample_size)
+            sizes = (
+                head_layers,
+                head_moments,
+                head_pixels,
+                head_ridges,
+                head_sprites,
+                head_far_sprites,
+                head_patterns,
             )
+            self.head = PlacedHead(dim, out_channels, head_channels, *sizes, tuple(self.config.sample_size))
         if absolute_positions:
             self.position_embedding = FramePositionEmbedding(dim)
 
@@ -337,7 +335,7 @@ class CausalWanTransformer(WanBackbone):
     def draw_windows(
         self, encoder_hidden_states: torch.Tensor, seed_code: torch.Tensor, window: CellWindow, places: SeedPlaces
     ) -> torch.Tensor:
-        """Predicts a part of a stream's first frame (temporal patch) alone, in one step, to learn from.
+        """Draws a part of a stream's first frame, in one step, to learn from.
 
         What a [`PlacedHead`] costs is paid for the part, not for the frame.
 
@@ -345,19 +343,21 @@ class CausalWanTransformer(WanBackbone):
             encoder_hidden_states (`torch.Tensor` of shape `[batch, up to text_length, text_dim]`): the prompts.
             seed_code (`torch.Tensor` of shape `[batch, seed_code_dim]`): normal values.
             window (`CellWindow`): the part.
-            places (`SeedPlaces`): where things are said to be, in the place of what the network thinks.
+            places (`SeedPlaces`): where things are said to be, in the place of what the network thinks, at the moments
+                that are wanted.
 
         Returns:
-            `torch.Tensor`: `[batch, out_channels, 1, window.height, window.width]`, clean latents.
+            `torch.Tensor`: `[batch, moments, 3, height, width]`, pixels of the window.
         """
         size, batch = self.config.sample_size, len(seed_code)
         grid = self._token_grid((self.config.patch_size[0], *size), "sample_size")
         start, attends = self._full_attention(seed_code.device, grid)
         condition, _ = self._seed_condition(seed_code, encoder_hidden_states, start, batch, 1)
+        assert condition is not None
         latents = encoder_hidden_states.new_zeros(batch, self.config.in_channels, 1, *size)
         timestep = torch.full((batch, 1), 1000.0, device=seed_code.device)
         tokens, _ = self._transform(latents, timestep, encoder_hidden_states, grid, start, attends, condition)
-        return self.head(tokens, grid, condition, places, tuple(size), window)
+        return self.head.draw(tokens, grid, condition, places, tuple(size), window)
 
     def _embed_patches(self, hidden_states: torch.Tensor, grid: tuple[int, int, int]) -> torch.Tensor:
         if self.config.reads_latents:

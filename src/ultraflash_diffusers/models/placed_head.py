@@ -1,9 +1,10 @@
 # Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
-"""A generator's last layer that draws cell by cell, each told where it lies: no patches, and so no tiles."""
+"""A generator's last layer that draws in layers, each told where it lies: no patches, and so no tiles."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,13 +12,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from .seed_code import SeedPlaces, ridge_terms
+from .sprites import Sprites, lay_over
 
-_NEAR_OCTAVES = 3  # of positions of cells relative to an anchor, in its sizes
-_FINE_OCTAVES = 5  # of those of their quarters
-_FRAME_OCTAVES = 3  # of positions in the frame
-_RINGS, _SIDES = 7, 5  # functions of the distance from an anchor and from a ridge
-_MAP_CHANNELS = 12
-_FINE_LAYERS = 2  # that quarters of cells pass
+_OCTAVES = 3  # of positions in the frame and relative to anchors
+_BELLS = (0.1, 0.3)  # widths, in heights of the frame, of what lies about an anchor
+_PATTERN_STRENGTH = 4.0  # at first in every frame: a pattern is found before what it depends on
+_STEEPNESS = (2, 8, 24, 60)  # of functions of the distance from a ridge
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,13 @@ class CellWindow:
         start = torch.zeros(batch, dtype=torch.int64, device=device)
         return cls(start, start, *size)
 
-    def quarters(self) -> CellWindow:
-        """The same part in cells of half the size."""
-        return CellWindow(2 * self.tops, 2 * self.lefts, 2 * self.height, 2 * self.width)
+    def divided(self, parts: int) -> CellWindow:
+        """The same part where each side of a cell is divided."""
+        return CellWindow(parts * self.tops, parts * self.lefts, parts * self.height, parts * self.width)
+
+    def widened(self) -> CellWindow:
+        """The part with the cells about it, also beyond the frame."""
+        return CellWindow(self.tops - 1, self.lefts - 1, self.height + 2, self.width + 2)
 
     def to(self, device: torch.device) -> CellWindow:
         """The same on a device."""
@@ -58,26 +62,27 @@ class CellWindow:
         """`[batch, width]`, int64."""
         return self.lefts[:, None] + torch.arange(self.width, device=self.lefts.device)
 
+    def places(self, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows and columns of cells in a frame of `size`, in its heights; columns count from the middle."""
+        return (self.rows + 0.5) / size[0], (self.columns + 0.5 - size[1] / 2) / size[0]
+
 
 class CellPlaces(nn.Module):
-    """Embeds where cells lie in the frame, relative to anchors at each moment, and above or below ridges.
+    """Embeds where cells lie in the frame, relative to anchors, and above or below ridges.
 
     Rows and columns are embedded apart, so that most of it is computed for a side of the frame and not for its area.
 
     Args:
         channels (`int`): of a cell.
-        things (`int`): anchors, at all moments.
-        ridges (`int`): lines.
-        octaves (`int`): of positions relative to anchors.
+        anchors, ridges (`int`): how many there are.
     """
 
-    def __init__(self, channels: int, things: int, ridges: int, octaves: int) -> None:
+    def __init__(self, channels: int, anchors: int, ridges: int) -> None:
         super().__init__()
-        self.octaves = octaves
-        along = things * (1 + 2 * octaves) + 1 + 2 * _FRAME_OCTAVES
+        along = (anchors + 1) * (1 + 2 * _OCTAVES)
         self.column_proj = nn.Linear(along, channels, bias=False)
         self.row_proj = nn.Linear(along, channels, bias=False)
-        self.distance_proj = nn.Linear(things * _RINGS + ridges * _SIDES, channels)
+        self.distance_proj = nn.Linear(anchors * len(_BELLS) + ridges * (1 + len(_STEEPNESS)), channels)
 
     def forward(
         self, anchors: torch.Tensor, ridges: torch.Tensor, size: tuple[int, int], window: CellWindow
@@ -85,41 +90,47 @@ class CellPlaces(nn.Module):
         """Returns `[frames, height, width, channels]`.
 
         Args:
-            anchors (`torch.Tensor`): float32 `[frames, things, 3]`.
+            anchors (`torch.Tensor`): float32 `[frames, anchors, 3]`.
             ridges (`torch.Tensor`): float32 `[frames, ridges, RIDGE_TERMS]`.
             size (`tuple[int, int]`): height and width of the frame in cells.
             window (`CellWindow`): the cells.
         """
-        columns = (window.columns + 0.5 - size[1] / 2) / size[0]
-        rows = (window.rows + 0.5) / size[0]
-        sizes = anchors[:, None, :, 2].exp()
-        beside = (columns[..., None] - anchors[:, None, :, 0]) / sizes
-        below = (rows[..., None] - anchors[:, None, :, 1]) / sizes
+        rows, columns = window.places(size)
+        beside, below = (columns[..., None] - anchors[:, None, :, 0]), (rows[..., None] - anchors[:, None, :, 1])
         dtype = self.column_proj.weight.dtype
-        across = self.column_proj(_along(columns, beside, self.octaves).to(dtype))[:, None]
-        down = self.row_proj(_along(rows, below, self.octaves).to(dtype))[:, :, None]
+        across = self.column_proj(_along(columns, beside).to(dtype))[:, None]
+        down = self.row_proj(_along(rows, below).to(dtype))[:, :, None]
+        squares = beside.square()[:, None] + below.square()[:, :, None]
         under = rows[:, :, None, None] - (ridge_terms(columns) @ ridges.mT)[:, None]
-        rings = _rings(beside[:, None], below[:, :, None], size[0] * sizes[:, None])
-        distances = torch.cat([*rings, *_sides(under)], dim=-1)
-        return self.distance_proj(distances.to(dtype)) + across + down
+        distances = [
+            *(torch.exp(squares / (-2 * width * width)) for width in _BELLS),
+            *(torch.tanh(steep * under) for steep in _STEEPNESS),
+            torch.exp(-(40 * under).square()),
+        ]
+        return self.distance_proj(torch.cat(distances, dim=-1).to(dtype)) + across + down
 
 
 class PlacedHead(nn.Module):
-    """Turns the last layer's tokens into latents, with a small network that is the same for each cell of the latents.
+    """Turns the last layer's tokens into latents by drawing a picture in layers, from far to near.
 
-    A linear map from large tokens to their patches shows as tiles. Here tokens are interpolated, and each cell, and
-    then each quarter of it, is told where it lies, see [`CellPlaces`]. What it draws is a function of the place, as in
-    coordinate networks (arXiv 2006.10739), modulated by the frame's embedding: borders are sharp where anchors and
-    ridges are exact, and move smoothly with them.
+    A linear map from large tokens to their patches shows as tiles, and an edge is a hundredth of the picture's error,
+    so that a network learns it last. Here edges follow from places: behind each ridge and at the back lies a smooth
+    field of colour, which a small network paints for each latent, told where it lies ([`CellPlaces`]), as coordinate
+    networks are (arXiv 2006.10739); and at each anchor stands a sprite ([`Sprites`]). A linear layer then turns the
+    pixels of each latent into it: that of an autoencoder with a linear shortcut, see `encode_as`.
 
     Args:
         dim (`int`): channels of the frame's embedding.
         out_channels (`int`): of the latents.
-        channels (`int`): of a cell, a multiple of 4; quarters have three in four of them.
-        layers (`int`): layers a cell passes before it is divided.
-        moments, anchors, ridges (`int`): of the [`SeedPlaces`].
-        size (`tuple[int, int]`): height and width of the latents that it is trained on; each of their cells has a few
-            numbers of its own, which are interpolated for other sizes.
+        channels (`int`): of a cell.
+        layers (`int`): layers a cell passes.
+        moments (`int`): frames that a latent frame stands for.
+        pixels (`int`): of a latent, along each side.
+        ridges (`int`): lines over the width; each hides what is under it and farther, the last is the nearest.
+        sprites (`Sequence[int]`): sides of the anchors' sprites, the first is the nearest.
+        far_sprites (`int`): how many of them, the last ones, stand behind all ridges; the others in front.
+        patterns (`int`): pictures of the frame's size, the same for all, that are added at the back.
+        size (`tuple[int, int]`): height and width of the latents that it is trained on.
     """
 
     def __init__(
@@ -129,20 +140,35 @@ class PlacedHead(nn.Module):
         channels: int,
         layers: int,
         moments: int,
-        anchors: int,
+        pixels: int,
         ridges: int,
+        sprites: Sequence[int],
+        far_sprites: int,
+        patterns: int,
         size: tuple[int, int],
     ) -> None:
         super().__init__()
-        fine = channels * 3 // 4
-        self.map = nn.Parameter(0.5 * torch.randn(1, _MAP_CHANNELS, *size))
-        self.map_proj = nn.Linear(_MAP_CHANNELS, channels, bias=False)
-        self.places = CellPlaces(channels, moments * anchors, ridges, _NEAR_OCTAVES)
+        self.pixels, self.far_sprites = pixels, far_sprites
+        self.patterns = nn.Parameter(0.001 * torch.randn(1, patterns, *(pixels * side for side in size)))
+        self.pattern_proj = nn.Linear(dim, 3 * patterns)
+        nn.init.zeros_(self.pattern_proj.weight)
+        nn.init.constant_(self.pattern_proj.bias, _PATTERN_STRENGTH)
+        self.places = CellPlaces(channels, len(sprites), ridges)
         self.layers = nn.ModuleList(ModulatedLayer(dim, channels) for _ in range(layers))
-        self.quarters = ModulatedLayer(dim, channels, 4 * fine)
-        self.fine_places = CellPlaces(fine, moments * anchors, ridges, _FINE_OCTAVES)
-        self.fine_layers = nn.ModuleList(ModulatedLayer(dim, fine) for _ in range(_FINE_LAYERS))
-        self.proj_out = ModulatedLayer(dim, 4 * fine, out_channels)
+        self.to_fields = ModulatedLayer(dim, channels, 3 * (1 + ridges))
+        self.sprites = Sprites(dim, sprites)
+        self.proj_out = nn.Linear(3 * moments * pixels * pixels, out_channels)
+
+    def encode_as(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
+        """Takes over how an autoencoder turns folded pixels into latents, which is then no longer trained.
+
+        Args:
+            weight, bias (`torch.Tensor`): of its `encoder_shortcut`.
+        """
+        with torch.no_grad():
+            self.proj_out.weight.copy_(weight.flatten(1))
+            self.proj_out.bias.copy_(bias)
+        self.proj_out.requires_grad_(False)
 
     def forward(
         self,
@@ -151,41 +177,83 @@ class PlacedHead(nn.Module):
         embedding: torch.Tensor,
         places: SeedPlaces,
         size: tuple[int, int],
+    ) -> torch.Tensor:
+        """Returns latents `[batch, out_channels, frames, *size]`; the arguments are those of `draw`."""
+        batch, frames = embedding.shape[:2]
+        drawn = self.draw(tokens, grid, embedding, places, size)
+        folded = F.pixel_unshuffle(drawn.flatten(1, 2), self.pixels)
+        latents = self.proj_out(folded.permute(0, 2, 3, 1).to(self.proj_out.weight.dtype))
+        return latents.permute(0, 3, 1, 2).unflatten(0, (batch, frames)).transpose(1, 2)
+
+    def draw(
+        self,
+        tokens: torch.Tensor,
+        grid: tuple[int, int, int],
+        embedding: torch.Tensor,
+        places: SeedPlaces,
+        size: tuple[int, int],
         window: CellWindow | None = None,
     ) -> torch.Tensor:
-        """Returns latents `[batch, out_channels, frames, height, width]`, of the window if there is one.
+        """Draws the pictures.
 
         Args:
             tokens (`torch.Tensor`): `[batch, tokens, channels]`, frame after frame, in raster order.
             grid (`tuple[int, int, int]`): tokens over time, height and width.
             embedding (`torch.Tensor`): `[batch, frames, dim]`.
-            places (`SeedPlaces`): at each frame.
+            places (`SeedPlaces`): at each frame, at as many moments as wanted.
             size (`tuple[int, int]`): height and width of all latents.
-            window (`CellWindow`, *optional*): what of them is wanted; of single frames alone.
+            window (`CellWindow`, *optional*): what of them is wanted.
+
+        Returns:
+            `torch.Tensor`: `[batch * frames, moments, 3, height, width]`, pixels of the window, nominally in [-1, 1].
         """
-        batch, frames = embedding.shape[:2]
-        window = window or CellWindow.whole(batch * frames, size, tokens.device)
         condition = embedding.flatten(0, 1)
-        where = (places.anchors.float().flatten(0, 1).flatten(1, 2), places.ridges.float().flatten(0, 1))
-        cells = self.places(*where, size, window) + self.map_proj(self._map(size, window))
-        cells = cells + _interpolate(tokens.unflatten(1, grid).flatten(0, 1), size, window)
+        window = window or CellWindow.whole(len(condition), size, tokens.device)
+        anchors, ridges = places.anchors.float().flatten(0, 1), places.ridges.float().flatten(0, 1)
+        fields = self._fields(tokens.unflatten(1, grid).flatten(0, 1), condition, anchors[:, -1], ridges, size, window)
+        whole, part = (self.pixels * size[0], self.pixels * size[1]), window.divided(self.pixels)
+        rows, columns = part.places(whole)
+        sprites = self.sprites(condition, anchors, rows, columns, whole[0])
+        picture = (fields[:, 0] + self._patterns(condition, whole, part))[:, None]
+        near = len(sprites) - self.far_sprites
+        for color, cover in reversed(sprites[near:]):
+            picture = lay_over(picture, color, cover)
+        under = rows[:, :, None, None] - (ridge_terms(columns) @ ridges.mT)[:, None]
+        covers = (0.5 + whole[0] * under).clamp(0, 1).to(picture.dtype).movedim(-1, 1)
+        for number in range(covers.shape[1]):
+            picture = lay_over(picture, fields[:, None, 1 + number], covers[:, None, None, number])
+        for color, cover in reversed(sprites[:near]):
+            picture = lay_over(picture, color, cover)
+        return picture
+
+    def _fields(
+        self,
+        tokens: torch.Tensor,
+        condition: torch.Tensor,
+        anchors: torch.Tensor,
+        ridges: torch.Tensor,
+        size: tuple[int, int],
+        window: CellWindow,
+    ) -> torch.Tensor:
+        """Colours of the layers behind and between ridges, `[frames, 1 + ridges, 3, height, width]`, in pixels."""
+        wider = window.widened()
+        cells = self.places(anchors, ridges, size, wider) + _interpolate(tokens, size, wider)
         for layer in self.layers:
             cells = cells + layer(cells, condition)
-        fine = self.quarters(cells, condition).unflatten(3, (2, 2, -1)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
-        fine = fine + self.fine_places(*where, (2 * size[0], 2 * size[1]), window.quarters())
-        for layer in self.fine_layers:
-            fine = fine + layer(fine, condition)
-        whole = fine.unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).transpose(2, 3).flatten(3)
-        latents = self.proj_out(whole, condition)
-        return latents.permute(0, 3, 1, 2).unflatten(0, (batch, frames)).transpose(1, 2)
+        colors = self.to_fields(cells, condition).permute(0, 3, 1, 2)
+        smooth = F.interpolate(colors, scale_factor=self.pixels, mode="bilinear", align_corners=False)
+        inner = smooth[:, :, self.pixels : -self.pixels, self.pixels : -self.pixels]
+        return inner.unflatten(1, (-1, 3))
 
-    def _map(self, size: tuple[int, int], window: CellWindow) -> torch.Tensor:
-        own: torch.Tensor = self.map
+    def _patterns(self, condition: torch.Tensor, size: tuple[int, int], window: CellWindow) -> torch.Tensor:
+        """What is added at the back, `[frames, 3, height, width]`."""
+        own: torch.Tensor = self.patterns
         if own.shape[2:] != size:
             own = F.interpolate(own, size, mode="bilinear", align_corners=False)
-        cells = own.flatten(2)[0].T
         numbers = window.rows[:, :, None] * size[1] + window.columns[:, None]
-        return F.embedding(numbers, cells)
+        seen = F.embedding(numbers, own.flatten(2)[0].T)
+        strength = self.pattern_proj(condition).unflatten(1, (-1, 3))
+        return torch.einsum("fhwp,fpc->fchw", seen, strength)
 
 
 class ModulatedLayer(nn.Module):
@@ -210,54 +278,24 @@ class ModulatedLayer(nn.Module):
         return self.linear(F.silu(torch.addcmul(shift, cells, 1 + scale)))
 
 
-def _along(places: torch.Tensor, relative: torch.Tensor, near_octaves: int) -> torch.Tensor:
-    """Embeds rows or columns: `places` `[batch, n]` in the frame, `relative` `[batch, n, things]` to anchors.
+def _along(places: torch.Tensor, relative: torch.Tensor) -> torch.Tensor:
+    """Embeds rows or columns: `places` `[batch, n]` in the frame, `relative` `[batch, n, anchors]` to anchors.
 
     Higher octaves are weaker, so that what is smooth is learnt first.
     """
-    bounded = 2 * torch.tanh(relative / 2)
-    near, far = (2.0 ** torch.arange(count, device=places.device) for count in (near_octaves, _FRAME_OCTAVES))
-    parts = [bounded, places[..., None]]
-    for positions, octaves in ((math.pi / 2 * bounded, near), (math.pi * places[..., None], far)):
-        angles = positions[..., None] * octaves
-        parts += [(wave(angles) / octaves.clamp_max(4)).flatten(2) for wave in (torch.cos, torch.sin)]
-    return torch.cat(parts, dim=-1)
-
-
-def _rings(beside: torch.Tensor, below: torch.Tensor, radius: torch.Tensor) -> list[torch.Tensor]:
-    """Functions of the distance from an anchor, near or not, and from its circle, inside or not and at it or not.
-
-    The two before the last say to which side the circle's border runs where it is near.
-
-    Args:
-        beside, below (`torch.Tensor`): distances in sizes of the anchor.
-        radius (`torch.Tensor`): of the circle, which is the size, in cells.
-    """
-    squares = beside.square() + below.square()
-    far = squares.clamp_min(1e-6).sqrt()
-    outside = radius * (far - 1)
-    border = torch.exp(-outside.square())
-    return [
-        torch.exp(-squares / 8),
-        torch.exp(-squares),
-        torch.tanh(4 * (far - 1)),
-        border,
-        border * beside / far,
-        border * below / far,
-        torch.tanh(outside),
-    ]
-
-
-def _sides(under: torch.Tensor) -> list[torch.Tensor]:
-    """Functions of the distance under a ridge, in heights of the frame: which side, and at it or not."""
-    return [*(torch.tanh(steep * under) for steep in (2, 8, 24, 60)), torch.exp(-(40 * under).square())]
+    values = torch.cat([places[..., None], relative], dim=-1)
+    octaves = 2.0 ** torch.arange(_OCTAVES, device=places.device)
+    angles = math.pi * values[..., None] * octaves
+    waves = [(wave(angles) / octaves).flatten(2) for wave in (torch.cos, torch.sin)]
+    return torch.cat([values, *waves], dim=-1)
 
 
 def _interpolate(tokens: torch.Tensor, size: tuple[int, int], window: CellWindow) -> torch.Tensor:
     """Bilinear interpolation of tokens `[frames, rows, columns, channels]` to the cells of a window."""
     down, across = (_weights(*pair, tokens) for pair in zip(tokens.shape[1:3], size, strict=True))
-    rows = torch.einsum("fhr,frsc->fhsc", down[window.rows], tokens)
-    return torch.einsum("fws,fhsc->fhwc", across[window.columns], rows)
+    inside = window.rows.clamp(0, size[0] - 1), window.columns.clamp(0, size[1] - 1)
+    rows = torch.einsum("fhr,frsc->fhsc", down[inside[0]], tokens)
+    return torch.einsum("fws,fhsc->fhwc", across[inside[1]], rows)
 
 
 def _weights(tokens: int, cells: int, like: torch.Tensor) -> torch.Tensor:

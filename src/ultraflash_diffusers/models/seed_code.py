@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-_HARMONICS = 4  # of the clock: one, two, three and four turns in a period
+_HARMONICS = 8  # of the clock: turns in a period
 _BLOCKS = 3
 
 
@@ -20,7 +20,8 @@ class SeedPlaces:
     Columns count from the middle, rows from the top. A `moment` is a frame of those that a temporal patch stands for.
 
     Args:
-        anchors (`torch.Tensor`): `[batch, frames, moments, anchors, 3]`: column, row and logarithm of the size.
+        anchors (`torch.Tensor`): `[batch, frames, moments, anchors, 3]`: column, row, and the logarithm of half the
+            side of a square that holds what is there.
         ridges (`torch.Tensor`): `[batch, frames, ridges, RIDGE_TERMS]`: lines from the left border to the right; the
             row at column x is `a + b cos 2x + c sin 2x + d cos 4x + e sin 4x`.
     """
@@ -69,7 +70,8 @@ class SeedCodeEmbedding(nn.Module):
     The embedding is added to the timestep's, so that it reaches each block as its modulation (as the class does in
     DiT, arXiv 2212.09748). For a [`PlacedHead`] it also says where things are: what follows from code, text and time
     is computed once a frame and not once a token, and a thing that moves is drawn alike wherever it is. The code
-    enters as values that are uniform in (-1, 1), the clock as its place in the period and the harmonics of that.
+    enters as values that are uniform in (-1, 1), the clock as its place in the period, counted from its beginning and
+    from its middle, and the harmonics of that.
 
     Args:
         code_dim (`int`): values of the code, at least 2.
@@ -85,7 +87,7 @@ class SeedCodeEmbedding(nn.Module):
         super().__init__()
         self.period, self.moments, self.anchors, self.ridges = period, moments, anchors, ridges
         width = 2 * dim
-        self.linear_in = nn.Linear(code_dim + 1 + 2 * _HARMONICS + text_dim, width)
+        self.linear_in = nn.Linear(code_dim + 2 + 2 * _HARMONICS + text_dim, width)
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(_BLOCKS))
         self.linears_1 = nn.ModuleList(nn.Linear(width, width) for _ in range(_BLOCKS))
         self.linears_2 = nn.ModuleList(nn.Linear(width, width) for _ in range(_BLOCKS))
@@ -117,13 +119,13 @@ class SeedCodeEmbedding(nn.Module):
         return self.linear_out(last), SeedPlaces(anchors, self.to_ridges(last).unflatten(-1, (self.ridges, -1)))
 
     def _numbers(self, code: torch.Tensor, position: torch.Tensor, frames: int) -> torch.Tensor:
-        """Code and clock, `[batch, frames, moments, code_dim + 1 + 2 * _HARMONICS]`, float64."""
+        """Code and clock, `[batch, frames, moments, code_dim + 2 + 2 * _HARMONICS]`, float64."""
         # MPS has no float64: the few numbers are computed on the CPU
         code, position = (x.cpu() if x.device.type == "mps" else x for x in (code.detach(), position))
         phase = clock(code, position, frames, self.period, self.moments)[..., None]
         angles = 2 * torch.pi * phase * torch.arange(1, 1 + _HARMONICS, device=code.device)
         uniform = torch.erf(code.double() / 2**0.5)[:, None, None].expand(*phase.shape[:3], -1)
-        return torch.cat([uniform, 2 * phase - 1, angles.cos(), angles.sin()], dim=-1)
+        return torch.cat([uniform, 2 * phase - 1, 2 * ((phase + 0.5) % 1) - 1, angles.cos(), angles.sin()], dim=-1)
 
 
 def text_summary(text: torch.Tensor) -> torch.Tensor:

@@ -199,7 +199,9 @@ class _Stages:
             return carried
 
         room = generator.config.frames_per_chunk if self.pipe.execution_plan.chunk_room else 0
-        return predict, generator.new_stream(**sizes, single_use=True, room_frames=room)
+        values = generator.config.seed_code_dim
+        code = torch.empty(1, values, device="meta") if values else None
+        return predict, generator.new_stream(**sizes, single_use=True, room_frames=room, seed_code=code)
 
     def latent_upsampler(self) -> tuple[Stage, Any]:
         upsample = UpsampleStage(self.pipe.latent_upsampler, GuardedCalls())
