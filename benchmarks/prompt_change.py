@@ -3,15 +3,17 @@
 
     python -m benchmarks.prompt_change --count 8 --json result.json --sheet sheet.png
 
-Each stream begins with one scene's text and is asked for another one's, of another colour and another object, at a
-frame in its middle. Colour and object are read off each frame, as `benchmarks.prompt_following` does.
+Each stream begins with one scene's text and is asked for another one's, with a thing of another colour and another
+kind, at a frame in its middle. What each frame shows is read off by comparison with the scenes of all colours and
+kinds, as `benchmarks.text_to_video` does: so the generator must have a seed code.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,22 +22,30 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from benchmarks.prompt_following import read_frames
+from benchmarks.text_to_video import Request, SeedCodes, read_thing
 from ultraflash_diffusers import UltraFlashStreamingPipeline, default_checkpoint
 from ultraflash_diffusers.pipelines.sources.generator_schedule import GeneratorSchedule
-from ultraflash_diffusers.training.data.scenes import Scene, all_scenes
+from ultraflash_diffusers.training.data.world import CODE_SIZE, WorldScene, WorldThing
+from ultraflash_diffusers.training.data.world_picture import GROUNDS, SKIES
+from ultraflash_diffusers.training.data.world_things import COLORS, KINDS
 
-READ = ("color", "object")
-# of the frames from there on that show an object, so that one misread frame does not undo a whole second
+READ = ("color", "kind")
+# of the frames from there on, so that one misread frame does not undo a whole second
 LEAST_SHARE = 0.9
 
 
 @dataclass(frozen=True)
 class Change:
-    """A scene, and the one that is asked for in its place."""
+    """A scene, and the one that is asked for in its place; both of one resting thing, and with all that they say."""
 
-    before: Scene
-    after: Scene
+    before: WorldScene
+    after: WorldScene
+
+    @property
+    def texts(self) -> tuple[str, str]:
+        """Their texts."""
+        before, after = (scene.text(np.random.default_rng(0)) for scene in (self.before, self.after))
+        return before, after
 
 
 @dataclass(frozen=True)
@@ -43,24 +53,30 @@ class Following:
     """When the new prompt of a stream was followed.
 
     Args:
-        color, object (`int`, *optional*): frames between the one that the change was asked for and the first of those
+        color, kind (`int`, *optional*): frames between the one that the change was asked for and the first of those
             that show the new scene's, to the end; `None` where they never do.
     """
 
     color: int | None
-    object: int | None
+    kind: int | None
 
 
 def draw_changes(count: int, seed: int) -> list[Change]:
-    """Draws pairs of resting scenes, of the training and the held-out split, that share neither colour nor object."""
+    """Draws pairs of scenes whose things share neither colour nor kind."""
     rng = np.random.default_rng(seed)
-    scenes = [scene for split in (False, True) for scene in all_scenes(split) if scene.motion == "still"]
-    changes: list[Change] = []
-    while len(changes) < count:
-        before, after = (scenes[index] for index in rng.choice(len(scenes), 2, replace=False))
-        if all(getattr(before, name) != getattr(after, name) for name in READ):
-            changes.append(Change(before, after))
-    return changes
+
+    def pair(options: Iterable[str]) -> list[str]:
+        return [str(name) for name in rng.choice(list(options), 2, replace=False)]
+
+    def draw() -> Change:
+        kinds, colors, grounds, skies = (pair(options) for options in (KINDS, COLORS, GROUNDS, SKIES))
+        before, after = (
+            WorldScene(np.zeros(CODE_SIZE), (WorldThing(kind, color, "still"),), ground, sky)
+            for kind, color, ground, sky in zip(kinds, colors, grounds, skies, strict=True)
+        )
+        return Change(before, after)
+
+    return [draw() for _ in range(count)]
 
 
 def changed_video(
@@ -68,14 +84,14 @@ def changed_video(
 ) -> np.ndarray:
     """The frames of a stream whose prompt changes, uint8 `[frames, height, width, 3]`."""
     stream = pipe.stream(
-        change.before.prompts()[0],
+        change.texts[0],
         num_frames=num_frames,
         generator=torch.Generator().manual_seed(seed),
         source_kwargs={"recompute_on_prompt_change": recompute},
         output_type="uint8",
     )
     with stream:
-        stream.set_prompt(change.after.prompts()[0], at_frame=at_frame)
+        stream.set_prompt(change.texts[1], at_frame=at_frame)
         return np.concatenate([np.asarray(chunk.frames[0]) for chunk in stream])
 
 
@@ -89,27 +105,33 @@ def next_chunk(pipe: UltraFlashStreamingPipeline, at_frame: int) -> int:
     return frame
 
 
-def following(frames: np.ndarray, change: Change, at_frame: int) -> Following:
-    """Reads off the frames when the new scene's colour and object are there for good."""
-    readings = [read_frames(frame[None]) for frame in frames[at_frame:]]
+def following(frames: np.ndarray, request: Request, at_frame: int) -> Following:
+    """Reads off the frames when the new scene's colour and kind are there for good.
+
+    Args:
+        frames (`np.ndarray`): uint8 `[frames, height, width, 3]`, of the whole stream.
+        request (`Request`): what the new text asks for, at the moments of all frames.
+        at_frame (`int`): where it was asked for.
+    """
+    moments = [dataclasses.replace(request, moments=request.moments[n : n + 1]) for n in range(len(frames))]
     delays = {}
     for name in READ:
-        seen = [getattr(reading, name) for reading in readings]
-        delays[name] = _settled([None if each is None else each == getattr(change.after, name) for each in seen])
+        wanted = getattr(request.scene.things[0], name)
+        shown = [read_thing(frames[n : n + 1], moments[n], 0, name) for n in range(at_frame, len(frames))]
+        delays[name] = _settled([value == wanted for value in shown])
     return Following(**delays)
 
 
-def _settled(right: Sequence[bool | None]) -> int | None:
-    """The first right frame from which `LEAST_SHARE` of those that can be read are right."""
+def _settled(right: Sequence[bool]) -> int | None:
+    """The first right frame from which `LEAST_SHARE` of all are right."""
     for index, here in enumerate(right):
-        readable = [each for each in right[index:] if each is not None]
-        if here and sum(readable) >= LEAST_SHARE * len(readable):
+        if here and sum(right[index:]) >= LEAST_SHARE * len(right[index:]):
             return index
     return None
 
 
 def print_table(found: dict[str, list[Following]]) -> None:
-    print("| cache | videos | colour followed | after frames, median (most) | object followed | after frames |")
+    print("| cache | videos | colour followed | after frames, median (most) | kind followed | after frames |")
     print("|---|---:|---:|---:|---:|---:|")
     for mode, results in found.items():
         cells = []
@@ -143,14 +165,16 @@ def main(arguments: argparse.Namespace) -> dict[str, list[Following]]:
     pipe.set_progress_bar_config(disable=True)
     num_frames = arguments.num_frames or pipe.config.default_num_frames
     at_frame = num_frames // 3 if arguments.at_frame is None else arguments.at_frame
-    changes = draw_changes(arguments.count, arguments.seed)
+    changes, codes = draw_changes(arguments.count, arguments.seed), SeedCodes.of(pipe)
     found: dict[str, list[Following]] = {}
     strips = []
     for mode, recompute in (("kept", False), ("recomputed", True)):
         found[mode] = []
         for number, change in enumerate(tqdm(changes, desc=mode, unit="video", disable=None)):
-            frames = changed_video(pipe, change, num_frames, at_frame, recompute, arguments.seed + number)
-            found[mode].append(following(frames, change, at_frame))
+            seed = arguments.seed + number
+            frames = changed_video(pipe, change, num_frames, at_frame, recompute, seed)
+            request = codes.request(change.after, change.texts[1], seed, num_frames)
+            found[mode].append(following(frames, request, at_frame))
             strips.append(_strip(frames, at_frame))
     print(f"{num_frames} frames, the change asked for at frame {at_frame}")
     print(f"the generator's next chunk begins at frame {next_chunk(pipe, at_frame)}")
@@ -159,7 +183,7 @@ def main(arguments: argparse.Namespace) -> dict[str, list[Following]]:
         cv2.imwrite(str(arguments.sheet), np.concatenate(strips)[..., ::-1])
     if arguments.json is not None:
         results = {mode: [asdict(each) for each in results] for mode, results in found.items()}
-        pairs = [asdict(change) for change in changes]
+        pairs = [change.texts for change in changes]
         content = {"num_frames": num_frames, "at_frame": at_frame, "changes": pairs, "results": results}
         arguments.json.write_text(json.dumps(content, indent=2) + "\n")
     return found

@@ -23,14 +23,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks import metrics, prompt_following, tables
+from benchmarks import metrics, tables
 from benchmarks.clips import SCALE, ClipPair, prepare_clip
 from benchmarks.quality import CLIPS, HEIGHT, WIDTH
+from benchmarks.text_to_video import SeedCodes, generator_videos
 from ultraflash_diffusers import UltraFlashSRTransformer, UltraFlashStreamingPipeline, default_checkpoint
 from ultraflash_diffusers.pipelines.noise import SeededFrameNoise
 from ultraflash_diffusers.rewards import Reward, load_reward
 from ultraflash_diffusers.training.data.inputs import load_degradation
-from ultraflash_diffusers.training.data.scenes import all_scenes
 from ultraflash_diffusers.training.losses.details import detail_ratio
 from ultraflash_diffusers.training.stages.cascade_rollout import SRStream, clip_source, rollout_groups
 from ultraflash_diffusers.training.starting_points.networks import load_network
@@ -100,13 +100,14 @@ def _centre(frames: np.ndarray, height: int, width: int) -> np.ndarray:
     return frames[:, top : top + height, left : left + width]
 
 
-def generated_clips(options: argparse.Namespace, pipe: UltraFlashStreamingPipeline) -> Iterator[ClipPair]:
-    """What a generator makes of held-out scenes' texts, and the same scenes rendered at high resolution."""
-    height, width = options.height // SCALE, options.width // SCALE
-    generate = prompt_following.generator_alone(options.generator, options.autoencoder, height, width, options.frames)
-    for number, scene in enumerate(prompt_following.choose(all_scenes(held_out=True), options.count, seed=0)):
-        truth = scene.render(options.frames, SCALE * height, SCALE * width)
-        yield ClipPair(scene.prompts()[0], truth, generate(scene.prompts()[0], number))
+def generated_clips(options: argparse.Namespace) -> Iterator[ClipPair]:
+    """What a generator makes of texts and seeds, and the scenes that these mean at high resolution."""
+    generator = UltraFlashStreamingPipeline.from_pretrained(options.generator)
+    generate = generator_videos(generator)
+    for request in SeedCodes.of(generator).draw(options.count, options.frames, seed=0):
+        low = generate(request.text, request.seed, options.frames)
+        height, width = low.shape[1:3]
+        yield ClipPair(request.text, request.render(SCALE * height, SCALE * width), low)
 
 
 def run(
@@ -151,7 +152,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--clips", type=Path, help="folder with the validation clips")
-    source.add_argument("--generator", help="folder with generator_transformer, text_encoder and tokenizer")
+    source.add_argument("--generator", help="pipeline whose generator has a seed code; of its own size")
     parser.add_argument("--transformer", type=_candidate, nargs="+", required=True, metavar="NAME=FOLDER[:STEPS]")
     parser.add_argument("--reference", default=UPSAMPLER, help="what outputs are compared with (default: %(default)s)")
     parser.add_argument("--checkpoint", default=str(default_checkpoint()), help="the pipeline around (default: ours)")
@@ -166,7 +167,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--cache", type=Path, help="folder for prepared clips (default: prepare them anew)")
     parser.add_argument("--json", type=Path, help="write the rows to this file")
     options = parser.parse_args(arguments)
-    options.autoencoder = str(Path(options.checkpoint) / "autoencoder")
     names = [name for name, _, _ in options.transformer]
     if options.reference not in [UPSAMPLER, *names]:
         parser.error(f"--reference {options.reference}: must be one of {UPSAMPLER!r}, {', '.join(names)}")
@@ -184,7 +184,7 @@ def main(arguments: list[str] | None = None) -> dict[str, dict[str, float]]:
     for name, folder, steps in options.transformer:
         transformer = load_network(UltraFlashSRTransformer, str(folder), "transformer").float().eval()
         candidates[name] = Candidate(transformer, steps, options.condition_noise)
-    clips = list(real_clips(options) if options.generator is None else generated_clips(options, pipe))
+    clips = list(real_clips(options) if options.generator is None else generated_clips(options))
     rows = run(pipe, clips, candidates, options.reference)
     given = sys.argv[1:] if arguments is None else arguments
     facts: dict[str, object] = {

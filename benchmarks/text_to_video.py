@@ -4,8 +4,8 @@
     python -m benchmarks.text_to_video --checkpoint outputs/pipeline --count 200 --json result.json --sheet sheet.png
 
 A pipeline whose generator was trained on `ultraflash_diffusers.training.data.world` (`train_seeded_generator.py`)
-makes videos of texts and seeds that training has not seen. What colour, object and motion they show is read off by
-comparison: of the scenes of all colours, objects and motions, the nearest is what is seen.
+makes videos of texts and seeds that training has not seen. What colour, kind and motion each thing has, and how many
+there are, is read off by comparison: of the scenes that differ in one of these, the nearest is what is seen.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import asdict, dataclass
-from itertools import combinations, product
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +31,17 @@ from ultraflash_diffusers.models.seed_code import clock
 from ultraflash_diffusers.pipelines.noise import SeededFrameNoise, draw_seeds
 from ultraflash_diffusers.pipelines.sources.text_generator import TextGeneratorSource
 from ultraflash_diffusers.tables import markdown_table
-from ultraflash_diffusers.training.data.world import COLORS, MOTIONS, OBJECTS, WorldScene, draw_scene
+from ultraflash_diffusers.training.data.world import COLORS, KINDS, MOTIONS, WorldScene, WorldThing, draw_scene
 from ultraflash_diffusers.video_io import tensor_to_frames
 
 # frames, uint8 [frames, height, width, 3], of a prompt, a seed and a number of frames
 Generate = Callable[[str, int, int], np.ndarray]
 
-READ: dict[str, Collection[str]] = {"color": COLORS, "object": OBJECTS, "motion": MOTIONS}
+READ: dict[str, Collection[str]] = {"color": COLORS, "kind": KINDS, "motion": MOTIONS}
 _READ_SIZE = (96, 160)
+_HALF_WIDTH = 5 / 6 - 0.05  # of a frame, less what makes sure that a middle is in it
 _FLAT = 2.0  # levels between a pixel and its neighbourhood in the truth, up to which it counts as flat
+_RIGHT = (*READ, "number")
 _LONG = 48  # first and last frames of a long stream
 
 
@@ -106,25 +108,70 @@ class SeedCodes:
         return [self.request(scene, scene.text(rng), 1000 * seed + n, num_frames) for n, scene in enumerate(scenes)]
 
 
-def read(frames: np.ndarray, request: Request, names: Iterable[str] = READ) -> dict[str, str]:
-    """Says which of the things that the text names the frames show, by comparison with all others.
+def read(frames: np.ndarray, request: Request) -> dict[str, tuple[str, ...]]:
+    """Says what the frames show of what the text names, by comparison with scenes that differ in one thing.
 
     Args:
         frames (`np.ndarray`): uint8 `[frames, height, width, 3]`, of the request's moments.
         request (`Request`): what was asked for; what its scene leaves to the code is not read.
-        names (iterable of `str`, *optional*): what is read, of `READ`.
+
+    Returns:
+        `dict[str, tuple[str, ...]]`: what `asked` says of the request, if the frames show it.
     """
-    every = slice(None, None, max(1, len(frames) // 4))
-    small = np.stack([area_resize(frame, *_READ_SIZE) for frame in frames[every]])
-    named = [name for name in names if getattr(request.scene, name) is not None]
-    likeness: dict[tuple[str, ...], float] = {}
-    for values in product(*(list(READ[name]) for name in named)):
-        other: dict[str, Any] = dict(zip(named, values, strict=True))
-        scene = dataclasses.replace(request.scene, **other)
-        shown = dataclasses.replace(request, scene=scene, moments=request.moments[every]).render(*_READ_SIZE)
-        likeness[values] = psnr(small, shown)
-    nearest = max(likeness, key=lambda values: likeness[values])
-    return dict(zip(named, nearest, strict=True))
+    every = slice(None, None, max(1, len(frames) // 3))
+    shown = dataclasses.replace(request, moments=request.moments[every])
+    things, seen, found = request.scene.things, _seen(request), {}
+    for name in READ:
+        numbers = [number for number in seen if getattr(things[number], name) is not None]
+        found[name] = tuple(read_thing(frames[every], shown, number, name) for number in numbers)
+    if len(seen) < len(things):
+        return found | {"number": ()}
+    return found | {"number": (str(len(_likeliest(frames[every], shown, _counts(things)))),)}
+
+
+def read_thing(frames: np.ndarray, request: Request, number: int, name: str) -> str:
+    """Says what frames show of a thing, its `name` of `READ`; arguments as for `read`."""
+    others = [_changed(request.scene.things, number, name, option) for option in READ[name]]
+    return str(getattr(_likeliest(frames, request, others)[number], name))
+
+
+def _likeliest(
+    frames: np.ndarray, request: Request, candidates: Iterable[tuple[WorldThing, ...]]
+) -> tuple[WorldThing, ...]:
+    """The things with which the scene is nearest to the frames."""
+    small = np.stack([area_resize(frame, *_READ_SIZE) for frame in frames])
+
+    def likeness(things: tuple[WorldThing, ...]) -> float:
+        scene = dataclasses.replace(request.scene, things=things)
+        return psnr(small, dataclasses.replace(request, scene=scene).render(*_READ_SIZE))
+
+    return max(candidates, key=likeness)
+
+
+def asked(request: Request) -> dict[str, tuple[str, ...]]:
+    """Colours, kinds and motions that the text names, and the number of things, as far as they show."""
+    things, seen = request.scene.things, _seen(request)
+    values = {name: [getattr(things[number], name) for number in seen] for name in READ}
+    count = (str(len(things)),) if len(seen) == len(things) else ()
+    return {name: tuple(value for value in all_of if value) for name, all_of in values.items()} | {"number": count}
+
+
+def _seen(request: Request) -> list[int]:
+    """Numbers of the things whose middle is in the frame at some moment: those that move leave it for a while."""
+    columns = request.scene.anchors(request.moments)[:, :, 0]
+    return [n for n in range(len(request.scene.things)) if (np.abs(columns[:, n]) < _HALF_WIDTH).any()]
+
+
+def _changed(things: tuple[WorldThing, ...], number: int, name: str, value: str) -> tuple[WorldThing, ...]:
+    change: dict[str, Any] = {name: value}
+    return tuple(dataclasses.replace(thing, **change) if own == number else thing for own, thing in enumerate(things))
+
+
+def _counts(things: tuple[WorldThing, ...]) -> list[tuple[WorldThing, ...]]:
+    """The things that were asked for, and likewise one less, or one more of each kind and colour."""
+    if len(things) > 1:
+        return [things, things[:1]]
+    return [*((*things, WorldThing(kind, color)) for kind in KINDS for color in COLORS), things]
 
 
 @dataclass(frozen=True)
@@ -138,7 +185,7 @@ class Measures:
             the scene; 1 where no tiles show.
         chunk_seams (`float`): likewise of the change from frame to frame at borders of latent frames.
         flat (`float`): mean difference between a pixel and its neighbourhood where the scene is flat, levels.
-        right (`dict[str, bool]`): whether colour, object and motion are what the text says.
+        right (`dict[str, bool]`): whether colours, kinds, motions and number are what the text says.
     """
 
     psnr: float
@@ -159,14 +206,14 @@ def measure(frames: np.ndarray, request: Request, latent_pixels: int, compressio
         compression (`int`): frames that a latent frame stands for.
     """
     truth = request.render(*frames.shape[1:3])
-    found = read(frames, request)
+    found, wanted = read(frames, request), asked(request)
     return Measures(
         psnr=psnr(frames, truth),
         sharpness=laplacian_variance(frames) / laplacian_variance(truth),
         seams=seam_ratio(frames, latent_pixels) / seam_ratio(truth, latent_pixels),
         chunk_seams=_chunk_seams(frames, compression) / _chunk_seams(truth, compression),
         flat=_unevenness(frames, truth),
-        right={name: found[name] == getattr(request.scene, name) for name in found},
+        right={name: found[name] == wanted[name] for name in wanted if wanted[name]},
     )
 
 
@@ -246,12 +293,12 @@ def table(rows: dict[str, list[Measures]]) -> str:
     cells = []
     for name, all_of in rows.items():
         numbers = {key: np.mean([getattr(each, key) for each in all_of]) for key in _COLUMNS}
-        right = [[each.right[attribute] for each in all_of if attribute in each.right] for attribute in READ]
+        right = [[each.right[attribute] for each in all_of if attribute in each.right] for attribute in _RIGHT]
         shares = [f"{np.mean(values):.1%}" for values in right] + [
             f"{np.mean([all(each.right.values()) for each in all_of]):.1%}"
         ]
         cells.append([name, len(all_of), *(f"{value:.2f}" for value in numbers.values()), *shares])
-    return markdown_table(("", "videos", *_COLUMNS.values(), *READ, "all named"), cells)
+    return markdown_table(("", "videos", *_COLUMNS.values(), *_RIGHT, "all named"), cells)
 
 
 _COLUMNS = {
@@ -278,7 +325,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def picture(pairs: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
     """Videos' last frames with their scenes under them, four beside each other."""
     tiles = [np.concatenate([made, truth]) for made, truth in pairs]
-    return np.concatenate([np.concatenate(tiles[row : row + 4], axis=1) for row in range(0, len(tiles) // 4 * 4, 4)])
+    tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % 4)
+    return np.concatenate([np.concatenate(tiles[row : row + 4], axis=1) for row in range(0, len(tiles), 4)])
 
 
 def main(arguments: argparse.Namespace) -> dict[str, list[Measures]]:

@@ -24,7 +24,6 @@ from ultraflash_diffusers.training.data.materials import (
     load_materials,
     make_pools,
     validation_batches,
-    with_nameless_colors,
 )
 from ultraflash_diffusers.training.loop.accelerator import make_accelerator
 from ultraflash_diffusers.training.loop.arguments import (
@@ -103,8 +102,6 @@ def main(arguments: argparse.Namespace) -> dict[str, float]:
         cached, subspace = cached_materials(arguments, materials, encode, autoencoder, arguments_of(network))
     pools = make_pools(arguments, materials, cached)
     stage = new_training(arguments, network, pools, subspace, autoencoder)
-    if arguments.nameless_colors:
-        pools = with_nameless_colors(pools, arguments.nameless_colors)
     chunk, batch_size = stage.network.chunk_frames, arguments.train_batch_size[0]
     frames = arguments.sample_chunks * chunk
     dataset = ChunkDataset(pools, frames, chunk, batch_size, arguments.start_share, arguments.seed)

@@ -32,10 +32,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     networks = add_start_arguments(parser, "CausalWanTransformer")
     networks.add_argument("--autoencoder", required=True, help="folder or repository of the autoencoder")
     samples = parser.add_argument_group("samples")
-    samples.add_argument("--train_batch_size", type=positive(int), default=16, help="scenes of a batch")
-    samples.add_argument("--more_scenes", type=non_negative(int), default=24, help="and those that teach places alone")
+    samples.add_argument("--train_batch_size", type=positive(int), default=24, help="scenes of a batch")
+    samples.add_argument("--more_scenes", type=non_negative(int), default=168, help="and those that are not drawn")
     samples.add_argument(
-        "--window", type=positive(int), nargs=2, default=(16, 24), metavar=("HEIGHT", "WIDTH"), help="seen, in latents"
+        "--window", type=positive(int), nargs=2, default=(24, 32), metavar=("HEIGHT", "WIDTH"), help="seen, in latents"
     )
     samples.add_argument("--validation_batches", type=non_negative(int), default=2, help="held-out batches")
     samples.add_argument("--dataloader_num_workers", type=non_negative(int), default=0, help="processes that draw")
@@ -51,7 +51,7 @@ def load_text(arguments: argparse.Namespace, network: CausalWanTransformer) -> T
     if arguments.pretrained_model_name_or_path is not None:
         return TextEncoding.load(arguments.pretrained_model_name_or_path, length).requires_grad_(True)
     tokenizer = make_tokenizer(vocabulary())
-    return TextEncoding(make_text_encoder(len(tokenizer), network.config.text_dim, num_layers=1), tokenizer, length)
+    return TextEncoding(make_text_encoder(len(tokenizer), network.config.text_dim, num_layers=2), tokenizer, length)
 
 
 def load_stage(arguments: argparse.Namespace) -> SeededGeneratorTraining:
@@ -84,8 +84,8 @@ def make_dataset(arguments: argparse.Namespace, stage: SeededGeneratorTraining, 
     def phases(codes: torch.Tensor, frames: int) -> torch.Tensor:
         return clock(codes, start, frames, config.seed_code_period, config.head_moments)
 
-    ratio, window = stage.autoencoder.spatial_compression_ratio, tuple(arguments.window)
-    sizes = (arguments.train_batch_size, size, ratio, window, arguments.more_scenes)
+    ratio = stage.autoencoder.spatial_compression_ratio
+    sizes = (arguments.train_batch_size, size, ratio, tuple(arguments.window), arguments.more_scenes)
     return WorldDataset(phases, *sizes, seed=arguments.seed + held_out)
 
 

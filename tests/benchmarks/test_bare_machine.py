@@ -58,7 +58,7 @@ def test_the_packaged_generator_s_script_trains_for_a_given_time(tmp_path: Path)
     """In bfloat16, from what is in the repository, with a checkpoint to go on from."""
     HRAutoencoder(**AUTOENCODER).save_pretrained(tmp_path / "autoencoder")
     coded = {"window_frames": 1, "seed_code_dim": CODE_SIZE, "reads_latents": False, "denoising_steps": (1000,)}
-    things = {"head_moments": 4, "head_anchors": ANCHORS, "head_ridges": RIDGES}
+    things = {"head_ridges": RIDGES, "head_sprites": (8,) * ANCHORS}
     sizes = {"head_channels": 8, "sample_size": (8, 12)} | things
     (tmp_path / "config.json").write_text(json.dumps(GENERATOR | coded | sizes))
     words = f"--network_config {tmp_path}/config.json --autoencoder {tmp_path}/autoencoder --output_dir {tmp_path}/out"

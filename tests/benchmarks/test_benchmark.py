@@ -274,7 +274,7 @@ def test_the_command_runs_a_small_preset(tmp_path, capsys) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("network", [["--preset", "480p", "--layers", "2"], []], ids=["preset", "packaged"])
 def test_on_the_meta_device_the_command_plans(network, tmp_path, capsys) -> None:
-    words = ["benchmark", *network, "--device", "meta", "--height", "64", "--width", "128"]
+    words = ["benchmark", *network, "--device", "meta", "--height", "128", "--width", "256"]
     assert main([*words, "--output", str(tmp_path / "plan.json")]) == 0
     printed, result = capsys.readouterr().out, json.loads((tmp_path / "plan.json").read_text())
     peak = result["planned_peak_gb"]
@@ -311,7 +311,9 @@ def test_the_linearity_benchmark_runs(tmp_path) -> None:
 
 def test_linearity_times_as_many_chunks_as_the_generator_needs_to_come_round() -> None:
     pipe = UltraFlashStreamingPipeline.from_pretrained(default_checkpoint())
-    assert pipe.config.group_frames == 2 and pipe.generator_transformer.config.patch_size[0] == 3
+    assert pipe.config.group_frames == 2 and pipe.generator_transformer.chunk_frames == 1
+    assert linearity.chunks_per_cycle(pipe) == 1
+    pipe.generator_transformer.register_to_config(frames_per_chunk=3)
     assert linearity.chunks_per_cycle(pipe) == 3
     pipe.register_to_config(group_frames=6)
     assert linearity.chunks_per_cycle(pipe) == 1

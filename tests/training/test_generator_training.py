@@ -1,5 +1,5 @@
 # Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
-"""The generator's training: scenes that can be read back, subspaces that change nothing, steps that help."""
+"""The generator's training: scenes with their texts, subspaces that change nothing, steps that help."""
 
 from __future__ import annotations
 
@@ -17,29 +17,19 @@ from helpers.tiny import make_tiny_autoencoder, make_tiny_generator
 from helpers.training_runs import AUTOENCODER, GENERATOR, script, texture, write_video
 from safetensors.torch import load_file
 
-from benchmarks.prompt_following import measure, read_captions, read_frames, recite, score
 from ultraflash_diffusers import CausalWanTransformer, HRAutoencoder
 from ultraflash_diffusers.pipelines.noise import SeededFrameNoise
 from ultraflash_diffusers.pipelines.sources.text_generator import TextGeneratorSource
 from ultraflash_diffusers.training.data.chunks import (
     ChunkBatch,
     ChunkDataset,
-    MixedLatents,
     Pool,
     channel_scale,
     claim_folder,
     encode_clips,
 )
-from ultraflash_diffusers.training.data.scenes import (
-    BACKGROUNDS,
-    COLORS,
-    Scene,
-    all_scenes,
-    drawing_fingerprint,
-    nameless_colors,
-    recolorings,
-    vocabulary,
-)
+from ultraflash_diffusers.training.data.world import captioned_scenes, drawing_fingerprint, vocabulary
+from ultraflash_diffusers.training.data.world_things import COLORS
 from ultraflash_diffusers.training.losses.linear_decoding import encode_linearly
 from ultraflash_diffusers.training.stages.generator import DiffusionForcing, DiffusionForcingTraining
 from ultraflash_diffusers.training.stages.self_forcing import SelfForcing, SelfForcingTraining
@@ -86,59 +76,14 @@ def make_subspace(rank: int = 12) -> TokenSubspace:
 # ---- scenes
 
 
-def test_scenes_are_read_back_as_their_texts_say() -> None:
-    scenes = [*all_scenes(held_out=True)[::30], *all_scenes(held_out=False)[3::120]]
-    result = score(scenes, [read_frames(scene.render(45)[::4]) for scene in scenes])
-    assert result.all == 1.0
-
-
-def test_measurement_tells_scenes_apart() -> None:
-    shown = Scene("red", "ball", "left", "sky").render(45)[::4]
-    asked = [Scene("blue", "ball", "left", "night"), Scene("red", "star", "left", "sky")]
-    asked += [Scene("red", "ball", "right", "sky"), Scene("red", "ball", "still", "sky")]
-    result = score(asked, [read_frames(shown)] * 4)
-    assert (result.color, result.object, result.motion, result.all) == (0.75, 0.75, 0.5, 0.0)
-    empty = np.full((9, 48, 80, 3), 90, np.uint8)
-    assert read_frames(empty).object is None
-
-
-def test_videos_are_compared_with_the_scenes_at_their_size() -> None:
-    scenes = [Scene("red", "ball", "left", "sky"), Scene("blue", "star", "still", "night")]
-    by_text = {text: scene for scene in scenes for text in scene.prompts()}
-
-    def differs_by_one(text: str, seed: int) -> np.ndarray:
-        frames = by_text[text].render(9)
-        frames = np.where(frames < 255, frames + 1, frames - 1).astype(np.uint8)
-        return frames.repeat(2, axis=1).repeat(2, axis=2)
-
-    readings, likeness = measure(differs_by_one, scenes, seed=0)
-    assert [(reading.color, reading.object) for reading in readings] == [("red", "ball"), ("blue", "star")]
-    assert likeness == pytest.approx(20 * np.log10(255))
-
-
-def test_recited_clips_are_told_apart(tmp_path: Path) -> None:
-    entries = {"one.mp4": "a", "other.mp4": "b", "silent.mp4": "", "one.mp4 ": None}
-    lines = [{"file_name": name.strip(), "text": text} for name, text in entries.items()]
-    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
-    clips = {text: texture(seed, 5, 48, 80) for seed, text in enumerate("ab")}
-    for name, text in list(entries.items())[:2]:
-        write_video(tmp_path / name, clips[text])
-    assert read_captions(tmp_path) == {"one.mp4": "a", "other.mp4": "b"}
-    good = recite(lambda text, seed: clips[text], tmp_path, num_frames=5, seed=0)
-    assert (good.clips, good.right) == (2, 1.0) and good.psnr > 30
-    swapped = recite(lambda text, seed: clips["ab"["ba".index(text)]], tmp_path, num_frames=5, seed=0)
-    assert swapped.right == 0 and swapped.psnr < 20
-
-
-def test_scenes_are_the_same_every_time_and_vary_where_asked() -> None:
-    scene = Scene("red", "ball", "left", "sky", seed=3, variety=1.0)
-    frames = scene.render(5, 48, 80)
-    assert frames.shape == (5, 48, 80, 3) and frames.dtype == np.uint8
-    assert (frames == scene.render(5, 48, 80)).all()
-    assert (frames[:3] == scene.render(3, 48, 80)).all()
-    assert (frames != Scene("red", "ball", "left", "sky", seed=4, variety=1.0).render(5, 48, 80)).any()
-    plain = [Scene("red", "ball", "left", "sky", seed=seed).render(5, 48, 80) for seed in (3, 4)]
-    assert (plain[0] == plain[1]).all()
+def test_captioned_scenes_are_the_same_every_time_and_say_what_they_show() -> None:
+    one, other = (list(captioned_scenes(5, 0, 3, 48, 80)) for _ in range(2))
+    for (frames, texts), (again, same) in zip(one, other, strict=True):
+        assert frames.shape == (3, 48, 80, 3) and frames.dtype == np.uint8 and (frames == again).all()
+        assert texts == same and {word for text in texts for word in text.split()} <= {*vocabulary()}
+    assert not {text for _, texts in one for text in texts} & {
+        text for _, texts in captioned_scenes(5, 1, 1, 48, 80) for text in texts
+    }
 
 
 def test_scenes_drawn_otherwise_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,49 +91,6 @@ def test_scenes_drawn_otherwise_are_told_apart(monkeypatch: pytest.MonkeyPatch) 
     assert before == drawing_fingerprint()
     monkeypatch.setitem(COLORS, "red", (0.8, 0.1, 0.1))
     assert before != drawing_fingerprint()
-
-
-def test_held_out_combinations_are_disjoint_but_every_pair_is_trained() -> None:
-    trained, held_out = all_scenes(held_out=False), all_scenes(held_out=True)
-    keys = [{(scene.color, scene.object, scene.motion) for scene in split} for split in (trained, held_out)]
-    assert keys[0] and keys[1] and not keys[0] & keys[1]
-    for one, other in ((0, 1), (0, 2), (1, 2)):
-        assert {(key[one], key[other]) for key in keys[0]} >= {(key[one], key[other]) for key in keys[1]}
-    assert not {text for scene in trained for text in scene.prompts()} & {
-        text for scene in held_out for text in scene.prompts()
-    }
-    assert {scene.background for scene in trained} == set(BACKGROUNDS)
-
-
-def test_recolored_scenes_are_those_that_would_be_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    training = all_scenes(held_out=False)
-    found = recolorings(training, 12)
-    assert len({each.color for each in found}) == 12
-    assert {scene for each in found for scene in each.scenes} <= {*training}
-    colors = nameless_colors(12)
-    for each in found[::211]:
-        scene, frames = each.scenes[0], np.array([one.render(9, 48, 80) for one in each.scenes])
-        monkeypatch.setitem(COLORS, each.color, tuple(colors[each.color]))
-        drawn = Scene(each.color, scene.object, scene.motion, scene.background).render(9, 48, 80)
-        errors = np.abs(np.tensordot(each.weights, frames, 1) - drawn)
-        assert errors.mean() < 0.5 and np.quantile(errors, 0.97) < 4  # the rest is where light is clipped
-        assert each.prompts()[0].startswith(f"a {each.color} {scene.object} ")
-        assert len(each.prompts()) == len(scene.prompts())
-
-
-@pytest.mark.parametrize(
-    ("attributes", "message"),
-    [
-        ({"color": "beige"}, "`color` must be one of red"),
-        ({"object": "cube"}, "`object` must be one of"),
-        ({"motion": "sideways"}, "`motion` must be one of"),
-        ({"background": "moon"}, "`background` must be one of"),
-        ({"variety": 2.0}, "`variety` must be in"),
-    ],
-)
-def test_scenes_that_there_are_not(attributes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        Scene(**{"color": "red", "object": "ball", "motion": "left", "background": "sky"} | attributes)
 
 
 # ---- the network
@@ -315,8 +217,7 @@ def make_clips(folder: Path, count: int = 12) -> list:
     with torch.random.fork_rng():
         torch.manual_seed(2)
         autoencoder = HRAutoencoder(**AUTOENCODER)
-    scenes = all_scenes(held_out=False)[:: 480 // count][:count]
-    clips = ((scene.render(9, 32, 32), scene.prompts()[:2]) for scene in scenes)
+    clips = ((frames, texts[:2]) for frames, texts in captioned_scenes(count, 0, 9, 32, 32))
 
     @torch.no_grad()
     def encode(pixels: torch.Tensor) -> torch.Tensor:
@@ -360,16 +261,6 @@ def test_an_interrupted_encoding_goes_on_where_it_was(tmp_path: Path) -> None:
     assert len(encoded) == 5 and [clip.frames for clip in cached] == [5] * 4
     values = [clip.read(0, 5).mean() for clip in cached]
     np.testing.assert_allclose(values, [10 * number / 127.5 - 1 for number in range(4)], atol=1e-3)
-
-
-def test_mixtures_are_sums_and_come_as_often_as_asked(tmp_path: Path) -> None:
-    clips = make_clips(tmp_path / "latents")
-    mixture = MixedLatents(clips[:2], [1.5, -0.5], ["a mixture"])
-    expected = 1.5 * clips[0].read(1, 3) - 0.5 * clips[1].read(1, 3)
-    np.testing.assert_allclose(mixture.read(1, 3), expected, rtol=1e-6)
-    dataset = ChunkDataset([Pool(clips, 0.5), Pool([mixture], 1.5)], 2, 1, 20)
-    texts = [text for number in range(10) for text in dataset[number].texts]
-    assert 0.65 < texts.count("a mixture") / len(texts) < 0.85
 
 
 def test_pools_count_by_their_shares(tmp_path: Path) -> None:
@@ -605,18 +496,6 @@ def test_a_tokenizer_made_for_texts_knows_their_words() -> None:
     assert words_of(texts[:1], 4) == ["a", "close", "up"]
 
 
-def test_words_that_only_training_uses_are_not_saved(tmp_path: Path) -> None:
-    tokenizer = make_tokenizer([*vocabulary(), "nameless0", "nameless1"])
-    text = TextEncoding(make_text_encoder(len(tokenizer), 8, 1), tokenizer, 12, ["nameless0", "nameless1"])
-    texts = ["a red ball moves left", "a nameless0 ball", "a turquoise ball"]
-    before = text(texts)
-    text.save_pretrained(tmp_path)
-    after = TextEncoding.load(str(tmp_path), 12)
-    torch.testing.assert_close(after(texts)[[0, 2]], before[[0, 2]])
-    assert after.tokenizer("nameless0").input_ids == after.tokenizer("turquoise").input_ids
-    assert len(after.tokenizer) == len(tokenizer) - 2 and not before[1].equal(before[2])
-
-
 # ---- the script
 
 
@@ -634,7 +513,7 @@ def run_script(folder: Path, name: str, **arguments: Any) -> Path:
         "sample_chunks": 2,
         "autoencoder": folder / "autoencoder",
         "cache_dir": folder / "cache",
-        "synthetic_scenes": True,
+        "synthetic_scenes": 40,
     }
     for key, value in (defaults | arguments).items():
         words += ([f"--{key}"] if value else []) if isinstance(value, bool) else [f"--{key}", str(value)]
@@ -660,7 +539,7 @@ def test_the_script_trains_resumes_and_distils(material: Path) -> None:
         "encode_linearly": True,
         "use_ema": True,
     }
-    common |= {"lr_scheduler": "constant", "nameless_colors": 6}
+    common |= {"lr_scheduler": "constant"}
     whole = run_script(material, "whole", **common)
     run_script(material, "parts", **common, max_train_steps=3)
     parts = run_script(material, "parts", **common, resume_from_checkpoint="latest")
@@ -710,7 +589,7 @@ def test_samples_of_one_chunk_are_learnt_and_held_out_clips_may_have_any_length(
         "logging_steps": 1,
     }
     # the held-out video is 14 frames: a clip of 11, of which 9 are generated, and a rest of 3
-    output = run_script(material, "one", **options, sample_chunks=1, synthetic_scenes=False, clip_frames=11)
+    output = run_script(material, "one", **options, sample_chunks=1, synthetic_scenes=0, clip_frames=11)
     lines = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
     assert all(np.isfinite(line["loss"]) for line in lines if "loss" in line) and len(lines) > 4
     assert "its 3 frames are less than validation's 9" in (output / "left_out.jsonl").read_text()
@@ -761,14 +640,11 @@ def test_the_script_refuses_self_forcing_from_nothing(material: Path, capsys: py
         run_script(material, "nothing", objective="self_forcing", network_config=material / "generator.json")
     assert "goes on from a network and its --text_encoder" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        run_script(material, "nothing", nameless_colors=3, network_config=material / "generator.json")
-    assert "--nameless_colors needs" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
         run_script(material, "nothing", teacher="wan", network_config=material / "generator.json")
     assert "--teacher needs --objective self_forcing" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         run_script(material, "nothing", rank=2, token_rank=4, network_config=material / "generator.json")
     assert "--rank works on whole tokens: leave out --token_rank" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        run_script(material, "nothing", synthetic_scenes=False, network_config=material / "generator.json")
+        run_script(material, "nothing", synthetic_scenes=0, network_config=material / "generator.json")
     assert "--dataset_name and --synthetic_scenes is needed" in capsys.readouterr().err

@@ -16,10 +16,11 @@ from ultraflash_diffusers.training.data.world import (
     ANCHORS,
     CODE_SIZE,
     COLORS,
+    KINDS,
     MOTIONS,
-    OBJECTS,
     RIDGES,
     WorldScene,
+    WorldThing,
     draw_scene,
     vocabulary,
 )
@@ -40,32 +41,33 @@ def test_scenes_are_the_same_at_any_size_and_in_each_period():
         assert np.abs(shrunk - small).mean() < 0.004
 
 
-@pytest.mark.parametrize("kind", list(OBJECTS))
-@pytest.mark.parametrize("motion", list(MOTIONS))
-def test_the_object_is_where_its_anchor_says(kind, motion):
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("motion", MOTIONS)
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_thing_is_where_its_anchor_says(kind, motion, count):
     code = np.random.default_rng(3).standard_normal(CODE_SIZE)
-    scene = WorldScene(code, kind, "red", motion, "snow", "day")
+    other = WorldThing("cube", "green", "still")
+    scene = WorldScene(code, (WorldThing(kind, "red", motion), other)[:count], "snow", "day")
     for phase in (0.35, 0.6):
-        column, row, size = scene.anchors(np.array([phase]))[0, 0]
+        column, row, reach = scene.anchors(np.array([phase]))[0, 0]
         frame = scene.render(np.array([phase]))[0]
         redness = frame[..., 0] - frame[..., 1:].max(-1)
         rows, columns = np.nonzero(redness > 0.15)
-        radius = np.exp(size)
-        assert abs(columns.mean() + 0.5 - 160 - 192 * column) < 0.25 * 192 * radius
-        assert abs(rows.mean() + 0.5 - 192 * row) < 0.6 * 192 * radius
+        reach, columns, rows = 192 * np.exp(reach), columns + 0.5 - 160 - 192 * column, rows + 0.5 - 192 * row
+        assert abs(columns.mean()) < 0.2 * reach and abs(rows.mean()) < 0.4 * reach
+        assert np.abs(columns).max() < reach and np.abs(rows).max() < reach
 
 
 def test_what_a_text_leaves_open_the_code_decides():
     code = np.random.default_rng(1).standard_normal(CODE_SIZE)
     still = np.zeros(1)
-    plain = WorldScene(code, "cone").render(still)
-    assert not np.array_equal(plain, WorldScene(-code, "cone").render(still))
-    pictures = [WorldScene(code, "cone", color).render(still) for color in COLORS]
+    plain = WorldScene(code, (WorldThing("cone"),)).render(still)
+    assert not np.array_equal(plain, WorldScene(-code, (WorldThing("cone"),)).render(still))
+    pictures = [WorldScene(code, (WorldThing("cone", color),)).render(still) for color in COLORS]
     assert all(not np.array_equal(one, other) for one, other in zip(pictures, pictures[1:], strict=False))
-    texts = {
-        WorldScene(code, "ball", "orange", "left", "sand", "night").text(np.random.default_rng(n)) for n in range(9)
-    }
-    assert "an orange ball moves left over sand at night" in texts and len(texts) > 3
+    things = (WorldThing("ball", "orange", "left"), WorldThing("cube", "pink"))
+    texts = {WorldScene(code, things, "sand", "night").text(np.random.default_rng(n)) for n in range(40)}
+    assert "an orange ball moves left and a pink cube over sand at night" in texts and len(texts) > 3
     assert {word for text in texts for word in text.split()} <= set(vocabulary())
 
 
@@ -80,11 +82,11 @@ def test_a_part_is_drawn_as_in_the_whole():
 
 def test_hills_end_at_their_ridges():
     code = np.random.default_rng(4).standard_normal(CODE_SIZE)
-    scene = WorldScene(code, "ball", "red", "still", "snow", "day")
+    scene = WorldScene(code, (WorldThing("ball", "red", "still"),), "snow", "day")
     columns = (torch.arange(320) + 0.5 - 160) / 192
     rows = ridge_terms(columns.double()).numpy() @ scene.ridges().T * 192
     frame = scene.render(np.zeros(1))[0].sum(-1)
-    for line in (1, 2):  # far and near hills
+    for line in (0, 1):  # far and near hills
         crest = rows[:, line]
         steps = [abs(frame[int(row) + 2, x] - frame[int(row) - 2, x]) for x, row in enumerate(crest)]
         assert np.median(steps) > 0.05
@@ -94,7 +96,7 @@ def test_batches_depend_on_their_number_alone():
     first, again = (WorldDataset(phases, 2, (24, 40), 4, (10, 12), more_scenes=3) for _ in range(2))
     batch, same = first[3], again[3]
     assert batch.codes.shape == (5, CODE_SIZE) and len(batch.texts) == 5
-    assert batch.pixels.shape == (2, 3, 4, 40, 48) and batch.places.anchors.shape == (5, 1, 4, ANCHORS, 3)
+    assert batch.pixels.shape == (2, 3, 40, 48) and batch.places.anchors.shape == (5, 1, 4, ANCHORS, 3)
     assert batch.texts == same.texts and torch.equal(batch.pixels, same.pixels)
     assert not torch.equal(batch.pixels, first[4].pixels)
     for top, left in zip(batch.window.tops.tolist(), batch.window.lefts.tolist(), strict=True):
@@ -106,7 +108,7 @@ def test_the_script_trains_what_a_pipeline_loads(tmp_path):
     torch.manual_seed(0)
     HRAutoencoder(**AUTOENCODER).save_pretrained(tmp_path / "autoencoder")
     coded = {"window_frames": 1, "seed_code_dim": CODE_SIZE, "reads_latents": False, "denoising_steps": (1000,)}
-    things = {"head_moments": 4, "head_anchors": ANCHORS, "head_ridges": RIDGES}
+    things = {"head_ridges": RIDGES, "head_sprites": (16, 16, 8, 8, 8), "head_far_sprites": 1, "head_patterns": 1}
     sizes = {"head_channels": 8, "sample_size": (8, 12)} | things
     (tmp_path / "config.json").write_text(json.dumps(GENERATOR | coded | sizes))
     program = script("train_seeded_generator")

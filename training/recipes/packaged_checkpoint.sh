@@ -3,19 +3,18 @@
 #
 # The packaged checkpoint from nothing, on a CPU, from the repository's root:
 #
-#     bash training/recipes/packaged_checkpoint.sh CLIPS HELD_OUT CAPTIONED_CLIPS [OUTPUT]
+#     bash training/recipes/packaged_checkpoint.sh CLIPS HELD_OUT [OUTPUT]
 #
-# CLIPS and HELD_OUT are folders of videos of 384 lines or more, CAPTIONED_CLIPS a folder with a metadata.jsonl. The pipeline
-# ends up in OUTPUT/pipeline. On two idle cores: 36 minutes for steps 1 to 3, 21 for 4, 63 for 5, a minute for 6, 26 for 8, and
-# many hours for 7. An interrupted run goes on where it was if the command that was running gets --resume_from_checkpoint latest.
+# CLIPS and HELD_OUT are folders of videos of 384 lines or more. The pipeline ends up in OUTPUT/pipeline. On two idle cores: 36
+# minutes for steps 1 to 3, 21 for 4, 63 for 5, a minute for 6, 80 for 7 and 26 for 8. An interrupted run goes on where it was
+# if the command that was running gets --resume_from_checkpoint latest.
 # What each step gained, and how the weights that ship differ: training/results. Folders' names must not hold spaces.
 # shellcheck disable=SC2086  # lists of flags are to be split
 set -euo pipefail
 
 clips="${1:?a folder of clips}"
 held_out="${2:?a folder of held-out clips}"
-captioned="${3:?a folder of captioned clips}"
-out="${4:-outputs/packaged}"
+out="${3:-outputs/packaged}"
 
 # A pipeline of what was trained: assemble FOLDER TRANSFORMER UPSAMPLER AUTOENCODER [GENERATOR]. Without texts in training, the
 # transformer has to be made deaf to them.
@@ -120,12 +119,17 @@ python training/train_cascade_dpo.py --pretrained_model_name_or_path $out/distil
     --train_batch_size 1 --learning_rate 8e-5 --lr_warmup_steps 5 --adam_beta2 0.99 --use_ema --ema_decay 0.95 \
     --max_train_steps 120 --output_dir $out/preferred
 
-# 7. The text generator in the cascade's latent space.
-python training/train_generator.py --synthetic_scenes --train_data_dir $captioned --resolution 192 \
-    --network_config training/configs/small_generator.json --token_rank 288 --encode_linearly --nameless_colors 48 \
-    --crops 81x192x320 --autoencoder $out/distilled --noise_levels steps --first_step_share 0.65 --start_share 0.3 \
-    --sample_chunks 3 --own_context 0.5 --hide_context_noise --text_dropout 0 --detail_emphasis 0.5 --learning_rate 1.5e-3 --adam_beta2 0.95 \
-    --adam_weight_decay 0.02 --train_batch_size 8 --use_ema --ema_decay 0.995 --output_dir $out/generator
+# 7. The text generator in the cascade's latent space: a small world that is drawn while it trains. It ships in half precision.
+learn_the_world() {
+    python training/train_seeded_generator.py --autoencoder $out/distilled --lr_scheduler cosine --lr_warmup_steps 100 \
+        --adam_beta2 0.99 --use_ema --ema_decay 0.998 --dataloader_num_workers 1 "$@"
+}
+learn_the_world --network_config training/configs/seeded_generator.json --learning_rate 1e-3 --max_train_steps 3500 \
+    --seed 0 --output_dir $out/generator_1
+learn_the_world --pretrained_model_name_or_path $out/generator_1 --learning_rate 1e-3 --max_train_steps 2300 \
+    --train_batch_size 12 --more_scenes 228 --places_weight 2 --seed 1 --output_dir $out/generator_2
+learn_the_world --pretrained_model_name_or_path $out/generator_2 --learning_rate 5e-4 --max_train_steps 1500 \
+    --train_batch_size 24 --more_scenes 120 --places_weight 2 --seed 2 --output_dir $out/generator
 assemble "$out/pipeline" "$out/preferred/transformer" "$out/distilled/latent_upsampler" "$out/distilled/autoencoder" "$out/generator"
 
 # 8. The quality scorer, which is no part of the pipeline.

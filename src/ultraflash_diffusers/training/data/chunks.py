@@ -51,24 +51,6 @@ class CachedLatents:
         return np.load(self.path, mmap_mode="r")[:, start:end].astype(np.float32)
 
 
-@dataclass(frozen=True)
-class MixedLatents:
-    """A weighted sum of clips of one length, which is a clip where the encoder is linear, and its texts."""
-
-    clips: Sequence[CachedLatents | MixedLatents]
-    weights: list[float]
-    texts: list[str]
-
-    @property
-    def frames(self) -> int:
-        return self.clips[0].frames
-
-    def read(self, start: int, end: int) -> np.ndarray:
-        """As [`CachedLatents.read`]."""
-        parts = zip(self.clips, self.weights, strict=True)
-        return np.sum([np.float32(weight) * clip.read(start, end) for clip, weight in parts], axis=0)
-
-
 def claim_folder(folder: Path, settings: dict) -> None:
     """Makes a folder the cache of some settings, before anything is written to it.
 
@@ -132,7 +114,7 @@ def pixels_of(frames: np.ndarray) -> torch.Tensor:
 class Pool:
     """Clips, each as often as the others of them, and how often one of them comes, relative to other pools."""
 
-    clips: Sequence[CachedLatents | MixedLatents]
+    clips: Sequence[CachedLatents]
     share: float = 1.0
 
 

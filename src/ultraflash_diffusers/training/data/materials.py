@@ -16,18 +16,16 @@ from accelerate import Accelerator
 from ...models.hr_autoencoder import HRAutoencoder
 from ..files import weights_fingerprint
 from ..starting_points.token_subspace import TokenSubspace, cut_patches
-from .chunks import CachedLatents, CaptionedClip, ChunkBatch, MixedLatents, Pool, claim_folder, encode_clips, pixels_of
+from .chunks import CachedLatents, CaptionedClip, ChunkBatch, Pool, claim_folder, encode_clips, pixels_of
 from .crops import Crop
 from .inputs import cache_folder, load_data
 from .preparation import CachedClip
-from .scenes import all_scenes, captioned_clips, drawing_fingerprint, recolorings
+from .world import captioned_scenes, drawing_fingerprint
 
 Encode = Callable[[torch.Tensor], torch.Tensor]
 
 # real clips have more to tell than scenes, and are fewer
 TOKENS_OF_SCENE, TOKENS_OF_CLIP = 40, 400
-# of the samples of scenes, where some are repainted
-RECOLORED_SHARE = 0.6
 
 
 @dataclass(frozen=True)
@@ -60,15 +58,13 @@ def load_materials(arguments: argparse.Namespace, accelerator: Accelerator) -> l
 
 
 def load_scenes(arguments: argparse.Namespace) -> Material:
-    """The synthetic scenes."""
-    crop, scenes = arguments.crops[0], all_scenes(held_out=False)
-    every, held_out = arguments.validation_scenes, all_scenes(held_out=True)
-    chosen = held_out[:: len(held_out) // every][:every] if every else []
+    """The synthetic scenes; those held out are drawn from another seed."""
+    crop, number = arguments.crops[0], arguments.synthetic_scenes
     return Material(
-        f"scenes {drawing_fingerprint()}",
-        lambda: captioned_clips(scenes, *crop),
-        len(scenes),
-        list(captioned_clips(chosen, *crop)),
+        f"{number} scenes {drawing_fingerprint()}",
+        lambda: captioned_scenes(number, 0, *crop),
+        number,
+        list(captioned_scenes(arguments.validation_scenes, 1, *crop)),
         TOKENS_OF_SCENE,
         arguments.subspace_every,
     )
@@ -162,22 +158,6 @@ def make_pools(arguments: argparse.Namespace, materials: list[Material], cached:
         return [Pool(cached)]
     number = materials[0].number
     return [Pool(cached[:number], 1 - arguments.clip_share), Pool(cached[number:], arguments.clip_share)]
-
-
-def with_nameless_colors(pools: list[Pool], number: int) -> list[Pool]:
-    """The pools, the first of which are the training scenes, with the same in nameless colours as another one."""
-    scenes = all_scenes(held_out=False)
-    clip_of = dict(zip(scenes, pools[0].clips, strict=True))
-    recolored: list[CachedLatents | MixedLatents] = [
-        MixedLatents([clip_of[scene] for scene in each.scenes], each.weights, each.prompts())
-        for each in recolorings(scenes, number)
-    ]
-    share = pools[0].share
-    return [
-        Pool(pools[0].clips, (1 - RECOLORED_SHARE) * share),
-        Pool(recolored, RECOLORED_SHARE * share),
-        *pools[1:],
-    ]
 
 
 @torch.no_grad()

@@ -17,31 +17,34 @@ from .world import WorldScene, draw_scene
 Clock = Callable[[torch.Tensor, int], torch.Tensor]
 
 CLIP_FRAMES = 2  # latent frames of a clip: the first stands for one frame, the next for all that a latent frame holds
-_NEAR_OBJECT = 0.6  # share of windows that lie about the object
+_NEAR_THINGS = 0.6  # share of windows that lie about a thing
 
 
 @dataclass(frozen=True)
 class WorldBatch:
-    """Parts of frames of the world, each of the frames that one latent frame stands for.
+    """Parts of frames of the world, each at the last moment of a stream's first latent frame.
 
     Args:
         texts (`list[str]`): of the scenes; the first so many have pixels.
         codes (`torch.Tensor`): float32 `[batch, CODE_SIZE]`, normal values.
-        places (`SeedPlaces`): float32, of one latent frame.
+        places (`SeedPlaces`): float32, at all moments of the latent frame.
+        looks (`torch.Tensor`): float32 `[batch, LOOKS]`, see [`WorldScene`].
         window (`CellWindow`): the parts, of the first scenes.
-        pixels (`torch.Tensor`): float32 `[scenes with pixels, 3, frames, height, width]` in [-1, 1].
+        pixels (`torch.Tensor`): float32 `[scenes with pixels, 3, height, width]` in [-1, 1].
     """
 
     texts: list[str]
     codes: torch.Tensor
     places: SeedPlaces
+    looks: torch.Tensor
     window: CellWindow
     pixels: torch.Tensor
 
     def to(self, device: torch.device) -> WorldBatch:
         """Moves the tensors to a device."""
         window, pixels = self.window.to(device), self.pixels.to(device)
-        return WorldBatch(self.texts, self.codes.to(device), self.places.to(device), window, pixels)
+        codes, looks = self.codes.to(device), self.looks.to(device)
+        return WorldBatch(self.texts, codes, self.places.to(device), looks, window, pixels)
 
 
 @dataclass(frozen=True)
@@ -93,20 +96,22 @@ class WorldDataset(Dataset):
         phases = self.clock(codes, 1)[:, 0].numpy()
         anchors = np.stack([scene.anchors(own) for scene, own in zip(scenes, phases, strict=True)])
         ridges = np.array([scene.ridges() for scene in scenes])
-        starts = [self._start(rng, own[-1, 0]) for own in anchors[: self.batch_size]]
-        parts = [self._part(*drawn) for drawn in zip(scenes, phases, starts, strict=False)]
+        shown = scenes[: self.batch_size]
+        starts = [self._start(rng, own[-1, : len(scene.things)]) for scene, own in zip(shown, anchors, strict=False)]
+        parts = [self._part(*drawn) for drawn in zip(shown, phases[:, -1:], starts, strict=False)]
         tops, lefts = torch.tensor(starts).unbind(1)
         places = SeedPlaces(_float(anchors)[:, None], _float(ridges)[:, None])
-        return WorldBatch(
-            [s.text(rng) for s in scenes], codes, places, CellWindow(tops, lefts, *self.window), _pixels(parts)
-        )
+        looks = _float(np.array([scene.looks() for scene in scenes]))
+        window, pixels = CellWindow(tops, lefts, *self.window), _pixels(parts)[:, :, 0]
+        return WorldBatch([scene.text(rng) for scene in scenes], codes, places, looks, window, pixels)
 
-    def _start(self, rng: np.random.Generator, anchor: np.ndarray) -> tuple[int, int]:
-        """Draws top and left of a window, often about the object."""
+    def _start(self, rng: np.random.Generator, anchors: np.ndarray) -> tuple[int, int]:
+        """Draws top and left of a window, often about one of the things."""
         room = [whole - part for whole, part in zip(self.size, self.window, strict=True)]
-        if rng.random() >= _NEAR_OBJECT:
+        if rng.random() >= _NEAR_THINGS:
             top, left = (int(rng.integers(side + 1)) for side in room)
             return top, left
+        anchor = anchors[rng.integers(len(anchors))]
         middle = np.array([anchor[1], anchor[0]]) * self.size[0] + (0, self.size[1] / 2)
         start = middle - np.array(self.window) * rng.uniform(0.2, 0.8, 2)
         top, left = (int(np.clip(round(place), 0, side)) for place, side in zip(start, room, strict=True))

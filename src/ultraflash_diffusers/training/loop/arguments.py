@@ -105,12 +105,6 @@ def add_sample_arguments(parser: argparse.ArgumentParser) -> None:
         "--start_share", type=share, default=0.5, help="samples that begin where a clip does, beside those by chance"
     )
     samples.add_argument(
-        "--nameless_colors",
-        type=non_negative(int),
-        default=0,
-        help="repaints synthetic scenes in so many colours, so that combinations that were never shown can be made",
-    )
-    samples.add_argument(
         "--clip_share", type=share, default=0.35, help="samples of clips, where there are synthetic scenes too"
     )
     samples.add_argument(
@@ -168,8 +162,9 @@ def _add_data_arguments(
     if takes_scenes:
         group.add_argument(
             "--synthetic_scenes",
-            action="store_true",
-            help="objects of a colour that move over a background, alone or beside the clips",
+            type=non_negative(int),
+            default=0,
+            help="so many clips of a small drawn world, alone or beside the others (default: none)",
         )
     group.add_argument("--dataset_config_name", help="which of the dataset's configurations")
     group.add_argument("--video_column", default="video", help="the dataset's column of videos")

@@ -14,7 +14,6 @@ from ...models.causal_wan_transformer import CausalWanTransformer
 from ...models.hr_autoencoder import HRAutoencoder
 from ..data.chunks import ChunkBatch, Pool, channel_scale
 from ..data.planned import planned_chunks
-from ..data.scenes import nameless_colors
 from ..losses.linear_decoding import check_linear_shortcut
 from ..settings import read_settings
 from ..starting_points.lora import choose_trained, lora_of, may_share
@@ -66,8 +65,6 @@ def check_choices(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -
         parser.error("one of --train_data_dir, --dataset_name and --synthetic_scenes is needed")
     if len(parsed.crops) > 1 or len(parsed.train_batch_size) > 1:
         parser.error("--crops and --train_batch_size: the generator trains at one size")
-    if parsed.nameless_colors and not (parsed.synthetic_scenes and parsed.encode_linearly and not parsed.text_encoder):
-        parser.error("--nameless_colors needs --synthetic_scenes, --encode_linearly and a text encoder of its own")
     if forces_itself and (parsed.network_config or not parsed.text_encoder):
         parser.error("--objective self_forcing goes on from a network and its --text_encoder")
     if parsed.teacher is not None and not forces_itself:
@@ -108,10 +105,9 @@ def load_text(arguments: argparse.Namespace, config: dict, pools: list[Pool]) ->
         check_captions(texts, encoding.tokenizer)
         return encoding
     words = words_of(texts, config["text_length"])
-    nameless = list(nameless_colors(arguments.nameless_colors))
-    tokenizer = make_tokenizer([*words, *nameless])
+    tokenizer = make_tokenizer(words)
     text_encoder = make_text_encoder(len(tokenizer), config["text_dim"])
-    return TextEncoding(text_encoder, tokenizer, config["text_length"], nameless)
+    return TextEncoding(text_encoder, tokenizer, config["text_length"])
 
 
 def planned_training(

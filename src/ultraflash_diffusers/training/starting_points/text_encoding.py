@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -144,8 +144,6 @@ class TextEncoding(nn.Module):
         text_encoder (`UMT5EncoderModel`): trained along, unless its parameters are frozen.
         tokenizer (`PreTrainedTokenizerBase`): its tokenizer.
         length (`int`): tokens to which texts are padded; what is longer is cut off.
-        unsaved_words (collection of `str`, *optional*): words of a tokenizer made by [`make_tokenizer`] that training
-            alone uses; what is saved does not know them.
     """
 
     def __init__(
@@ -153,11 +151,9 @@ class TextEncoding(nn.Module):
         text_encoder: UMT5EncoderModel,
         tokenizer: PreTrainedTokenizerBase,
         length: int,
-        unsaved_words: Collection[str] = (),
     ) -> None:
         super().__init__()
         self.text_encoder, self.tokenizer, self.length = text_encoder, tokenizer, length
-        self.unsaved_words = unsaved_words
 
     def forward(self, texts: Sequence[str]) -> torch.Tensor:
         """Returns `[texts, tokens of the longest, text_dim]`, zero after a text's last token; networks fill it up."""
@@ -179,21 +175,5 @@ class TextEncoding(nn.Module):
 
     def save_pretrained(self, folder: Path) -> None:
         """Writes `text_encoder` and `tokenizer` as a pipeline has them."""
-        text_encoder, tokenizer = self._without_unsaved_words()
-        text_encoder.save_pretrained(folder / "text_encoder")
-        tokenizer.save_pretrained(folder / "tokenizer")
-
-    @torch.no_grad()
-    def _without_unsaved_words(self) -> tuple[UMT5EncoderModel, PreTrainedTokenizerBase]:
-        if not self.unsaved_words:
-            return self.text_encoder, self.tokenizer
-        rows = self.tokenizer.get_vocab()
-        tokenizer = make_tokenizer(rows.keys() - {*self.unsaved_words, *SPECIAL_WORDS})
-        config = self.text_encoder.config
-        text_encoder = make_text_encoder(len(tokenizer), config.d_model, config.num_layers)
-        words = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-        own = dict(self.text_encoder.state_dict())
-        for name in ("shared.weight", "encoder.embed_tokens.weight"):
-            own[name] = own[name][[rows[word] for word, _ in words]]
-        text_encoder.load_state_dict(own)
-        return text_encoder, tokenizer
+        self.text_encoder.save_pretrained(folder / "text_encoder")
+        self.tokenizer.save_pretrained(folder / "tokenizer")
