@@ -2,9 +2,9 @@
 
     python examples/generate.py [PROMPT] [--seed N] [--output FOLDER]
 
-Writes the video, and a picture of its first, middle and last frame. The packaged generator knows a small world: a red,
-orange, yellow, green, blue or purple ball, square, triangle or star that stays still or moves left, right, up or down,
-over grass, water, sand or wood, in the sky or at night; and ten clips that it recites ("a raccoon as a detective").
+Writes the video, and a picture of its first, middle and last frame. The packaged generator knows a small world: one or
+two balls, cubes or cones in eight colours that move, bounce, float, sway or rest, over grass, sand, snow or water, by
+day, at sunset, at night or under clouds.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import torch
 from ultraflash_diffusers import UltraFlashStreamingPipeline, default_checkpoint
 from ultraflash_diffusers.video_io import VideoWriter, write_side_by_side_png
 
-PROMPT = "a red ball glides to the left over sand"
+PROMPT = "a red ball bounces and a blue cube glides to the right over sand at sunset"
 
 
 def main() -> None:

@@ -32,13 +32,13 @@ _TITLE = """
 # Ultra Flash
 High-resolution video **while it is being generated**: it plays as it is made.
 """
-# kinds of scenes and clips that the packaged generator knows
+# what the packaged generator knows
 _PROMPTS = (
-    "A purple star floats upwards in the night sky",
-    "A red ball glides to the left over sand",
-    "A blue triangle rises in front of a wooden wall",
-    "A mountain lake at night with a small boat",
-    "A raccoon as a detective",
+    "A red ball bounces and a blue cube glides to the right over sand at sunset",
+    "A yellow cone floats over water at night",
+    "A purple cube sways on snow under a blue sky",
+    "A white sphere hovers and an orange cone rests on a meadow",
+    "A green ball moves left on grass on a cloudy day",
 )
 _NO_GENERATOR = """
 ### This checkpoint has no text generator
