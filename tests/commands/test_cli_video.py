@@ -414,17 +414,17 @@ def test_the_packaged_checkpoint_upscales_a_clip(tmp_path):
 @pytest.mark.slow
 def test_the_packaged_checkpoint_makes_what_a_text_says(tmp_path):
     text, things = "a red ball sways and a blue cube stays still on sand by day", ("red", "ball", "blue", "cube")
-    printed = run_example("generate.py", text, "--seed", 3, "--output", tmp_path)
+    printed = run_example("generate.py", text, "--seed", 4, "--output", tmp_path)
     assert "69 frames of 640x384" in printed
     reader = VideoReader(tmp_path / "generated.mp4")
     frames = np.stack([frame.pixels for frame in reader])
     assert len(frames) == 69 and reader.info.fps == 24
     pipe = UltraFlashStreamingPipeline.from_pretrained(default_checkpoint(), dtype=torch.float32)
     shown = (WorldThing("ball", "red", "sways"), WorldThing("cube", "blue", "still"))
-    request = SeedCodes.of(pipe).request(WorldScene(np.zeros(CODE_SIZE), shown, "sand", "day"), text, 3, 69)
+    request = SeedCodes.of(pipe).request(WorldScene(np.zeros(CODE_SIZE), shown, "sand", "day"), text, 4, 69)
     first = dataclasses.replace(request, moments=request.moments[:24])
     found = [read_thing(frames[:24], first, number, name) for number in (0, 1) for name in ("color", "kind")]
-    assert tuple(found) == things and psnr(frames, request.render(384, 640)) > 25
+    assert tuple(found) == things and psnr(frames, request.render(384, 640)) > 27
     assert (tmp_path / "generated.png").stat().st_size > 0
 
 

@@ -110,7 +110,9 @@ def test_two_processes_whose_batches_train_different_networks_equal_one(runs: Pa
 )
 def test_sharded_stages_whose_batches_differ_equal_one_process(runs: Path, run: str, file: str) -> None:
     """Crops of two sizes, steps that leave out networks, rollouts of drawn lengths: none may hang, none differ."""
-    assert difference(runs / f"fsdp_{run}" / file, runs / f"single_{run}" / file) < 1e-4
+    # scorers are saved in half precision: one that is rounded the other way differs by as much
+    most = 2.5e-4 if run == "train_scorer" else 1e-4
+    assert difference(runs / f"fsdp_{run}" / file, runs / f"single_{run}" / file) < most
     for ours, alone in zip(measured(runs / f"fsdp_{run}"), measured(runs / f"single_{run}"), strict=True):
         assert ours == pytest.approx(alone, rel=1e-3, abs=1e-4)
 
