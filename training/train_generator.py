@@ -1,10 +1,10 @@
 # Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
 """Trains the low-resolution text-to-video generator: diffusion forcing on clips, then self-forcing on its own.
 
-    python training/train_generator.py --synthetic_scenes --network_config training/configs/small_generator.json \
+    python training/train_generator.py --synthetic_scenes 500 --network_config training/configs/small_generator.json \
         --token_rank 288 --autoencoder outputs/autoencoder --noise_levels steps --use_ema \
         --output_dir outputs/generator
-    python training/train_generator.py --objective self_forcing --synthetic_scenes --token_rank 288 \
+    python training/train_generator.py --objective self_forcing --synthetic_scenes 500 --token_rank 288 \
         --pretrained_model_name_or_path outputs/generator --text_encoder outputs/generator \
         --autoencoder outputs/autoencoder --cache_dir outputs/generator/cache --output_dir outputs/self_forcing
 """
