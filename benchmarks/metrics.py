@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import cv2
 import numpy as np
@@ -13,8 +14,7 @@ import torch
 from ultraflash_diffusers.training.losses.perceptual import PerceptualLoss
 
 LUMA = (0.299, 0.587, 0.114)
-WINDOW_SIGMA, WINDOW_RADIUS = 1.5, 5
-SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+WINDOW_SIGMA, WINDOW_RADIUS, SCALES = 1.5, 5, 5
 
 
 def luma(frames: np.ndarray) -> np.ndarray:
@@ -32,61 +32,54 @@ def psnr(frames: np.ndarray, truth: np.ndarray) -> float:
 
 def ssim(frames: np.ndarray, truth: np.ndarray) -> float:
     """Structural similarity of the luma (Wang et al. 2004: 11x11 Gaussian window, sigma 1.5, windows wholly inside
-    the frame), mean over frames."""
-    _check_pair(frames, truth)
-    inside = slice(WINDOW_RADIUS, -WINDOW_RADIUS)
-    return float(np.mean([_similarity(*pair)[0][inside, inside].mean() for pair in _luma_pairs(frames, truth)]))
+    the frame), mean over frames; torchmetrics'."""
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    def inside(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        _, image = structural_similarity_index_measure(
+            a, b, sigma=WINDOW_SIGMA, data_range=255.0, reduction="none", return_full_image=True
+        )
+        return image[..., WINDOW_RADIUS:-WINDOW_RADIUS, WINDOW_RADIUS:-WINDOW_RADIUS].mean((1, 2, 3))
+
+    return _mean_over_frames(inside, frames, truth)
 
 
 def ms_ssim(frames: np.ndarray, truth: np.ndarray) -> float:
     """Multi-scale structural similarity of the luma over five scales (Wang, Simoncelli and Bovik 2003), mean over
-    frames; as in torchmetrics, the coarsest scale counts windows over the reflected border, too.
+    frames; torchmetrics', whose coarsest scale counts windows over the reflected border, too.
 
     Raises:
         ValueError: If a side is too small for five scales, 176 pixels being the least.
     """
-    _check_pair(frames, truth)
-    smallest = (2 * WINDOW_RADIUS + 1) * 2 ** (len(SCALE_WEIGHTS) - 1)
+    from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
+
+    smallest = (2 * WINDOW_RADIUS + 1) * 2 ** (SCALES - 1)
     if min(frames.shape[1:3]) < smallest:
         raise ValueError(f"MS-SSIM needs at least {smallest} rows and columns, got {frames.shape[1:3]}.")
-    return float(np.mean([_over_scales(*pair) for pair in _luma_pairs(frames, truth)]))
+    # A negative mean has no real power: "relu" counts it as no similarity at all.
+    measure = partial(
+        multiscale_structural_similarity_index_measure,
+        sigma=WINDOW_SIGMA,
+        data_range=255.0,
+        reduction="none",
+        normalize="relu",
+    )
+    return _mean_over_frames(measure, frames, truth)
 
 
-def _luma_pairs(frames: np.ndarray, truth: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Frame by frame, in double precision: SSIM subtracts nearly equal numbers."""
-    for pair in zip(frames, truth, strict=True):
-        yield luma(pair[0]).astype(np.float64), luma(pair[1]).astype(np.float64)
-
-
-def _similarity(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """SSIM of the window around each pixel, and its part that is not about brightness; borders are reflected."""
-    kernel = cv2.getGaussianKernel(2 * WINDOW_RADIUS + 1, WINDOW_SIGMA, cv2.CV_64F)
-
-    def mean(values: np.ndarray) -> np.ndarray:
-        return cv2.sepFilter2D(values, cv2.CV_64F, kernel, kernel, borderType=cv2.BORDER_REFLECT_101)
-
-    mean_a, mean_b = mean(a), mean(b)
-    squares = np.maximum(mean(a * a) - mean_a**2, 0) + np.maximum(mean(b * b) - mean_b**2, 0)
-    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    structure = (2 * (mean(a * b) - mean_a * mean_b) + c2) / (squares + c2)
-    return (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1) * structure, structure
-
-
-def _over_scales(a: np.ndarray, b: np.ndarray) -> float:
-    inside, result = slice(WINDOW_RADIUS, -WINDOW_RADIUS), 1.0
-    for scale, weight in enumerate(SCALE_WEIGHTS, start=1):
-        whole, structure = _similarity(a, b)
-        value = whole.mean() if scale == len(SCALE_WEIGHTS) else structure[inside, inside].mean()
-        # A negative mean has no real power: it counts as no similarity at all.
-        result *= max(value, 0.0) ** weight
-        a, b = _halved(a), _halved(b)
-    return result
-
-
-def _halved(picture: np.ndarray) -> np.ndarray:
-    """Means of 2x2 pixels; an odd last row or column goes."""
-    rows, columns = (side // 2 for side in picture.shape)
-    return picture[: 2 * rows, : 2 * columns].reshape(rows, 2, columns, 2).mean((1, 3))
+def _mean_over_frames(
+    measure: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    frames: np.ndarray,
+    truth: np.ndarray,
+    batch: int = 8,
+) -> float:
+    """Mean of a per-frame measure of two luma batches, in double precision: SSIM subtracts nearly equal numbers."""
+    _check_pair(frames, truth)
+    values = []
+    for start in range(0, len(frames), batch):
+        a, b = (torch.from_numpy(luma(x[start : start + batch])).double()[:, None] for x in (frames, truth))
+        values.append(measure(a, b))
+    return float(torch.cat(values).mean())
 
 
 def _check_pair(frames: np.ndarray, truth: np.ndarray) -> None:
