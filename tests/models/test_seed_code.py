@@ -109,9 +109,9 @@ def test_a_window_is_that_part_of_the_whole():
     head = make_head()
     tokens, embedding = torch.randn(2, 6, 8), torch.randn(2, 1, 16)
     given = (tokens, (1, 2, 3), embedding, places(2, 1), (8, 12))
-    whole = head.draw(*given)
-    assert whole.shape == (2, 2, 3, 32, 48) and head(*given).shape == (2, 5, 1, 8, 12)
-    part = head.draw(*given, CellWindow(torch.tensor([1, 3]), torch.tensor([4, 0]), 5, 6))
+    whole = head(*given)
+    assert whole.shape == (2, 2, 3, 32, 48) and head.encode(whole, 2).shape == (2, 5, 1, 8, 12)
+    part = head(*given, CellWindow(torch.tensor([1, 3]), torch.tensor([4, 0]), 5, 6))
     expected = [whole[:1, ..., 4:24, 16:40], whole[1:, ..., 12:32, :24]]
     torch.testing.assert_close(part, torch.cat(expected), rtol=1e-5, atol=1e-5)
 
@@ -149,27 +149,28 @@ def test_what_is_nearer_hides_what_is_farther():
     given = (torch.randn(1, 6, 8), (1, 2, 3), torch.randn(1, 1, 16))
     low, high = places(1, 1), places(1, 1)
     low.ridges[..., 0], high.ridges[..., 0] = 2.0, -1.0  # under the frame, and over it
-    far, near = (head.draw(*given, where, (8, 12)) for where in (low, high))
+    far, near = (head(*given, where, (8, 12)) for where in (low, high))
     for sheet in head.sprites.sheets["8"].parameters():
         torch.nn.init.zeros_(sheet)  # the far sprite
-    assert not torch.equal(head.draw(*given, low, (8, 12)), far)
-    torch.testing.assert_close(head.draw(*given, high, (8, 12)), near)
+    assert not torch.equal(head(*given, low, (8, 12)), far)
+    torch.testing.assert_close(head(*given, high, (8, 12)), near)
 
 
 def test_latents_are_those_of_an_autoencoder_that_folds_pixels():
     head, folding = make_head(), torch.nn.Conv2d(2 * 48, 5, kernel_size=1)
     head.encode_as(folding.weight, folding.bias)
     given = (torch.randn(1, 6, 8), (1, 2, 3), torch.randn(1, 1, 16), places(1, 1), (8, 12))
-    frames = head.draw(*given)[0]
-    folded = torch.nn.functional.pixel_unshuffle(frames, 4).flatten(0, 1)[None]
-    torch.testing.assert_close(head(*given)[:, :, 0], folding(folded), rtol=1e-4, atol=1e-5)
+    drawn = head(*given)
+    folded = torch.nn.functional.pixel_unshuffle(drawn[0], 4).flatten(0, 1)[None]
+    torch.testing.assert_close(head.encode(drawn, 1)[:, :, 0], folding(folded), rtol=1e-4, atol=1e-5)
     assert not any(parameter.requires_grad for parameter in head.proj_out.parameters())
 
 
 def test_other_sizes_are_drawn_from_the_same_numbers():
     head = make_head()
     tokens, embedding = torch.randn(1, 6, 8), torch.randn(1, 1, 16)
-    assert head(tokens, (1, 2, 3), embedding, places(1, 1), (12, 20)).shape == (1, 5, 1, 12, 20)
+    drawn = head(tokens, (1, 2, 3), embedding, places(1, 1), (12, 20))
+    assert drawn.shape == (1, 2, 3, 48, 80) and head.encode(drawn, 1).shape == (1, 5, 1, 12, 20)
     assert ridge_terms(torch.zeros(2)).tolist() == [[1.0, 1.0, 0.0, 1.0, 0.0]] * 2
 
 
@@ -186,6 +187,15 @@ def test_parts_can_be_learnt_from_by_the_true_places():
     assert network.head.patterns.grad.abs().sum() > 0
     assert network.seed_code_embedding.linear_out.weight.grad.abs().sum() > 0
     assert network.seed_code_embedding.to_anchors.weight.grad is None
+
+
+def test_parts_are_drawn_in_mixed_precision():
+    network = make_tiny_generator(**CODED)
+    _, _, text, code = inputs()
+    given = (text, code, CellWindow(torch.tensor([0, 4]), torch.tensor([8, 0]), 4, 4), places(2, 1))
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = network.draw_windows(*given)
+    torch.testing.assert_close(mixed.float(), network.draw_windows(*given), rtol=0.1, atol=0.1)
 
 
 @pytest.mark.parametrize(

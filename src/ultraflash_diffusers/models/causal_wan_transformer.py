@@ -145,16 +145,9 @@ class CausalWanTransformer(WanBackbone):
             del self.patch_embedding
         if head_channels:
             self.proj_out = nn.Linear(dim, head_channels)
-            sizes = (
-                head_layers,
-                head_moments,
-                head_pixels,
-                head_ridges,
-                head_sprites,
-                head_far_sprites,
-                head_patterns,
-            )
-            self.head = PlacedHead(dim, out_channels, head_channels, *sizes, tuple(self.config.sample_size))
+            sizes = (head_layers, head_moments, head_pixels, head_ridges)
+            layers = (head_sprites, head_far_sprites, head_patterns)
+            self.head = PlacedHead(dim, out_channels, head_channels, *sizes, *layers, tuple(self.config.sample_size))
         if absolute_positions:
             self.position_embedding = FramePositionEmbedding(dim)
 
@@ -315,7 +308,8 @@ class CausalWanTransformer(WanBackbone):
         tokens, _ = self._transform(hidden_states, timestep, text, grid, position, attends, condition)
         if places is None:
             return self._unpatchify(tokens, grid)
-        return self.head(tokens, grid, condition, places, tuple(hidden_states.shape[3:]))
+        drawn = self.head(tokens, grid, condition, places, tuple(hidden_states.shape[3:]))
+        return self.head.encode(drawn, len(hidden_states))
 
     def _seed_condition(
         self,
@@ -357,7 +351,7 @@ class CausalWanTransformer(WanBackbone):
         latents = encoder_hidden_states.new_zeros(batch, self.config.in_channels, 1, *size)
         timestep = torch.full((batch, 1), 1000.0, device=seed_code.device)
         tokens, _ = self._transform(latents, timestep, encoder_hidden_states, grid, start, attends, condition)
-        return self.head.draw(tokens, grid, condition, places, tuple(size), window)
+        return self.head(tokens, grid, condition, places, tuple(size), window)
 
     def _embed_patches(self, hidden_states: torch.Tensor, grid: tuple[int, int, int]) -> torch.Tensor:
         if self.config.reads_latents:

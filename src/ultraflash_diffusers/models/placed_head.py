@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .seed_code import SeedPlaces, ridge_terms
-from .sprites import Sprites, lay_over
+from .sprites import Sprites, lay_over, modulation_layer
 
 _OCTAVES = 3  # of positions in the frame and relative to anchors
 _BELLS = (0.1, 0.3)  # widths, in heights of the frame, of what lies about an anchor
@@ -177,21 +177,6 @@ class PlacedHead(nn.Module):
         embedding: torch.Tensor,
         places: SeedPlaces,
         size: tuple[int, int],
-    ) -> torch.Tensor:
-        """Returns latents `[batch, out_channels, frames, *size]`; the arguments are those of `draw`."""
-        batch, frames = embedding.shape[:2]
-        drawn = self.draw(tokens, grid, embedding, places, size)
-        folded = F.pixel_unshuffle(drawn.flatten(1, 2), self.pixels)
-        latents = self.proj_out(folded.permute(0, 2, 3, 1).to(self.proj_out.weight.dtype))
-        return latents.permute(0, 3, 1, 2).unflatten(0, (batch, frames)).transpose(1, 2)
-
-    def draw(
-        self,
-        tokens: torch.Tensor,
-        grid: tuple[int, int, int],
-        embedding: torch.Tensor,
-        places: SeedPlaces,
-        size: tuple[int, int],
         window: CellWindow | None = None,
     ) -> torch.Tensor:
         """Draws the pictures.
@@ -225,6 +210,12 @@ class PlacedHead(nn.Module):
         for color, cover in reversed(sprites[:near]):
             picture = lay_over(picture, color, cover)
         return picture
+
+    def encode(self, pictures: torch.Tensor, batch: int) -> torch.Tensor:
+        """Returns latents `[batch, out_channels, frames, height, width]` of whole pictures, drawn at all moments."""
+        folded = F.pixel_unshuffle(pictures.flatten(1, 2), self.pixels).permute(0, 2, 3, 1)
+        latents = self.proj_out(folded.to(self.proj_out.weight.dtype))
+        return latents.permute(0, 3, 1, 2).unflatten(0, (batch, -1)).transpose(1, 2)
 
     def _fields(
         self,
@@ -267,10 +258,8 @@ class ModulatedLayer(nn.Module):
 
     def __init__(self, dim: int, channels: int, out_channels: int | None = None) -> None:
         super().__init__()
-        self.modulation = nn.Linear(dim, 2 * channels)
+        self.modulation = modulation_layer(dim, channels)
         self.linear = nn.Linear(channels, out_channels or channels)
-        nn.init.zeros_(self.modulation.bias)
-        nn.init.normal_(self.modulation.weight, std=dim**-0.5)
 
     def forward(self, cells: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
         """Returns `[frames, height, width, out_channels]` for `[..., channels]` and an embedding `[frames, dim]`."""

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 _START = 4  # side with which a sprite begins
 _CHANNELS = (64, 64, 48, 32)  # after each doubling; the last number serves for all that follow
-_SHARPNESS = 0.1  # pixels of the edge's softness, inverted, for each unit and pixel of half a side
+_SHARPNESS = 0.1  # of an edge: what its number is multiplied by, for each pixel of half a side of the result
 
 
 class SpriteSheet(nn.Module):
@@ -28,7 +28,7 @@ class SpriteSheet(nn.Module):
         self.count, doublings = count, (side // _START).bit_length() - 1
         widths = [_CHANNELS[min(n, len(_CHANNELS) - 1)] for n in range(doublings)]
         self.start = nn.Linear(dim, count * widths[0] * _START * _START)
-        self.modulations = nn.ModuleList(_modulation(dim, count * 2 * width) for width in widths)
+        self.modulations = nn.ModuleList(modulation_layer(dim, count * width) for width in widths)
         outs = [*widths[1:], 5]
         self.doublings = nn.ModuleList(
             nn.ConvTranspose2d(width, out, kernel_size=4, stride=2, padding=1)
@@ -44,8 +44,9 @@ class SpriteSheet(nn.Module):
         return pictures.unflatten(0, (len(embedding), self.count))
 
 
-def _modulation(dim: int, numbers: int) -> nn.Linear:
-    linear = nn.Linear(dim, numbers)
+def modulation_layer(dim: int, channels: int) -> nn.Linear:
+    """What says a scale, beside 1, and a shift for each channel: at first about the embedding's own size."""
+    linear = nn.Linear(dim, 2 * channels)
     nn.init.zeros_(linear.bias)
     nn.init.normal_(linear.weight, std=dim**-0.5)
     return linear
@@ -105,5 +106,8 @@ def _tents(places: torch.Tensor, side: int) -> torch.Tensor:
 
 
 def lay_over(picture: torch.Tensor, color: torch.Tensor, cover: torch.Tensor) -> torch.Tensor:
-    """Returns a picture with a colour over it, as much as `cover` in [0, 1] says."""
+    """Returns a picture with a colour over it, as much as `cover` in [0, 1] says.
+
+    As `torch.lerp`, but of tensors of different precision, too, as autocast makes them.
+    """
     return picture + cover * (color - picture)
