@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -20,7 +21,6 @@ from .world_things import COLORS, KINDS, MOTIONS, Array
 
 CODE_SIZE = 42
 ANCHORS, RIDGES, LOOKS = 5, 3, 33
-MAX_THINGS = 2
 
 _PERIOD = 144  # frames after which a captioned clip begins anew
 _TEXTS = 4  # drawn for each of them
@@ -83,7 +83,7 @@ class WorldScene:
 
     Args:
         code (`np.ndarray`): `[CODE_SIZE]`, normal values; the first two are the clock's start and pace.
-        things (`tuple[WorldThing, ...]`): up to `MAX_THINGS`; the first is the nearest.
+        things (`tuple[WorldThing, ...]`): one or two; the first is the nearer.
         ground, sky (`str`, *optional*): one of `GROUNDS`, `SKIES`; chosen by the code where `None`.
     """
 
@@ -110,19 +110,18 @@ class WorldScene:
 
         See [`~models.seed_code.SeedPlaces`]. A second thing that is not there has a place all the same.
         """
-        picture = self._picture(0, 0)
-        return np.array([picture.anchors(float(phase)) for phase in phases])
+        return np.array([self._facts.anchors(float(phase)) for phase in phases])
 
     def ridges(self) -> Array:
         """Returns `[RIDGES, 5]`: far and near hills, and the horizon, see [`~models.seed_code.SeedPlaces`]."""
-        return self._picture(0, 0).ridges()
+        return self._facts.ridges()
 
     def looks(self) -> Array:
         """Returns `[LOOKS]`, in [0, 1]: what text and code choose together.
 
         Sky, ground, whether there is a second thing, and for each the shares of motions, its kind and its colour.
         """
-        return self._picture(0, 0).looks()
+        return self._facts.looks()
 
     def render(self, phases: Array, height: int = 192, width: int = 320, window: Window | None = None) -> Array:
         """Draws frames.
@@ -136,6 +135,11 @@ class WorldScene:
             `np.ndarray`: float32 `[frames, height, width, 3]` in [0, 1], of the window if there is one.
         """
         return self._picture(height, width, window).frames(phases)
+
+    @cached_property
+    def _facts(self) -> Picture:
+        """What holds at any size."""
+        return self._picture(0, 0)
 
     def _picture(self, height: int, width: int, window: Window | None = None) -> Picture:
         specs = [(thing.kind, thing.color, thing.motion) for thing in self.things]

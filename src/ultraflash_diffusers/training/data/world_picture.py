@@ -33,12 +33,8 @@ _MIRROR = np.array([0.05, 0.07, 0.10, 0.30])
 _HILL = np.array((0.17, 0.28, 0.24))
 _SWELL = 0.32  # of hills, as a share of their height
 
-
-_FIRST, _SECOND, _SIDE = (
-    22,
-    32,
-    41,
-)  # where in the code the things' own numbers begin, and which of them is to the left
+# where in the code the things' own numbers begin, and which of them is to the left
+_FIRST, _SECOND, _SIDE = 22, 32, 41
 _ABSENT: Spec = ("ball", None, None)
 
 
@@ -96,7 +92,7 @@ class Picture:
 
     def frames(self, phases: Array) -> Array:
         """Draws frames, see [`~world.WorldScene.render`]."""
-        frames = np.tile(self._background(self.skies, self.tint), (len(phases), 1, 1, 1))
+        frames = np.tile(self._background(), (len(phases), 1, 1, 1))
         there, y = self.things[: self.count], self.y[:, None]
         for frame, phase in zip(frames, phases, strict=True):
             for thing in there:
@@ -129,10 +125,10 @@ class Picture:
         """Far and near ones: height, strength of their colour, and their waves."""
         return [(0.085, 0.42, self.v[6:10]), (0.045, 0.72, self.v[10:14])]
 
-    def _background(self, sky: Array, tint: Array) -> Array:
+    def _background(self) -> Array:
         picture = np.zeros((len(self.y), len(self.x), 3), np.float32)
         above = picture[: np.searchsorted(self.y, self.horizon + self.pixel)]
-        self._draw_sky(above, self.y[: len(above), None], sky, tint)
+        self._draw_sky(above, self.y[: len(above), None])
         self._draw_hills(above, self.y[: len(above), None])
         start = np.searchsorted(self.y, self.horizon - self.pixel)
         below, y = picture[start:], self.y[start:, None]
@@ -141,9 +137,9 @@ class Picture:
         blend(below[:2], self._cover(y[:2] - self.horizon), edge)
         return picture
 
-    def _draw_sky(self, picture: Array, y: Array, sky: Array, tint: Array) -> None:
-        x, v, horizon = self.x, self.v, self.horizon
-        top = sky @ _TOP + tint + 0.03 * v[15]
+    def _draw_sky(self, picture: Array, y: Array) -> None:
+        x, v, horizon, sky = self.x, self.v, self.horizon, self.skies
+        top = sky @ _TOP + self.tint + 0.03 * v[15]
         picture[:] = top + (np.clip(y / horizon, 0, 1) ** 1.3)[..., None] * (self.low - top)
         haze = np.clip(0.55 + 0.3 * v[20] * np.cos(2.6 * x) + 0.3 * v[21] * np.sin(2.6 * x), 0, 1)
         clouds = (sky @ _CLOUDS) * _bell(y, horizon * (0.42 + 0.15 * v[31]), 0.075) * haze
