@@ -25,6 +25,7 @@ from tqdm import tqdm
 from benchmarks.text_to_video import Request, SeedCodes, read_thing
 from ultraflash_diffusers import UltraFlashStreamingPipeline, default_checkpoint
 from ultraflash_diffusers.pipelines.sources.generator_schedule import GeneratorSchedule
+from ultraflash_diffusers.tables import markdown_table
 from ultraflash_diffusers.training.data.world import CODE_SIZE, WorldScene, WorldThing
 from ultraflash_diffusers.training.data.world_picture import GROUNDS, SKIES
 from ultraflash_diffusers.training.data.world_things import COLORS, KINDS
@@ -130,16 +131,17 @@ def _settled(right: Sequence[bool]) -> int | None:
     return None
 
 
-def print_table(found: dict[str, list[Following]]) -> None:
-    print("| cache | videos | colour followed | after frames, median (most) | kind followed | after frames |")
-    print("|---|---:|---:|---:|---:|---:|")
+def table(found: dict[str, list[Following]]) -> str:
+    """A row for each way with the cache."""
+    rows = []
     for mode, results in found.items():
-        cells = []
+        cells: list[object] = [mode, len(results)]
         for name in READ:
             delays = [delay for each in results if (delay := getattr(each, name)) is not None]
-            when = f"{np.median(delays):.0f} ({max(delays)})" if delays else "-"
-            cells += [f"{len(delays)}", when]
-        print(f"| {mode} | {len(results)} | {' | '.join(cells)} |")
+            cells += [len(delays), f"{np.median(delays):.0f} ({max(delays)})" if delays else "-"]
+        rows.append(cells)
+    titles = ("cache", "videos", "colour followed", "after frames, median (most)", "kind followed", "after frames")
+    return markdown_table(titles, rows)
 
 
 def _strip(frames: np.ndarray, at_frame: int, pictures: int = 8) -> np.ndarray:
@@ -178,7 +180,7 @@ def main(arguments: argparse.Namespace) -> dict[str, list[Following]]:
             strips.append(_strip(frames, at_frame))
     print(f"{num_frames} frames, the change asked for at frame {at_frame}")
     print(f"the generator's next chunk begins at frame {next_chunk(pipe, at_frame)}")
-    print_table(found)
+    print(table(found))
     if arguments.sheet is not None:
         cv2.imwrite(str(arguments.sheet), np.concatenate(strips)[..., ::-1])
     if arguments.json is not None:

@@ -16,9 +16,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from benchmarks.degradation import moving_texture
 from ultraflash_diffusers.degradation import PRESETS, degradation_preset
+from ultraflash_diffusers.tables import markdown_table
 from ultraflash_diffusers.training.data.crops import Crop, CropDataset
 from ultraflash_diffusers.training.data.latents import LatentDataset
 from ultraflash_diffusers.training.data.preparation import CachedClip, Preparation
@@ -72,15 +74,15 @@ def seconds_a_frame(dataset: CropDataset, frames: int, batches: int) -> float:
 
 def main(arguments: list[str] | None = None) -> None:
     options = parse_arguments(arguments)
-    print("| crop | batches | CPU ms a frame | frames a second and core | cores that feed an H100 |")
-    print("|---|---|---:|---:|---:|")
+    titles, rows = ("crop", "batches", "CPU ms a frame", "frames a second and core", "cores that feed an H100"), []
     for (height, width), taken in TAKEN.items():
         crop = Crop(options.frames, height, width)
         with tempfile.TemporaryDirectory() as folder:
-            for name, dataset in datasets(crop, Path(folder)):
+            for name, dataset in tqdm(datasets(crop, Path(folder)), desc=f"{height}x{width}", disable=None):
                 seconds = seconds_a_frame(dataset, options.frames, options.batches)
-                cells = f"{1000 * seconds:.3g} | {1 / seconds:.3g} | {seconds * taken:.2g}"
-                print(f"| {height}x{width} | {name} | {cells} |", flush=True)
+                figures = (f"{1000 * seconds:.3g}", f"{1 / seconds:.3g}", f"{seconds * taken:.2g}")
+                rows.append((f"{height}x{width}", name, *figures))
+    print(markdown_table(titles, rows, text_columns=2))
 
 
 if __name__ == "__main__":

@@ -170,7 +170,7 @@ class Playback:
         That is elsewhere after the first chunk from text alone, which holds but the first frame of its group.
         """
         pipe = self._model.pipe
-        if frame != 1 or self._start.source != "text":
+        if frame != 1 or not self._shows_first_frame_alone:
             return frame
         first = pipe.config.first_group_frames or pipe.config.group_frames
         return 1 + pipe.autoencoder.temporal_compression_ratio * (first - 1)
@@ -209,9 +209,13 @@ class Playback:
         before = None if state is None else state.stream
         source = self._source(state)
         arguments = stream_arguments(self._model, self._start, source, self._num_frames, self._seed, before)
-        early = 1 if source is None else None  # from text, the first frame need not wait for its group's others
         opened = self._model.open_stream or self._model.pipe.stream
-        return opened(**arguments, first_chunk_frames=early)
+        return opened(**arguments, first_chunk_frames=1 if self._shows_first_frame_alone else None)
+
+    @property
+    def _shows_first_frame_alone(self) -> bool:
+        """From text, the first frame need not wait for its group's others."""
+        return self._start.source == "text"
 
     def _source(self, state: SessionState | None) -> Any:
         if self._start.source == "text":

@@ -88,12 +88,10 @@ def load_data(
     dataset = StreamedCrops(streamed, training, *settings) if arguments.stream else CropDataset(clips, *settings)
     _report_missing_captions(dataset.clips, arguments.caption_column)
     batches = _validation_batches(arguments, held_out_clips, spatial, scale, left_out)
-    dataset.left_out = left_out + dataset.left_out
-    if accelerator.is_main_process:
-        _report_left_out(arguments.output_dir, dataset.left_out)
-        if training.degradation is not None:
-            description = json.dumps(to_config(training.degradation), indent=2)
-            (arguments.output_dir / "degradation.json").write_text(description + "\n")
+    _report_left_out(arguments, accelerator, dataset, left_out)
+    if accelerator.is_main_process and training.degradation is not None:
+        description = json.dumps(to_config(training.degradation), indent=2)
+        (arguments.output_dir / "degradation.json").write_text(description + "\n")
     return dataset, batches
 
 
@@ -113,10 +111,14 @@ def load_cascade_data(
         transformer, upsampler, autoencoder: the networks of the cascade.
         with_flow (`bool`): whether batches hold optical flow.
     """
-    scale = upsampler.config.scale
-    spatial = autoencoder.spatial_compression_ratio * math.lcm(scale, *transformer.config.patch_size[1:])
-    temporal = autoencoder.temporal_compression_ratio
+    scale, temporal = upsampler.config.scale, autoencoder.temporal_compression_ratio
+    spatial = _side_of_crops(transformer, scale, autoencoder)
     return load_data(arguments, accelerator, spatial, temporal, with_flow, scale, arguments.degraded_versions)
+
+
+def _side_of_crops(transformer: UltraFlashSRTransformer, scale: int, encoder: VideoEncoder) -> int:
+    """Pixels of which the sides of the cascade's crops must be multiples."""
+    return encoder.spatial_compression_ratio * math.lcm(scale, *transformer.config.patch_size[1:])
 
 
 def load_latents(
@@ -159,9 +161,7 @@ def load_latents(
         arguments.seed,
         dataset.batches_per_step,
     )
-    latents.left_out = left_out + latents.left_out
-    if accelerator.is_main_process:
-        _report_left_out(arguments.output_dir, latents.left_out)
+    _report_left_out(arguments, accelerator, latents, left_out)
     return latents
 
 
@@ -185,7 +185,7 @@ def load_latent_file(
         ValueError: it is another kind of file or of another encoder; see also [`load_data`].
     """
     scale, temporal = upsampler.config.scale, encoder.temporal_compression_ratio
-    spatial = encoder.spatial_compression_ratio * math.lcm(scale, *transformer.config.patch_size[1:])
+    spatial = _side_of_crops(transformer, scale, encoder)
     _check(arguments, spatial, temporal)
     left_out: list[LeftOut] = []
     clips = load_latent_clips(arguments.train_data_dir, encoder_fingerprint(encoder))
@@ -203,9 +203,7 @@ def load_latent_file(
         batches_per_step(arguments, accelerator),
     )
     batches = _validation_batches(arguments, held_out, spatial, scale, left_out)
-    dataset.left_out = left_out + dataset.left_out
-    if accelerator.is_main_process:
-        _report_left_out(arguments.output_dir, dataset.left_out)
+    _report_left_out(arguments, accelerator, dataset, left_out)
     return dataset, batches
 
 
@@ -300,10 +298,20 @@ def _long_enough(clips: list[CachedClip], frames: int, left_out: list[LeftOut]) 
     return long
 
 
-def _report_left_out(output_dir: Path, left_out: list[LeftOut]) -> None:
-    if left_out:
-        logger.warning(f"{len(left_out)} files or clips are not used: {str(output_dir / LEFT_OUT)!r} says why")
-    write_left_out(output_dir / LEFT_OUT, left_out)
+def _report_left_out(
+    arguments: argparse.Namespace,
+    accelerator: Accelerator,
+    dataset: CropDataset | StreamedCrops,
+    left_out: list[LeftOut],
+) -> None:
+    """Lists what is not used, before a dataset and by it, in the dataset and in a file."""
+    dataset.left_out = left_out + dataset.left_out
+    if not accelerator.is_main_process:
+        return
+    file = arguments.output_dir / LEFT_OUT
+    if dataset.left_out:
+        logger.warning(f"{len(dataset.left_out)} files or clips are not used: {str(file)!r} says why")
+    write_left_out(file, dataset.left_out)
 
 
 def _report_missing_captions(clips: list[CachedClip], caption_column: str | None) -> None:
