@@ -62,7 +62,7 @@ def main() -> None:
         append_images=frames[1:],
         duration=3000 // FPS,
         loop=0,
-        quality=60,
+        quality=85,
         method=6,
     )
     numbered = enumerate(tqdm(PROMPTS, desc="Prompts", disable=None))
