@@ -11,9 +11,9 @@ from itertools import islice
 from pathlib import Path
 
 import av
-import cv2
 import numpy as np
 
+from ultraflash_diffusers.training.data.drawing import area_resize
 from ultraflash_diffusers.video_io.opening import open_container, to_fraction
 
 SCALE = 2
@@ -101,11 +101,6 @@ def centre_crop(frame: np.ndarray, aspect: float) -> np.ndarray:
     rows, columns = min(height, round(width * aspect)), min(width, round(height / aspect))
     top, left = (height - rows) // 2, (width - columns) // 2
     return frame[top : top + rows, left : left + columns]
-
-
-def area_resize(frame: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Each output pixel is the mean of the area that it covers."""
-    return cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA)
 
 
 def compress(frames: np.ndarray, rate: Fraction | int, crf: int = CRF) -> np.ndarray:

@@ -1,86 +1,18 @@
 # Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
 """Drawn frames in the manner of animated films: flat colours with dark outlines. All is drawn by the code here.
 
-Backgrounds move with each frame, figures with every second one, as such films do. Places are in units of the frame's
-height, from its middle: y from -0.5 at the top to 0.5, x to the right. Everything is drawn at four times the size,
-with sixteenths of a pixel there, and brought down by area.
+Backgrounds move with each frame, figures with every second one, as such films do. Places are as in
+[`~ultraflash_diffusers.training.data.drawing.Cel`]. No training sees these: `training/draw_clips.py` draws other
+scenes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-import cv2
 import numpy as np
 
-from benchmarks.clips import area_resize
-
-OVERSAMPLING = 4
-_FRACTION_BITS = 4
-Color = tuple[int, int, int]
-Points = np.ndarray | Sequence[tuple[float, float]]
-INK = (34, 26, 40)
-
-
-class Cel:
-    """A frame that is being drawn.
-
-    Args:
-        height, width (`int`): of the frame.
-        paper (`tuple`): colour, R, G, B in [0, 255].
-    """
-
-    def __init__(self, height: int, width: int, paper: Color) -> None:
-        self.height, self.width = height, width
-        self.picture = np.full((OVERSAMPLING * height, OVERSAMPLING * width, 3), paper, np.uint8)
-
-    def shape(self, points: Points, fill: Color | None, outline: float = 0.006, ink: Color = INK) -> None:
-        """A closed shape `[n, 2]`, filled, and its outline of this width."""
-        corners = self._corners(points)
-        if fill is not None:
-            cv2.fillPoly(self.picture, [corners], fill, cv2.LINE_8, _FRACTION_BITS)
-        if outline:
-            cv2.polylines(self.picture, [corners], True, ink, self._width(outline), cv2.LINE_8, _FRACTION_BITS)
-
-    def line(self, points: Points, width: float = 0.006, ink: Color = INK) -> None:
-        """An open line through points `[n, 2]`."""
-        cv2.polylines(
-            self.picture, [self._corners(points)], False, ink, self._width(width), cv2.LINE_8, _FRACTION_BITS
-        )
-
-    def frame(self) -> np.ndarray:
-        """uint8 `[height, width, 3]`."""
-        return area_resize(self.picture, self.height, self.width)
-
-    def _width(self, width: float) -> int:
-        return max(1, round(width * OVERSAMPLING * self.height))
-
-    def _corners(self, points: Points) -> np.ndarray:
-        scale = OVERSAMPLING * self.height * 2**_FRACTION_BITS
-        middle = np.array([self.width / self.height / 2, 0.5])
-        return np.rint((np.asarray(points, float) + middle) * scale).astype(np.int32)
-
-
-def smooth(points: Points, closed: bool = True, steps: int = 10) -> np.ndarray:
-    """A curve through points (Catmull-Rom), `[n, 2]`."""
-    knots = np.asarray(points, float)
-    padded = np.concatenate([knots[-1:], knots, knots[:2]] if closed else [knots[:1], knots, knots[-1:]])
-    t = np.linspace(0, 1, steps, endpoint=False)[:, None]
-    parts = []
-    for a, b, c, d in zip(padded[:-3], padded[1:-2], padded[2:-1], padded[3:], strict=True):
-        parts.append(0.5 * (2 * b + (c - a) * t + (2 * a - 5 * b + 4 * c - d) * t**2 + (3 * b - a - 3 * c + d) * t**3))
-    return np.concatenate(parts if closed else [*parts, knots[-1:]])
-
-
-def oval(x: float, y: float, wide: float, high: float, turn: float = 0.0) -> np.ndarray:
-    """An ellipse by its middle and half axes, turned by so many radians."""
-    angles = np.linspace(0, 2 * np.pi, 64, endpoint=False)
-    flat = np.stack([wide * np.cos(angles), high * np.sin(angles)], axis=1)
-    return flat @ np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]]) + [x, y]
-
-
-def box(left: float, top: float, right: float, bottom: float) -> np.ndarray:
-    return np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
+from ultraflash_diffusers.training.data.drawing import Cel, Color, box, oval, smooth
 
 
 def _clouds(cel: Cel, rng: np.random.Generator, shift: float, fill: Color, shade: Color) -> None:

@@ -1,24 +1,19 @@
 # Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
 """Text and lines, still and moving, set by code: no material is needed.
 
-Fonts: Aileron (CC0), which Pillow brings, and DejaVu (Bitstream Vera's licence, which allows any use), which
-matplotlib brings. Words, tables and drawings are made up here. Everything is drawn at four times the size, moved there
-by quarters of a pixel or less, and brought down by area, so that moving text is as clean as still text.
+Fonts are those of [`~ultraflash_diffusers.training.data.drawing`]. Words, tables and drawings are made up here.
+Everything is drawn at four times the size, moved there by quarters of a pixel or less, and brought down by area, so
+that moving text is as clean as still text. No training sees these: `training/draw_clips.py` draws other words and
+other layouts.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
-from pathlib import Path
-
 import cv2
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 
-from benchmarks.clips import area_resize
+from ultraflash_diffusers.training.data.drawing import OVERSAMPLING, PAGE_LINES, Page, area_resize
 
-OVERSAMPLING = 4
-_LINES = 384  # of a frame that sizes below are for
 WORDS = (
     "amber anchor arrow autumn basin bridge bright candle canyon cedar cloud copper coral current dawn delta distant "
     "echo ember evening fabric falcon fern field figure forest garden glass gravel harbour hollow horizon island "
@@ -26,59 +21,6 @@ WORDS = (
     "orchard paper pattern pebble quarry quiet rapid ribbon river rotor salt sample shadow signal silver slope spring "
     "station stone storm summer table thread timber tower travel valley velvet village violet water willow window"
 ).split()
-
-
-@lru_cache
-def _font(name: str, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    if name == "Aileron":
-        return ImageFont.load_default(size)
-    import matplotlib
-
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf", size)
-
-
-class Page:
-    """A page that is drawn on at four times its size; places and sizes are in pixels of a frame of 384 lines.
-
-    Args:
-        height, width (`int`): of the page, in pixels of the frame that it is shown in.
-        lines (`int`): rows of that frame.
-        paper (`tuple`): colour, as all others R, G, B in [0, 255].
-    """
-
-    def __init__(self, height: int, width: int, lines: int, paper: tuple[int, int, int]) -> None:
-        self.unit = OVERSAMPLING * lines / _LINES
-        self.image = Image.new("RGB", (OVERSAMPLING * width, OVERSAMPLING * height), paper)
-        self.draw = ImageDraw.Draw(self.image)
-        self.height, self.width = height * _LINES / lines, width * _LINES / lines
-
-    def text(
-        self,
-        place: tuple[float, float],
-        words: str,
-        size: float,
-        color: tuple[int, int, int],
-        font: str = "DejaVuSans",
-        anchor: str = "ls",
-    ) -> float:
-        """Sets a line of text; returns its width."""
-        loaded = _font(font, max(1, round(size * self.unit)))
-        self.draw.text(self._at(place), words, fill=color, font=loaded, anchor=anchor)
-        return self.draw.textlength(words, font=loaded) / self.unit
-
-    def line(self, points: list[tuple[float, float]], color: tuple[int, int, int], width: float = 1.0) -> None:
-        thickness = max(1, round(width * self.unit))
-        self.draw.line([self._at(point) for point in points], fill=color, width=thickness, joint="curve")
-
-    def box(self, corners: tuple[float, float, float, float], color: tuple[int, int, int]) -> None:
-        self.draw.rectangle([*self._at(corners[:2]), *self._at(corners[2:])], fill=color)
-
-    def pixels(self) -> np.ndarray:
-        """uint8 `[4 height, 4 width, 3]`."""
-        return np.asarray(self.image)
-
-    def _at(self, place: tuple[float, ...]) -> tuple[int, int]:
-        return round(place[0] * self.unit), round(place[1] * self.unit)
 
 
 def _sentence(rng: np.random.Generator, count: int) -> str:
@@ -97,7 +39,7 @@ def slide(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
         [(17, "Aileron"), (15, "DejaVuSerif"), (13, "DejaVuSans"), (12, "DejaVuSerif-Italic"), (11, "Aileron")] * 2
     ):
         words = _sentence(rng, 5 if row < 5 else 4)
-        while page.draw.textlength(words, _font(font, max(1, round(size * page.unit)))) / page.unit > middle - 60:
+        while page.measure(words, size, font) > middle - 60:
             words = words.rsplit(" ", 1)[0]
         page.box((24, 77 + 27 * row, 28, 81 + 27 * row), blue)
         page.text((36, 84 + 27 * row), words, size, ink, font)
@@ -142,7 +84,7 @@ def listing(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
 
 def credits(frames: int, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
     """White and golden names that roll up over black by 1.25 lines a frame: uint8 `[F, H, W, 3]`."""
-    speed = 1.25 * height / _LINES
+    speed = 1.25 * height / PAGE_LINES
     page = Page(height + int(np.ceil(speed * frames)) + 1, width, height, (8, 8, 12))
     middle, y = page.width / 2, 26.0
     while y < page.height:
@@ -165,7 +107,7 @@ def ticker(frames: int, height: int, width: int, rng: np.random.Generator) -> np
         (0.625, 13, "DejaVuSerif", (220, 232, 244), (18, 44, 78)),
     ]
     for row, (speed, size, font, ink, paper) in enumerate(styles):
-        rows, speed = (share if row < 2 else height - 2 * share), speed * height / _LINES
+        rows, speed = (share if row < 2 else height - 2 * share), speed * height / PAGE_LINES
         page = Page(rows, width + int(np.ceil(speed * frames)) + 1, height, paper)
         y = 1.5 * size
         while y < page.height:

@@ -1,9 +1,9 @@
 # Copyright 2026 The ultraflash_diffusers authors. Licensed under the Apache License, Version 2.0.
 """What people bring to an upscaler, as named sets of clips, `KINDS`: each gives the truth and the input, half as wide.
 
-Sets of text and of drawn frames are made by code alone (`drawn_text.py` names the fonts and their licences). The
-others are made of clips that the caller has: those that the results pages speak of are gallery outputs of the Ultra
-Flash project (Apache-2.0 repository, site CC BY-SA 4.0).
+Sets of text and of drawn frames are made by code alone (`training/data/drawing.py` names the fonts and their
+licences). The others are made of clips that the caller has: those that the results pages speak of are gallery outputs
+of the Ultra Flash project (Apache-2.0 repository, site CC BY-SA 4.0).
 """
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 from PIL import Image
 
 from benchmarks import drawn_cels, drawn_text
 from benchmarks.clips import CRF, SCALE, ClipPair, centre_crop, compress, frame_size, prepare_clip, read_clip, shrunk
-from benchmarks.metrics import luma
+from ultraflash_diffusers.training.data.drawing import with_grain
 
 HEAVY_CRF = 38
 DRAWN_FRAMES, RATE = 33, 24  # of what is made here; the first unless the material says how many
@@ -148,19 +147,8 @@ def dark(material: Material) -> Iterator[Sample]:
 def grain(material: Material) -> Iterator[Sample]:
     """Uncompressed: H.264 at any usual rate takes most grain away."""
     for number, pair in enumerate(material.pairs()):
-        truth = with_grain(pair.truth, material.rng(3, number))
+        truth = with_grain(pair.truth, material.rng(3, number), GRAIN_LEVELS, GRAIN_SIGMA)
         yield Sample(pair.name, truth, shrunk(truth), clean=shrunk(pair.truth))
-
-
-def with_grain(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Monochrome film grain, other grain in each frame, strongest in middle tones and none in black or white."""
-    shown = []
-    for frame in frames:
-        noise = cv2.GaussianBlur(rng.standard_normal(frame.shape[:2]).astype(np.float32), (0, 0), GRAIN_SIGMA)
-        tone = luma(frame) / 255
-        strength = GRAIN_LEVELS * 2 * np.sqrt(tone * (1 - tone)) / noise.std()
-        shown.append(np.clip(np.rint(frame + (strength * noise)[..., None]), 0, 255).astype(np.uint8))
-    return np.stack(shown)
 
 
 def still(material: Material) -> Iterator[Sample]:

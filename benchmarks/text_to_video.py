@@ -24,13 +24,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from benchmarks.clips import area_resize
 from benchmarks.metrics import laplacian_variance, luma, psnr, seam_ratio
 from ultraflash_diffusers import UltraFlashStreamingPipeline
 from ultraflash_diffusers.models.seed_code import clock
 from ultraflash_diffusers.pipelines.noise import SeededFrameNoise, draw_seeds
 from ultraflash_diffusers.pipelines.sources.text_generator import TextGeneratorSource
 from ultraflash_diffusers.tables import markdown_table
+from ultraflash_diffusers.training.data.drawing import area_resize
 from ultraflash_diffusers.training.data.world import COLORS, KINDS, MOTIONS, WorldScene, WorldThing, draw_scene
 from ultraflash_diffusers.video_io import tensor_to_frames
 

@@ -79,14 +79,6 @@ def test_degradations(file: Path) -> None:
     assert metrics.laplacian_variance(sharp.low) > metrics.laplacian_variance(shrunk(sharp.truth))
 
 
-def test_grain_leaves_black_and_white_alone() -> None:
-    ramp = np.repeat(np.linspace(0, 255, 64).astype(np.uint8)[None, None, :, None], 3, axis=3).repeat(64, axis=1)
-    noise = kinds.with_grain(ramp, np.random.default_rng(0)).astype(int) - ramp
-    assert abs(noise[:, :, 0]).max() == 0 == abs(noise[:, :, -1]).max()
-    assert noise[:, :, 24:40].std() == pytest.approx(kinds.GRAIN_LEVELS, rel=0.15)
-    assert np.array_equal(noise[..., 0], noise[..., 2])
-
-
 def test_720p_needs_a_clip_of_twice_the_lines(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert make("720p", file) == []
     monkeypatch.setattr(kinds, "HD_LINES", 96)

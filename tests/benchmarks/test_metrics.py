@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks import clips, metrics
 from benchmarks.peers import bicubic
+from ultraflash_diffusers.training.data.drawing import area_resize
 from ultraflash_diffusers.training.losses.perceptual import PerceptualLoss
 
 
@@ -87,7 +88,7 @@ def test_ms_ssim_needs_room_for_five_scales():
 def test_sharpness_falls_with_blur():
     y, x = np.mgrid[:192, :208]
     truth = pattern(192, 208) // 2 + 16 * ((x + y) % 2)[..., None].astype(np.uint8)
-    blurred = bicubic(np.stack([clips.area_resize(frame, 96, 104) for frame in truth]))
+    blurred = bicubic(np.stack([area_resize(frame, 96, 104) for frame in truth]))
     assert metrics.laplacian_variance(blurred) < 0.1 * metrics.laplacian_variance(truth)
     assert metrics.laplacian_variance(truth * 0 + 7) == pytest.approx(0, abs=1e-6)
 
@@ -138,7 +139,7 @@ def test_prepared_clip(clip_file, texture, tmp_path):
     assert pair.truth.shape == (6, 192, 256, 3) and pair.low.shape == (6, 96, 128, 3)
     expected = sliding(texture, frames=6, step=4, width=320)[:, :, 32:-32]
     assert metrics.psnr(pair.truth, expected) > 38
-    uncompressed = np.stack([clips.area_resize(frame, 96, 128) for frame in pair.truth])
+    uncompressed = np.stack([area_resize(frame, 96, 128) for frame in pair.truth])
     assert 20 < metrics.psnr(pair.low, uncompressed) < 45
 
     again = clips.prepare_clip(clip_file, 192, 256, tmp_path / "cache")
