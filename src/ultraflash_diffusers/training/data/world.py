@@ -22,7 +22,7 @@ from .world_things import COLORS, KINDS, MOTIONS, Array
 CODE_SIZE = 42
 ANCHORS, RIDGES, LOOKS = 5, 3, 33
 
-_PERIOD = 144  # frames after which a captioned clip begins anew
+PERIOD = 144  # frames after which a captioned clip begins anew
 _TEXTS = 4  # drawn for each of them
 
 _KINDS = {"ball": ("ball", "sphere"), "cube": ("cube", "box"), "cone": ("cone",)}
@@ -184,7 +184,7 @@ def captioned_scenes(
     rng = np.random.default_rng((seed, 3))
     for _ in range(count):
         scene = draw_scene(rng)
-        phases = rng.random() + np.arange(num_frames) / _PERIOD
+        phases = rng.random() + np.arange(num_frames) / PERIOD
         texts = sorted({scene.text(rng) for _ in range(_TEXTS)})
         yield np.rint(255 * scene.render(phases, height, width)).astype(np.uint8), texts
 
