@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from ultraflash_diffusers import UltraFlashStreamingPipeline, default_checkpoint
+from ultraflash_diffusers.allocation import keep_freed_memory
 from ultraflash_diffusers.video_io import VideoWriter, write_side_by_side_png
 
 PROMPT = "a red ball bounces and a blue cube glides to the right over sand at sunset"
@@ -28,6 +29,7 @@ def main() -> None:
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
 
+    keep_freed_memory()
     start = time.perf_counter()
     pipe = UltraFlashStreamingPipeline.from_pretrained(default_checkpoint(), dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)

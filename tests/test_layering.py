@@ -15,11 +15,31 @@ from docs import house
 # what a room may import, beside itself and `pixels`, which knows torch and numpy alone
 ROOMS: dict[str, set[str]] = {
     "cli": {"commands"},
-    "commands": {"conversion", "demo", "hub_files", "models", "pipelines", "profiling", "serving", "video_io"},
+    "commands": {
+        "allocation",
+        "conversion",
+        "demo",
+        "hub_files",
+        "models",
+        "pipelines",
+        "profiling",
+        "serving",
+        "video_io",
+    },
     "demo": {"models", "pipelines", "serving", "video_io"},
     "serving": {"models", "pipelines", "video_io"},
     "profiling": {"models", "pipelines"},
-    "training": {"degradation", "models", "pipelines", "profiling", "rewards", "tables", "video_io", "weight_files"},
+    "training": {
+        "allocation",
+        "degradation",
+        "models",
+        "pipelines",
+        "profiling",
+        "rewards",
+        "tables",
+        "video_io",
+        "weight_files",
+    },
     "conversion": {"hub_files", "models", "pipelines", "tables", "weight_files"},
     "pipelines": {"hub_files", "models", "tables", "video_io", "weight_files"},
     "models": {"weight_files"},
@@ -31,6 +51,7 @@ ROOMS: dict[str, set[str]] = {
     "tables": set(),
     "torchao_notices": set(),
     "weight_files": set(),
+    "allocation": set(),
     "pixels": set(),
 }
 # rooms inside training, likewise; all may use `files`, `processes` and `settings`

@@ -17,11 +17,17 @@ from ultraflash_diffusers.training.data.inputs import cache_folder, load_cascade
 from ultraflash_diffusers.training.data.planned import planned_cascade_batch
 from ultraflash_diffusers.training.data.prompts import Prompts, text_pipeline, texts_of
 from ultraflash_diffusers.training.loop.accelerator import make_accelerator
-from ultraflash_diffusers.training.loop.arguments import add_cascade_arguments, add_reward_arguments, training_parser
+from ultraflash_diffusers.training.loop.arguments import (
+    add_cascade_arguments,
+    add_perceptual_argument,
+    add_reward_arguments,
+    training_parser,
+    weigh_perceptual_loss,
+)
 from ultraflash_diffusers.training.loop.command_line import run_script
 from ultraflash_diffusers.training.loop.memory_plan import dry_run
 from ultraflash_diffusers.training.loop.train import train
-from ultraflash_diffusers.training.losses.perceptual import PERCEPTUAL_LOSSES, PerceptualLoss
+from ultraflash_diffusers.training.losses.perceptual import PerceptualLoss
 from ultraflash_diffusers.training.processes import local_main_process_first
 from ultraflash_diffusers.training.settings import add_settings, complete_settings, read_settings
 from ultraflash_diffusers.training.stages.distillation import (
@@ -31,9 +37,6 @@ from ultraflash_diffusers.training.stages.distillation import (
 )
 from ultraflash_diffusers.training.starting_points.networks import StreamSettings, load_encoder, without_weights
 
-# the packaged scorer answers to the slightest change: in latents its gradients are some thousand times those of the
-# wavelet loss, and at larger weights the student learns nothing else
-PERCEPTUAL_WEIGHTS = dict.fromkeys(PERCEPTUAL_LOSSES, 0.5) | {"quality_scorer": 2e-4}
 REWARD_WEIGHT = 1e-3
 
 
@@ -51,7 +54,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add_cascade_arguments(networks)
     add_settings(parser, DistillationObjective, title="objective")
     judges = parser.add_argument_group("judges: weighed by 0.0002 (quality_scorer), 0.5 (others), 0.001 (rewards)")
-    judges.add_argument("--perceptual_loss", choices=PERCEPTUAL_LOSSES, help="none without it")
+    add_perceptual_argument(judges)
     add_reward_arguments(judges)
     parsed = parser.parse_args(arguments)
     _weigh_judges(parser, parsed)
@@ -63,15 +66,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def _weigh_judges(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> None:
-    for name, judge in (
-        ("reward_weight", "reward"),
-        ("reward_weights", "reward"),
-        ("perceptual_weight", "perceptual_loss"),
-    ):
-        if vars(parsed)[name] is not None and vars(parsed)[judge] is None:
-            parser.error(f"--{name} needs --{judge}")
-    if parsed.perceptual_weight is None:
-        parsed.perceptual_weight = PERCEPTUAL_WEIGHTS.get(parsed.perceptual_loss)
+    weigh_perceptual_loss(parser, parsed)
+    for name in ("reward_weight", "reward_weights"):
+        if vars(parsed)[name] is not None and parsed.reward is None:
+            parser.error(f"--{name} needs --reward")
     if parsed.reward_weight is None and parsed.reward is not None:
         parsed.reward_weight = REWARD_WEIGHT
 

@@ -4,7 +4,9 @@
     python training/train_latent_upsampler.py --network_config upsampler.json --autoencoder outputs/autoencoder \
         --train_data_dir clips --validation_data_dir held_out --output_dir outputs/upsampler --use_ema
 
-`--train_decoder` tunes the autoencoder's decoder along with it, which learns to make the best of upsampled latents.
+`--trunk_channels 96 --trunk_blocks 3` adds a trunk at low resolution to a trained upsampler that
+`--pretrained_model_name_or_path` names. `--train_decoder` tunes the autoencoder's decoder along, which learns to make
+the best of upsampled latents.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from ultraflash_diffusers.training.stages.upsampler import UpsamplerObjective, U
 from ultraflash_diffusers.training.starting_points.initialization import (
     initialize_convolutions,
     set_bicubic_upsampling,
+    with_trunk,
 )
 from ultraflash_diffusers.training.starting_points.networks import load_network, start_network, without_weights
 
@@ -34,8 +37,14 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = training_parser("Trains the causal latent upsampler.", degrades=True)
     networks = add_start_arguments(parser, "CausalLatentUpsampler")
     networks.add_argument("--autoencoder", required=True, help="folder or repository of the autoencoder")
+    trunk = "of a trunk that is added to --pretrained_model_name_or_path, which gives the same results at first: its "
+    networks.add_argument("--trunk_channels", type=int, help=trunk + "width")
+    networks.add_argument("--trunk_blocks", type=int, help=trunk + "memory blocks")
     add_settings(parser, UpsamplerObjective, title="objective")
     parsed = parser.parse_args(arguments)
+    given = (parsed.trunk_channels is not None, parsed.trunk_blocks is not None)
+    if any(given) and not (all(given) and parsed.pretrained_model_name_or_path is not None):
+        parser.error("--trunk_channels and --trunk_blocks go together, with --pretrained_model_name_or_path")
     complete_settings(parser, parsed, UpsamplerObjective)
     return parsed
 
@@ -47,6 +56,8 @@ def start_upsampler(arguments: argparse.Namespace, autoencoder: HRAutoencoder) -
         initialize_convolutions(upsampler)
         if upsampler.config.residual and not arguments.dry_run:
             set_bicubic_upsampling(upsampler, autoencoder)
+    if arguments.trunk_channels is not None:
+        upsampler = with_trunk(upsampler, arguments.trunk_channels, arguments.trunk_blocks)
     return upsampler
 
 

@@ -23,14 +23,22 @@ from ultraflash_diffusers.training.data.latents import encoder_fingerprint
 from ultraflash_diffusers.training.data.planned import planned_cascade_batch
 from ultraflash_diffusers.training.data.prompts import Prompts, text_pipeline, texts_of
 from ultraflash_diffusers.training.loop.accelerator import make_accelerator
-from ultraflash_diffusers.training.loop.arguments import add_cascade_arguments, add_start_arguments, training_parser
+from ultraflash_diffusers.training.loop.arguments import (
+    add_cascade_arguments,
+    add_perceptual_argument,
+    add_start_arguments,
+    training_parser,
+    weigh_perceptual_loss,
+)
 from ultraflash_diffusers.training.loop.command_line import run_script
 from ultraflash_diffusers.training.loop.memory_plan import dry_run
 from ultraflash_diffusers.training.loop.train import train
 from ultraflash_diffusers.training.losses.linear_decoding import check_linear_shortcut
+from ultraflash_diffusers.training.losses.perceptual import PerceptualLoss
 from ultraflash_diffusers.training.processes import local_main_process_first
 from ultraflash_diffusers.training.settings import add_choice, complete_choice, read_settings
-from ultraflash_diffusers.training.stages.sr import TRAININGS, OneStep, start_transformer
+from ultraflash_diffusers.training.stages.decoded import OneStep, OneStepTraining
+from ultraflash_diffusers.training.stages.sr import FlowMatching, FlowMatchingTraining, SRTraining, start_transformer
 from ultraflash_diffusers.training.starting_points.networks import (
     StreamSettings,
     load_encoder,
@@ -38,7 +46,7 @@ from ultraflash_diffusers.training.starting_points.networks import (
     without_weights,
 )
 
-OBJECTIVES = {name: objective for name, (objective, _) in TRAININGS.items()}
+OBJECTIVES: dict[str, type[OneStep] | type[FlowMatching]] = {"one_step": OneStep, "flow_matching": FlowMatching}
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -48,6 +56,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     wan = "folder or repository of a Wan T2V model to widen (dense attention)"
     add_cascade_arguments(add_start_arguments(parser, "UltraFlashSRTransformer", wan=wan))
     add_choice(parser, OBJECTIVES)
+    add_perceptual_argument(parser.add_argument_group("judge (one_step only)"))
     parser.add_argument(
         "--cache_latents",
         action="store_true",
@@ -62,6 +71,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--train_data_dir FILE.safetensors then trains on them, without clips or PyAV",
     )
     parsed = parser.parse_args(arguments)
+    if parsed.objective == "one_step":
+        weigh_perceptual_loss(parser, parsed)
+    elif parsed.perceptual_loss is not None:
+        parser.error("--perceptual_loss needs --objective one_step: flow matching decodes nothing")
     complete_choice(parser, parsed, OBJECTIVES)
     if parsed.pack_latents is not None and (not parsed.cache_latents or parsed.pack_latents.suffix != SUFFIX):
         parser.error(f"--pack_latents needs --cache_latents, and a name that ends in {SUFFIX}")
@@ -113,10 +126,22 @@ def load_clips(
     return dataset, validation
 
 
+def make_stage(
+    arguments: argparse.Namespace,
+    networks: tuple[UltraFlashSRTransformer, CausalLatentUpsampler, HRAutoencoder],
+    prompts: Prompts,
+    objective: OneStep | FlowMatching,
+) -> SRTraining:
+    """What the objective asks for, with the judge that the arguments name."""
+    if isinstance(objective, FlowMatching):
+        return FlowMatchingTraining(*networks, prompts, objective)
+    perceptual = None if arguments.perceptual_loss is None else PerceptualLoss(arguments.perceptual_loss)
+    return OneStepTraining(*networks, prompts, objective, perceptual)
+
+
 def main(arguments: argparse.Namespace) -> dict[str, float]:
     set_seed(arguments.seed)
-    objective_class, training_class = TRAININGS[arguments.objective]
-    objective = read_settings(arguments, objective_class)
+    objective: OneStep | FlowMatching = read_settings(arguments, OBJECTIVES[arguments.objective])
     with without_weights(arguments.dry_run):
         networks = load_networks(arguments)
         encoder = load_encoder(arguments.autoencoder, networks[-1])
@@ -124,7 +149,7 @@ def main(arguments: argparse.Namespace) -> dict[str, float]:
     one_step = objective if isinstance(objective, OneStep) else None
     with_flow = one_step is not None and one_step.pixel_loss.needs_flow
     if arguments.dry_run:
-        stage = training_class(*networks, Prompts.none(transformer), objective).encode_by(encoder)
+        stage = make_stage(arguments, networks, Prompts.none(transformer), objective).encode_by(encoder)
         return dry_run(stage, planned_cascade_batch(arguments, upsampler, autoencoder, with_flow), arguments)
     accelerator = make_accelerator(arguments, leaves_out_parameters=one_step is not None and one_step.alternates)
     dataset, validation = load_clips(arguments, accelerator, networks, encoder, with_flow)
@@ -136,7 +161,7 @@ def main(arguments: argparse.Namespace) -> dict[str, float]:
     with local_main_process_first(accelerator):
         prompts = Prompts.embed(texts_of(dataset, validation), pipe, cache_folder(arguments))
     del pipe  # the text encoder would take more memory than the training
-    stage = training_class(*networks, prompts, objective).encode_by(encoder)
+    stage = make_stage(arguments, networks, prompts, objective).encode_by(encoder)
     stage.streams = StreamSettings.of(arguments.pretrained_model_name_or_path)
     return train(stage, dataset, validation, arguments, accelerator)
 

@@ -29,6 +29,7 @@ UPSAMPLERS = {
         "residual": True,
         "residual_scale": 0.5,
     },
+    "with a trunk": {"channels": (8,), "num_blocks": (2,), "trunk_channels": 6, "trunk_blocks": 2, "residual": True},
 }
 SMALL = {"encoder_channels": (8, 8, 8), "encoder_blocks": (1, 1, 1), "decoder_channels": (8, 6, 4)}
 SMALL |= {"decoder_blocks": (1, 2, 1), "latent_channels": 4}
@@ -344,6 +345,14 @@ BAD_CALLS = [
     (lambda u, a: CausalLatentUpsampler(scale=0), "`scale` must be a positive integer, got 0"),
     (lambda u, a: CausalLatentUpsampler(layout="v3", channels=(4, 4, 4), num_blocks=(1, 1, 1), scale=3), "1, 2, 4, 8"),
     (lambda u, a: CausalLatentUpsampler(layout="v3", channels=(4, 4, 4), num_blocks=(1, 1)), "`num_blocks`"),
+    (lambda u, a: CausalLatentUpsampler(trunk_channels=8), "both positive, or None and 0: got 8 and 0"),
+    (lambda u, a: CausalLatentUpsampler(trunk_blocks=1), "both positive, or None and 0: got None and 1"),
+    (
+        lambda u, a: CausalLatentUpsampler(
+            layout="v3", channels=(4, 4, 4), num_blocks=(1, 1, 1), trunk_channels=8, trunk_blocks=1
+        ),
+        "`trunk_channels` is of the v1 layout",
+    ),
     (lambda u, a: CausalLatentUpsampler(activation="tanh"), "`activation` must be one of"),
     (lambda u, a: CausalLatentUpsampler(memory_init="ones"), "`memory_init` must be"),
     (lambda u, a: HRAutoencoder(variant="huge"), "`variant` must be one of"),

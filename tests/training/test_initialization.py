@@ -16,6 +16,7 @@ from ultraflash_diffusers.training.starting_points.initialization import (
     fit_linear_shortcut,
     initialize_convolutions,
     set_bicubic_upsampling,
+    with_trunk,
 )
 
 # 4 x 2 x 2 x 3 numbers make a latent: with 48 channels the code loses nothing
@@ -99,6 +100,18 @@ def test_networks_of_other_kinds_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             set_bicubic_upsampling(*wrong)
+
+
+def test_a_trunk_that_is_added_changes_nothing_at_first() -> None:
+    upsampler = CausalLatentUpsampler(**UPSAMPLER)
+    grown = with_trunk(upsampler, channels=8, blocks=2)
+    latents = torch.randn(1, UPSAMPLER["in_channels"], 3, 8, 8)
+    torch.testing.assert_close(grown(latents).sample, upsampler(latents).sample, atol=1e-5, rtol=1e-5)
+    assert (grown.config.trunk_channels, grown.config.trunk_blocks) == (8, 2)
+    grown(latents).sample.square().mean().backward()
+    assert grown.pre_shuffle[0].weight.grad[:, UPSAMPLER["in_channels"] :].any()  # and learns
+    with pytest.raises(ValueError, match="has a trunk of 8 channels already"):
+        with_trunk(grown, channels=8, blocks=2)
 
 
 @pytest.fixture(scope="module")

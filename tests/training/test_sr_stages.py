@@ -13,7 +13,7 @@ from ultraflash_diffusers.pipelines.noise import SeededFrameNoise, draw_seeds
 from ultraflash_diffusers.training.data.crops import Batch
 from ultraflash_diffusers.training.data.prompts import Prompts
 from ultraflash_diffusers.training.losses.pixels import PixelLoss
-from ultraflash_diffusers.training.stages.sr import OneStep, OneStepTraining
+from ultraflash_diffusers.training.stages.decoded import OneStep, OneStepTraining
 from ultraflash_diffusers.training.starting_points.networks import StreamSettings, load_cascade
 
 

@@ -372,6 +372,18 @@ def test_upsampler_training_improves_on_the_linear_map(upsampler: Path) -> None:
     assert CausalLatentUpsampler.from_pretrained(upsampler).config.residual
 
 
+def test_a_trunk_is_added_and_trained_by_what_is_decoded_linearly(
+    material: Path, autoencoder: Path, upsampler: Path, tmp_path: Path
+) -> None:
+    flags = ("--pretrained_model_name_or_path", str(upsampler), "--autoencoder", str(autoencoder), "--decode_linearly")
+    options = {"temporal_loss": "difference", "trunk_channels": 8, "trunk_blocks": 1}
+    run("train_latent_upsampler", material, tmp_path, *flags, **options, max_train_steps=4)
+    trained, file = CausalLatentUpsampler.from_pretrained(tmp_path), "diffusion_pytorch_model.safetensors"
+    assert trained.config.trunk_blocks == 1
+    seen = load_file(upsampler / file)["pre_shuffle.0.weight"].shape[1]
+    assert trained.pre_shuffle[0].weight[:, seen:].any()
+
+
 def test_the_upsampler_and_the_decoder_are_tuned_together(
     material: Path, autoencoder: Path, upsampler: Path, tmp_path: Path
 ) -> None:
@@ -410,6 +422,15 @@ def test_one_step_training_improves_on_the_condition(material: Path, autoencoder
     assert last["validation/psnr"] > last["validation/psnr_of_condition"] + 0.5
     assert last["validation/psnr_of_condition"] == pytest.approx(first["validation/psnr_of_condition"], abs=1e-4)
     assert UltraFlashSRTransformer.from_pretrained(tmp_path / "transformer").proj_out.weight.any()
+
+
+def test_one_step_training_is_judged_on_request(
+    material: Path, autoencoder: Path, upsampler: Path, tmp_path: Path
+) -> None:
+    flags = (*networks(material, autoencoder, upsampler), "--perceptual_loss", "quality_scorer")
+    run("train_sr", material, tmp_path, *flags, max_train_steps=2, logging_steps=1, judged_clips=1)
+    distances = [line["perceptual"] for line in log(tmp_path) if "perceptual" in line]
+    assert len(distances) == 2 and min(distances) > 0
 
 
 def test_the_decoder_is_tuned_on_request(material: Path, autoencoder: Path, upsampler: Path, tmp_path: Path) -> None:

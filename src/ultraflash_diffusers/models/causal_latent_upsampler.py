@@ -60,6 +60,10 @@ class CausalLatentUpsampler(Network):
         residual (`bool`, *optional*, defaults to `False`): adds a linear pixel-shuffle head from the input straight
             to the output; the network then is a correction to it.
         residual_scale (`float`, *optional*, defaults to 1.0): factor of that correction.
+        trunk_channels (`int`, *optional*): v1: the width of a trunk at the input's resolution, where a memory block
+            costs a `scale^2`-th: a convolution and blocks, whose features the head sees beside the latents. No trunk
+            without it.
+        trunk_blocks (`int`, *optional*, defaults to 0): the trunk's memory blocks.
     """
 
     _supports_gradient_checkpointing = True
@@ -81,13 +85,22 @@ class CausalLatentUpsampler(Network):
         memory_init: MemoryInit = "replicate",
         residual: bool = False,
         residual_scale: float = 1.0,
+        trunk_channels: int | None = None,
+        trunk_blocks: int = 0,
     ) -> None:
         super().__init__()
+        self._check_trunk(layout, trunk_channels, trunk_blocks)
         if layout == "v1":
             self._check_v1(scale, temporal_scale, channels, num_blocks)
             check_layers("num_blocks", num_blocks[0])
             width = channels[0]
-            self.pre_shuffle = _pixel_shuffle_head(in_channels, width, scale)
+            self.trunk = None
+            if trunk_channels is not None:
+                blocks = [CausalMemoryBlock(trunk_channels, activation, memory_init) for _ in range(trunk_blocks)]
+                self.trunk = CausalMemoryStack(
+                    conv3x3(in_channels, trunk_channels), make_activation(activation), *blocks
+                )
+            self.pre_shuffle = _pixel_shuffle_head(in_channels + (trunk_channels or 0), width, scale)
             self.pre_shuffle.append(make_activation(activation))
             self.blocks = CausalMemoryStack(
                 *[CausalMemoryBlock(width, activation, memory_init) for _ in range(num_blocks[0])]
@@ -107,6 +120,16 @@ class CausalLatentUpsampler(Network):
         else:
             raise ValueError(f"`layout` must be 'v1' or 'v3', got {layout!r}")
         self.skip_up = _pixel_shuffle_head(in_channels, out_channels, scale) if residual else None
+
+    @staticmethod
+    def _check_trunk(layout: str, channels: int | None, blocks: int) -> None:
+        if (channels is None) != (blocks == 0) or blocks < 0 or (channels is not None and channels < 1):
+            raise ValueError(
+                f"`trunk_channels` and `trunk_blocks` are both positive, or None and 0: got {channels} and {blocks}"
+            )
+        if channels is not None and layout != "v1":
+            raise ValueError(f"`trunk_channels` is of the v1 layout, `layout` is {layout!r}")
+        check_layers("trunk_blocks", blocks)
 
     @staticmethod
     def _check_v1(scale: int, temporal_scale: int, channels: tuple[int, ...], num_blocks: tuple[int, ...]) -> None:
@@ -134,8 +157,7 @@ class CausalLatentUpsampler(Network):
         check_video_tensor("latents", latents, self.config.in_channels, self.dtype)
         frames = latents.transpose(1, 2)
         if self.config.layout == "v1":
-            features, next_state = self.blocks(_framewise(self.pre_shuffle, frames), self._inner_state(state, latents))
-            sample = _framewise(self.final, features)
+            sample, next_state = self._upsample(frames, self._inner_state(state, latents))
         else:
             sample, next_state = self.net(frames, self._inner_state(state, latents))
         if self.skip_up is not None:
@@ -145,6 +167,31 @@ class CausalLatentUpsampler(Network):
         if not return_dict:
             return sample, next_state
         return CausalLatentUpsamplerOutput(sample=sample, state=next_state)
+
+    def _upsample(
+        self, frames: torch.Tensor, state: CausalMemoryState | None
+    ) -> tuple[torch.Tensor, CausalMemoryState]:
+        """The v1 layout: perhaps a trunk, the head, blocks at the output's resolution, a convolution."""
+        trunk_memories: list[torch.Tensor] = []
+        if self.trunk is not None:
+            trunk_state, state = self._split_state(state, frames)
+            features, trunk_state = self.trunk(frames, trunk_state)
+            trunk_memories = trunk_state.memories
+            frames = torch.cat([frames, features], dim=2)
+        features, next_state = self.blocks(_framewise(self.pre_shuffle, frames), state)
+        # one state, the trunk's memories first
+        next_state = CausalMemoryState(trunk_memories + next_state.memories, next_state.input_size)
+        return _framewise(self.final, features), next_state
+
+    def _split_state(
+        self, state: CausalMemoryState | None, frames: torch.Tensor
+    ) -> tuple[CausalMemoryState | None, CausalMemoryState | None]:
+        """The trunk's part of a state and the blocks'."""
+        if state is None:
+            return None, None
+        number, (batch, _, _, height, width) = self.config.trunk_blocks, frames.shape
+        trunk = CausalMemoryState(state.memories[:number], (batch, height, width))
+        return trunk, CausalMemoryState(state.memories[number:], state.input_size)
 
     def _inner_state(self, state: CausalMemoryState | None, latents: torch.Tensor) -> CausalMemoryState | None:
         """Checks the state against the latents before the head runs (v1's blocks stand behind the upsampling)."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from diffusers.optimization import SchedulerType
 
 from ..data.crops import Crop
+from ..losses.perceptual import PERCEPTUAL_LOSSES, PERCEPTUAL_WEIGHTS
 from ..settings import NON_NEGATIVE, POSITIVE, SHARE, Number, bounded
 from .command_line import TrainingParser
 
@@ -122,6 +123,19 @@ def add_reward_arguments(group: argparse._ArgumentGroup, default: list[str] | No
         help="packaged, clip_iqa_plus, musiq, laion_aesthetic, or a folder or repository of a QualityScorer",
     )
     group.add_argument("--reward_weights", type=non_negative(float), nargs="+", help="one a reward; equal by default")
+
+
+def add_perceptual_argument(group: argparse._ArgumentGroup) -> None:
+    """Adds the perceptual loss of decoded results; its weight is one of the objective's settings."""
+    group.add_argument("--perceptual_loss", choices=PERCEPTUAL_LOSSES, help="none without it")
+
+
+def weigh_perceptual_loss(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> None:
+    """Gives the perceptual loss the weight that goes with it, if none was named: 0.0002 the scorer, 0.5 the others."""
+    if parsed.perceptual_loss is None and parsed.perceptual_weight is not None:
+        parser.error("--perceptual_weight needs --perceptual_loss")
+    if parsed.perceptual_weight is None:
+        parsed.perceptual_weight = PERCEPTUAL_WEIGHTS.get(parsed.perceptual_loss)
 
 
 def positive(kind: Callable[[str], Number]) -> Callable[[str], Number]:

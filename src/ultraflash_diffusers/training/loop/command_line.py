@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from ...allocation import keep_freed_memory
 from ..files import replace_text
 
 # what a file does not say for another run
@@ -121,6 +122,7 @@ def run_script(main: Callable[[argparse.Namespace], object], parse: Callable[[],
         main (`Callable`): the script, of parsed arguments.
         parse (`Callable`): parses the command line.
     """
+    keep_freed_memory()
     try:
         main(parse())
     except _EXPECTED as error:

@@ -17,6 +17,9 @@ from ...pixels import to_unit
 from ...rewards import QualityScorer, packaged_quality_scorer
 
 PERCEPTUAL_LOSSES = ("quality_scorer", "st_lpips_alex", "st_lpips_vgg", "lpips_alex", "lpips_vgg")
+# the packaged scorer answers to the slightest change: in latents its gradients are some thousand times those of the
+# wavelet loss, and at larger weights nothing else is learnt
+PERCEPTUAL_WEIGHTS = dict.fromkeys(PERCEPTUAL_LOSSES, 0.5) | {"quality_scorer": 2e-4}
 
 
 class PerceptualLoss(nn.Module):

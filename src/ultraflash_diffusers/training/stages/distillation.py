@@ -28,7 +28,8 @@ from ..losses.pixels import PixelLoss
 from ..settings import Count, NonNegative, Positive, Share
 from ..starting_points.lora import LoraLayers, choose_trained, lora_of, may_share, tuned_copy
 from ..starting_points.networks import decoder_parameters, load_network
-from .sr import DecodedObjective, DecodedTraining, sampler, warn_of_other_noise
+from .decoded import DecodedObjective, DecodedTraining
+from .sr import sampler, warn_of_other_noise
 
 # what student and teacher must have in common: the latents, the texts and what the last layer says of them
 _SHARED_SETTINGS = ("out_channels", "text_dim", "patch_size", "prediction_type")
@@ -55,10 +56,7 @@ class DistillationObjective(DecodedObjective):
         teacher_steps (`int`, *optional*, defaults to 20): of the teacher, in regression and in validation.
         flow_shift (`float`, *optional*, defaults to 1.5): of the teacher's steps.
         matching_weight (`float`, *optional*, defaults to 1.0): of the squared error whose gradient is the matching's.
-        perceptual_weight (`float`, *optional*, defaults to 0.0): of the perceptual loss of the decoded result.
         reward_weight (`float`, *optional*, defaults to 0.0): of the reward of the decoded result; 0 measures it only.
-        judged_frames (`int`, *optional*, defaults to 1): frames of a clip, drawn anew for each batch, that the
-            perceptual loss and the reward see; all of them if the clip has no more.
 
     Raises:
         ValueError: a count or a weight outside its range, or reconstructions that nothing compares.
@@ -74,9 +72,7 @@ class DistillationObjective(DecodedObjective):
     teacher_steps: Count = 20
     flow_shift: Positive[float] = 1.5
     matching_weight: NonNegative[float] = 1.0
-    perceptual_weight: NonNegative[float] = 0.0
     reward_weight: NonNegative[float] = 0.0
-    judged_frames: Count = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -132,15 +128,13 @@ class DistillationTraining(DecodedTraining):
         perceptual: PerceptualLoss | None = None,
     ) -> None:
         check_networks(student, teacher)
-        for name, judge in (("reward", reward), ("perceptual", perceptual)):
-            weight = getattr(objective, f"{name}_weight")
-            if weight > 0 and judge is None:
-                raise ValueError(f"`{name}_weight` is {weight}, but `{name}` is None")
-        super().__init__(student, upsampler, autoencoder, prompts, objective)
+        if objective.reward_weight > 0 and reward is None:
+            raise ValueError(f"`reward_weight` is {objective.reward_weight}, but `reward` is None")
+        super().__init__(student, upsampler, autoencoder, prompts, objective, perceptual)
         warn_of_other_noise("the teacher", teacher, objective)
         self.teacher = teacher.requires_grad_(False)
         self.fake_score = fake_score
-        self.reward, self.perceptual = reward, perceptual
+        self.reward = reward
         self._frozen = [network for network in (teacher, reward, perceptual) if isinstance(network, nn.Module)]
         for network in self._frozen:
             network.requires_grad_(False)
@@ -226,9 +220,7 @@ class DistillationTraining(DecodedTraining):
         self, decoded: torch.Tensor, batch: Batch, generator: torch.Generator
     ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """Perceptual loss and reward of some frames: the weighted terms, and the plain score."""
-        result = self.corrected(decoded, batch)
-        chosen = torch.randperm(result.shape[2], generator=generator)[: self.objective.judged_frames]
-        result, target = (pixels[:, :, chosen.to(pixels.device)] for pixels in (result, batch.high))
+        result, target = self._judged(decoded, batch, generator)
         terms, measured = {}, {}
         if self.perceptual is not None and self.objective.perceptual_weight > 0:
             terms["perceptual"] = self.objective.perceptual_weight * self.perceptual(result, target)

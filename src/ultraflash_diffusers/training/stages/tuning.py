@@ -85,3 +85,13 @@ class UpsamplerTuning(Settings):
         given = self.latent_upsampler_learning_rate
         rate = 0.7 * learning_rate if given is None else given
         return [{"params": upsampler_parameters(upsampler), "lr": rate}]
+
+
+def check_decoding(decode_linearly: bool, decoder: DecoderTuning) -> None:
+    """Checks that a decoder that is to be trained is used.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if decoder.train_decoder and decode_linearly:
+        raise ValueError("`decode_linearly` leaves out the decoder that `train_decoder` would train")

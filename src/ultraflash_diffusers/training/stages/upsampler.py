@@ -13,11 +13,12 @@ from ...models.causal_latent_upsampler import CausalLatentUpsampler
 from ...models.hr_autoencoder import HRAutoencoder
 from ..data.crops import Batch
 from ..losses.fidelity import psnr
+from ..losses.linear_decoding import decode_linearly
 from ..losses.pixels import PixelLoss
 from ..settings import NonNegative, Settings
 from ..starting_points.networks import decoder_parameters, train_only, upsampler_parameters
 from .base import Training, one_in
-from .tuning import DecoderTuning
+from .tuning import DecoderTuning, check_decoding
 
 
 @dataclass(frozen=True)
@@ -27,13 +28,23 @@ class UpsamplerObjective(Settings):
     Args:
         pixel_loss (`PixelLoss`, *optional*): of the decoded latents.
         latent_weight (`float`, *optional*, defaults to 0.01): of the mean squared error of the latents.
+        decode_linearly (`bool`, *optional*, defaults to `False`): the losses see the latents through the autoencoder's
+            linear shortcut alone, which is cheap.
         decoder (`DecoderTuning`, *optional*): whether the decoder is trained along, which learns to make the best of
             upsampled latents.
+
+    Raises:
+        ValueError: a decoder that is to be trained and is not used.
     """
 
     pixel_loss: PixelLoss = PixelLoss()
     latent_weight: NonNegative[float] = 0.01
+    decode_linearly: bool = False
     decoder: DecoderTuning = DecoderTuning()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_decoding(self.decode_linearly, self.decoder)
 
 
 class UpsamplerTraining(Training):
@@ -64,7 +75,7 @@ class UpsamplerTraining(Training):
     def forward(self, batch: Batch, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         low, target = batch.encode_low(self.autoencoder), batch.encode_high(self.autoencoder)
         latents = target if self._reconstructs else self.upsampler(low).sample.float()
-        decoded = self.autoencoder.decode(latents).sample
+        decoded = self._decode(latents)
         source = None if self._reconstructs else batch.low
         terms = self.objective.pixel_loss(decoded, batch.high, batch.flow, source)
         terms["latent"] = self.objective.latent_weight * F.mse_loss(latents, target)
@@ -74,7 +85,7 @@ class UpsamplerTraining(Training):
     def validate(self, batch: Batch) -> dict[str, float | torch.Tensor]:
         assert batch.low is not None
         latents = self.upsampler(batch.encode_low(self.autoencoder)).sample.float()
-        result = self.objective.pixel_loss.corrected(self.autoencoder.decode(latents).sample, batch.low)
+        result = self.objective.pixel_loss.corrected(self._decode(latents), batch.low)
         reached = psnr(result, batch.high).item()
         return {
             "psnr": reached,
@@ -83,6 +94,11 @@ class UpsamplerTraining(Training):
             "result": result,
             "truth": batch.high,
         }
+
+    def _decode(self, latents: torch.Tensor) -> torch.Tensor:
+        if self.objective.decode_linearly:
+            return decode_linearly(self.autoencoder, latents)
+        return self.autoencoder.decode(latents).sample
 
     def save_pretrained(self, folder: Path) -> None:
         """Writes the upsampler to `folder`, and the autoencoder, whose decoder was trained, to its `autoencoder`."""

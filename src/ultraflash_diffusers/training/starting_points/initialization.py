@@ -120,6 +120,29 @@ def set_bicubic_upsampling(upsampler: CausalLatentUpsampler, autoencoder: HRAuto
     _silence(upsampler.final if upsampler.config.layout == "v1" else upsampler.net[-1])
 
 
+@torch.no_grad()
+def with_trunk(upsampler: CausalLatentUpsampler, channels: int, blocks: int) -> CausalLatentUpsampler:
+    """A trained upsampler with a new trunk, whose features the head does not look at yet: the same results at first.
+
+    Args:
+        upsampler (`CausalLatentUpsampler`): of the v1 layout, without a trunk.
+        channels, blocks (`int`): the new network's `trunk_channels` and `trunk_blocks`.
+
+    Raises:
+        ValueError: it has a trunk, or cannot have one.
+    """
+    if upsampler.config.trunk_channels is not None:
+        raise ValueError(f"`upsampler` has a trunk of {upsampler.config.trunk_channels} channels already")
+    grown = CausalLatentUpsampler.from_config(upsampler.config, trunk_channels=channels, trunk_blocks=blocks)
+    initialize_convolutions(grown)
+    weights = upsampler.state_dict()
+    head = weights["pre_shuffle.0.weight"]
+    unseen = head.new_zeros(len(head), channels, *head.shape[2:])
+    trunk = {f"trunk.{name}": value for name, value in grown.trunk.state_dict().items()}
+    grown.load_state_dict(weights | trunk | {"pre_shuffle.0.weight": torch.cat([head, unseen], dim=1)})
+    return grown
+
+
 def _fold(autoencoder: HRAutoencoder, clip: torch.Tensor) -> torch.Tensor:
     """The rows that the encoder's shortcut sees: one flattened space-time patch a latent position."""
     if autoencoder.unit_range:
