@@ -7,10 +7,7 @@ import gc
 import os
 import re
 import runpy
-import subprocess
-import sys
 import tempfile
-import threading
 import time
 from fractions import Fraction
 from pathlib import Path
@@ -21,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.paths import ROOT
+from helpers.server_process import server_process
 from helpers.strangers import address_without_visitors, huge_files, lists
 from helpers.tiny import make_tiny_pipeline
 from PIL import Image
@@ -346,21 +344,11 @@ def test_the_page_asks_no_other_host(url):
 @pytest.mark.slow
 def test_the_command_starts_it_and_prints_where(tmp_path):
     make_tiny_pipeline().save_pretrained(tmp_path / "pipe")
-    words = [sys.executable, "-m", "ultraflash_diffusers.cli", "demo", "--checkpoint", str(tmp_path / "pipe")]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "GRADIO_TEMP_DIR": str(tmp_path / "gradio")}
-    process = subprocess.Popen([*words, "--json"], stdout=subprocess.PIPE, text=True, env=environment)
-    try:
-        killer = threading.Timer(240, process.kill)
-        killer.start()
-        line = process.stdout.readline()
-        killer.cancel()
-        address = re.search(r'{"url": "(http://127.0.0.1:\d+/)"}', line).group(1)
-        client = gradio_client.Client(address, verbose=False, download_files=str(tmp_path))
+    words = ["demo", "--checkpoint", str(tmp_path / "pipe")]
+    with server_process(*words, GRADIO_TEMP_DIR=str(tmp_path / "gradio")) as (_, url):
+        client = gradio_client.Client(url, verbose=False, download_files=str(tmp_path))
         assert "Done · 5 frames" in client.predict("a cat", "48 × 32", 5, 0, api_name="/generate")[2]
         client.close()
-    finally:
-        process.kill()
-        process.wait()
 
 
 def test_the_command_reports_a_missing_checkpoint(tmp_path, capsys):

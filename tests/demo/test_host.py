@@ -4,12 +4,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,8 +13,8 @@ import httpx
 import numpy as np
 import psutil
 import pytest
-from helpers.paths import ROOT
 from helpers.realtime import Client, wait_until
+from helpers.server_process import server_process
 from helpers.tiny import make_tiny_pipeline
 
 from ultraflash_diffusers.video_io import VideoWriter
@@ -123,19 +119,8 @@ def test_memory_does_not_grow_with_visitors(page, address):
 def test_signals_end_the_demo_cleanly(number, tmp_path):
     make_tiny_pipeline().save_pretrained(tmp_path / "pipe")
     (tmp_path / "temporary").mkdir()
-    words = [
-        sys.executable,
-        "-m",
-        "ultraflash_diffusers.cli",
-        "demo",
-        "--checkpoint",
-        str(tmp_path / "pipe"),
-        "--json",
-    ]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "TMPDIR": str(tmp_path / "temporary")}
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment)
-    try:
-        url = re.search(r'{"url": "(http://[^"]+)"}', process.stdout.readline()).group(1)
+    words = ["demo", "--checkpoint", str(tmp_path / "pipe")]
+    with server_process(*words, TMPDIR=str(tmp_path / "temporary")) as (process, url):
         client = gradio_client.Client(url, verbose=False, download_files=str(tmp_path))
         job = client.submit("a cat", "48 × 32", 480, 0, api_name="/generate")
         wait_until(lambda: bool(job.outputs()), 60)
@@ -143,6 +128,3 @@ def test_signals_end_the_demo_cleanly(number, tmp_path):
         assert process.wait(60) in (0, 130)
         left = [path.name for path in (tmp_path / "temporary").glob("ultraflash-*")]
         assert left == []
-    finally:
-        process.kill()
-        shutil.rmtree(tmp_path / "temporary", ignore_errors=True)

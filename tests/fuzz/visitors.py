@@ -28,7 +28,7 @@ import httpx
 import numpy as np
 import psutil
 import torch
-from helpers.realtime import Client, encoded, wait_until
+from helpers.realtime import Client, encoded
 from helpers.tiny import make_tiny_pipeline
 from websockets.exceptions import ConnectionClosed
 
@@ -110,19 +110,12 @@ def server(max_streams: int) -> Iterator[tuple[str, int]]:
     try:
         assert process.stdout is not None
         address = process.stdout.readline().strip()
-        wait_until(lambda: _answers(address))
+        assert address, "the server has ended"
         yield address, process.pid
         assert process.poll() is None, "the server has ended"
     finally:
         process.terminate()
         process.wait(30)
-
-
-def _answers(address: str) -> bool:
-    try:
-        return httpx.get(f"http://{address}/health").is_success
-    except httpx.ConnectError:
-        return False
 
 
 def visit(address: str, chance: random.Random, expected: dict[tuple[str, int], np.ndarray], visits: Visits) -> None:
@@ -229,8 +222,8 @@ def serve(max_streams: int) -> None:
         Server([ServedModel("tiny", make_pipeline())], ServerSettings(max_streams=max_streams, max_queue=500))
     )
     app.add_api_route("/held", held)
-    print(f"127.0.0.1:{listener.getsockname()[1]}", flush=True)
-    run_until_signal(app, listener)
+    address = f"127.0.0.1:{listener.getsockname()[1]}"
+    run_until_signal(app, listener, lambda: print(address, flush=True))
 
 
 def held() -> dict[str, int]:

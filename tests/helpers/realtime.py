@@ -27,11 +27,12 @@ PATH = "/v1/realtime/video"
 def running(app: Any) -> Iterator[str]:
     """Runs an ASGI application; gives its address without the scheme."""
     listener = bind("127.0.0.1", 0)
-    server = make_server(app)
+    ready = threading.Event()
+    server = make_server(app, ready.set)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
-        wait_until(lambda: server.started)
+        assert ready.wait(30), "the server did not start in time"
         yield f"127.0.0.1:{listener.getsockname()[1]}"
     finally:
         server.should_exit = True

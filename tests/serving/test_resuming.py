@@ -4,14 +4,13 @@
 from __future__ import annotations
 
 import io
-import os
-import re
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import av
 import numpy as np
@@ -19,6 +18,7 @@ import pytest
 import torch
 from helpers.paths import ROOT
 from helpers.realtime import PATH, Client, encoded, is_played, play_to_the_end, running, wait_until
+from helpers.server_process import server_process
 from helpers.tiny import make_tiny_pipeline
 
 from ultraflash_diffusers import UltraFlashStreamingPipeline
@@ -228,35 +228,26 @@ def test_a_folder_that_fails_ends_the_keeping_and_not_the_stream(addresses, stor
 def test_sessions_of_a_killed_server_go_on_when_it_is_back(pipe, tmp_path):
     """With the example client among those who play, whose file has each frame once."""
     pipe.save_pretrained(tmp_path / "pipe")
-    words = [sys.executable, "-m", "ultraflash_diffusers.cli", "serve", "--checkpoint", str(tmp_path / "pipe")]
-    words += ["--jobs", str(tmp_path / "jobs"), "--sessions", str(tmp_path / "sessions")]
-    words += ["--save-every", "0", "--json", "--port"]
+    words = ["serve", "--checkpoint", str(tmp_path / "pipe"), "--save-every", "0"]
+    words += ["--jobs", str(tmp_path / "jobs"), "--sessions", str(tmp_path / "sessions"), "--port"]
     (tmp_path / "temporary").mkdir()  # a killed server leaves what it has there
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "TMPDIR": str(tmp_path / "temporary")}
-
-    def started(port: int) -> tuple[subprocess.Popen, str]:
-        process = subprocess.Popen([*words, str(port)], stdout=subprocess.PIPE, text=True, env=environment)
-        return process, re.search(r'"url": "http://([^"]+)"', process.stdout.readline()).group(1)
-
-    process, address = started(0)
+    temporary = str(tmp_path / "temporary")
     received, came = [], threading.Event()
     start = {"prompt": "a blue cat", "num_frames": 400, "seed": 3}
     video = tmp_path / "video.mp4"
     example = [sys.executable, str(ROOT / "examples" / "realtime_client.py"), "a red ball", "--then", "a blue cat"]
-    example += ["--num-frames", "400", "--url", f"ws://{address}{PATH}", "--output", str(video)]
-    try:
+    with server_process(*words, "0", TMPDIR=temporary) as (process, url):
+        address = urlsplit(url).netloc
+        example += ["--num-frames", "400", "--url", f"ws://{address}{PATH}", "--output", str(video)]
         other = threading.Thread(target=lambda: received.extend(play_to_the_end(address, came.set, 300, **start)))
         other.start()
         client = subprocess.Popen(example, stdout=subprocess.PIPE, text=True)
         wait_until(lambda: came.is_set() and video.exists(), 200)
         process.kill()
         process.wait()
-        process, _ = started(int(address.rpartition(":")[2]))
+    with server_process(*words, address.rpartition(":")[2], TMPDIR=temporary):
         told = client.communicate(timeout=300)[0]
         other.join(300)
-    finally:
-        process.terminate()
-        process.wait(30)
     assert len([each for each in received if each.chunks]) == 2
     # weights in other places of memory may be multiplied with other roundings
     loaded = UltraFlashStreamingPipeline.from_pretrained(tmp_path / "pipe", dtype=torch.float32)

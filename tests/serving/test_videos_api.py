@@ -4,10 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
-import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,8 +11,8 @@ import httpx
 import numpy as np
 import pytest
 import torch
-from helpers.paths import ROOT
 from helpers.realtime import running, wait_until
+from helpers.server_process import server_process
 from helpers.tiny import make_tiny_pipeline
 
 from ultraflash_diffusers.serving import JobStore, ServedModel, Server, ServerSettings, create_app
@@ -177,27 +173,18 @@ def test_results_are_forgotten_in_the_end(pipe, tmp_path):
 @pytest.mark.slow
 def test_jobs_of_a_killed_server_are_finished_by_the_next_one(pipe, tmp_path):
     pipe.save_pretrained(tmp_path / "pipe")
-    words = [sys.executable, "-m", "ultraflash_diffusers.cli", "serve", "--checkpoint", str(tmp_path / "pipe")]
-    words += ["--port", "0", "--jobs", str(tmp_path / "jobs"), "--save-every", "0", "--json"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-
-    def started() -> tuple[subprocess.Popen, httpx.Client]:
-        process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment)
-        url = re.search(r'"url": "(http://[^"]+)"', process.stdout.readline()).group(1)
-        return process, httpx.Client(base_url=url, timeout=30)
-
-    process, client = started()
-    try:
+    words = ["serve", "--checkpoint", str(tmp_path / "pipe"), "--port", "0"]
+    words += ["--jobs", str(tmp_path / "jobs"), "--save-every", "0"]
+    with server_process(*words) as (process, url), httpx.Client(base_url=url, timeout=30) as client:
         job = client.post("/v1/videos", json={"prompt": "a red ball", "num_frames": 300, "seed": 3}).json()
         partial = tmp_path / "jobs" / job["id"]
         wait_until(lambda: list(partial.glob("*.state")) or finished_early(client, job), 120)
         process.kill()
         process.wait()
-        process, client = started()
+    with server_process(*words) as (process, url), httpx.Client(base_url=url, timeout=30) as client:
         assert finished(client, job)["status"] == "completed"
         wanted = expected(pipe, tmp_path, {"fps": 12}, prompt="a red ball", num_frames=300)
         assert np.array_equal(fetched(client, job, tmp_path / "got.mp4"), wanted)
-    finally:
         process.terminate()
         assert process.wait(30) == 0
 

@@ -49,9 +49,9 @@ def _run(options: argparse.Namespace) -> None:
     where = {"server_name": options.host, "server_port": options.port, "share": options.share}
     _, local, public = launch_demo(page, examples, prevent_thread_lock=True, quiet=True, **where)
     url = public or local
-    print(json.dumps({"url": url}) if options.json else f"The demo runs at {url}", flush=True)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
+    print(json.dumps({"url": url}) if options.json else f"The demo runs at {url}", flush=True)
     try:
         page.block_thread()
     finally:

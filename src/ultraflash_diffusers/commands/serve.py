@@ -115,8 +115,8 @@ def _run(options: argparse.Namespace) -> None:
         app = create_app(_server(options), jobs, _own_names(options))
         host = f"[{options.host}]" if ":" in options.host else options.host
         url = f"http://{host}:{listener.getsockname()[1]}"
-        print(json.dumps({"url": url}) if options.json else f"The server runs at {url}", flush=True)
-        run_until_signal(app, listener)
+        told = json.dumps({"url": url}) if options.json else f"The server runs at {url}"
+        run_until_signal(app, listener, lambda: print(told, flush=True))
     finally:
         listener.close()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import signal
 import socket
+from collections.abc import Callable
 from typing import Any
 
 import uvicorn
@@ -15,7 +16,9 @@ _LARGEST_MESSAGE = 64 * 2**20
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Returns a socket that listens there, whose connections tell soon that nobody reads.
+    """Returns a socket of that address, whose connections tell soon that nobody reads.
+
+    Until its server runs they are refused.
 
     Raises:
         OSError: the address is in use, or none of this machine.
@@ -34,8 +37,23 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def make_server(app: Any) -> uvicorn.Server:
-    """Returns the HTTP server of an application, to be run on a socket of [`bind`]."""
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, when_ready: Callable[[], object]) -> None:
+        super().__init__(config)
+        self._when_ready = when_ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._when_ready()
+
+
+def make_server(app: Any, when_ready: Callable[[], object]) -> uvicorn.Server:
+    """Returns the HTTP server of an application, to be run on a socket of [`bind`].
+
+    Args:
+        app: an ASGI application.
+        when_ready (`callable`): called once, when connections are accepted.
+    """
     config = uvicorn.Config(
         app,
         log_level="warning",
@@ -47,12 +65,18 @@ def make_server(app: Any) -> uvicorn.Server:
         timeout_graceful_shutdown=5,
         lifespan="on",
     )
-    return uvicorn.Server(config)
+    return _Server(config, when_ready)
 
 
-def run_until_signal(app: Any, listener: socket.socket) -> None:
-    """Serves until Ctrl-C, TERM or HUP; running sessions are closed first."""
-    server = make_server(app)
+def run_until_signal(app: Any, listener: socket.socket, when_ready: Callable[[], object]) -> None:
+    """Serves until Ctrl-C, TERM or HUP; running sessions are closed first.
+
+    Args:
+        app: an ASGI application.
+        listener (`socket.socket`): from [`bind`].
+        when_ready (`callable`): called once, when connections are accepted and signals are heard.
+    """
+    server = make_server(app, when_ready)
     former = {
         signal.SIGHUP: signal.signal(signal.SIGHUP, lambda *_: setattr(server, "should_exit", True)),
         # uvicorn ends by the signal once more: it has been heard
