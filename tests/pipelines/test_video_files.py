@@ -72,3 +72,17 @@ def test_a_text_becomes_a_file(pipe, tmp_path):
     assert (info.width, info.height, info.fps) == (pipe.config.default_width, pipe.config.default_height, 8)
     with pytest.raises(FileExistsError, match="overwrite=True"):
         generate_file(pipe, "a red ball", output, **QUIET)
+
+
+def test_one_progress_bar_is_shown_or_none(clip, tmp_path, capsys):
+    pipe = make_tiny_pipeline()
+    pipe.set_progress_bar_config(desc="the pipeline's")
+    reader = VideoReader(clip, num_frames=9)
+    for progress in (True, False):
+        upscale_file(pipe, reader, tmp_path / "out.mp4", overwrite=True, progress=progress)
+        generate_file(pipe, "a red ball", tmp_path / "text.mp4", num_frames=7, overwrite=True, progress=progress)
+        shown = capsys.readouterr().err
+        assert [line in shown for line in ("out.mp4: 100%", "text.mp4: 100%")] == [progress, progress]
+        assert "the pipeline's" not in shown
+    list(pipe.stream("a red ball", num_frames=5))
+    assert "the pipeline's: 100%" in capsys.readouterr().err

@@ -24,6 +24,7 @@ from .pipeline_state import PipelineStreamState
 from .pipeline_ultraflash import UltraFlashStreamingPipeline
 from .resampling import target_size
 from .sources.pipeline_audio import call_frame_rate
+from .video_stream import VideoStream
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,9 @@ def upscale_file(
     )
     with _finished_or_kept(writer):
         return FileStream(writer, info.num_frames, save_every, progress).run(
-            lambda state: _loaded(pipe, *made).stream(
+            lambda state: _stream(
+                pipe,
+                made,
                 prompt,
                 reader,
                 num_inference_steps=num_inference_steps,
@@ -236,7 +239,9 @@ def generate_file(
     )
     with _finished_or_kept(writer):
         return FileStream(writer, num_frames, save_every, progress).run(
-            lambda state: _loaded(pipe, height, width).stream(
+            lambda state: _stream(
+                pipe,
+                (height, width),
                 prompt,
                 source,
                 height=height,
@@ -263,8 +268,17 @@ def _scale(pipe: UltraFlashStreamingPipeline | LazyPipeline) -> int:
     return pipe.scale if isinstance(pipe, LazyPipeline) else pipe.latent_upsampler.config.scale
 
 
-def _loaded(pipe: UltraFlashStreamingPipeline | LazyPipeline, height: int, width: int) -> UltraFlashStreamingPipeline:
-    return pipe.load(height, width) if isinstance(pipe, LazyPipeline) else pipe
+def _stream(
+    pipe: UltraFlashStreamingPipeline | LazyPipeline, size: tuple[int, int], *arguments: Any, **keywords: Any
+) -> VideoStream:
+    """Starts a stream without the pipeline's own progress bar, in whose lines that of the file would be lost."""
+    loaded = pipe.load(*size) if isinstance(pipe, LazyPipeline) else pipe
+    shown = getattr(loaded, "_progress_bar_config", {})
+    loaded.set_progress_bar_config(**shown | {"disable": True})
+    try:
+        return loaded.stream(*arguments, **keywords)
+    finally:
+        loaded.set_progress_bar_config(**shown)
 
 
 def _identity(
