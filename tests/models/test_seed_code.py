@@ -12,7 +12,7 @@ from helpers.tiny import LATENT_CHANNELS, TEXT_DIM, make_tiny_generator
 
 from ultraflash_diffusers import CausalWanTransformer
 from ultraflash_diffusers.models.placed_head import CellWindow, PlacedHead
-from ultraflash_diffusers.models.seed_code import SeedPlaces, clock, ridge_terms
+from ultraflash_diffusers.models.seed_code import SeedPlaces, clock, ridge_terms, text_summary
 from ultraflash_diffusers.models.sprites import set_sprite
 
 CODED: dict[str, Any] = {
@@ -43,6 +43,10 @@ def inputs(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, tor
     noise = torch.randn(2, LATENT_CHANNELS, FRAMES, 8, 12, generator=rng)
     text = torch.randn(2, 5, TEXT_DIM, generator=rng)
     return noise, torch.full((2,), 1000.0), text, torch.randn(2, 3, generator=rng)
+
+
+def of_first_frame(network: CausalWanTransformer, text: torch.Tensor, code: torch.Tensor) -> torch.Tensor:
+    return network.seed_code_embedding(code, text_summary(text), torch.zeros((), dtype=torch.int64), 1)[0]
 
 
 def clean(network: CausalWanTransformer, noise: torch.Tensor, *rest: Any, **keywords: Any) -> torch.Tensor:
@@ -178,9 +182,10 @@ def test_parts_can_be_learnt_from_by_the_true_places():
     network = make_tiny_generator(**CODED).requires_grad_(True)
     _, _, text, code = inputs()
     window = CellWindow(torch.tensor([0, 4]), torch.tensor([8, 0]), 4, 4)
-    drawn = network.draw_windows(text, code, window, places(2, 1))
+    embedding = of_first_frame(network, text, code)
+    drawn = network.draw_windows(text, embedding, window, places(2, 1))
     assert drawn.shape == (2, 2, 3, 16, 16)
-    elsewhere = network.draw_windows(text, code, window, places(2, 1, column=0.6))
+    elsewhere = network.draw_windows(text, embedding, window, places(2, 1, column=0.6))
     assert (drawn - elsewhere).abs().mean() > 1e-3
     drawn.sum().backward()
     assert network.head.to_fields.linear.weight.grad.abs().sum() > 0
@@ -192,10 +197,11 @@ def test_parts_can_be_learnt_from_by_the_true_places():
 def test_parts_are_drawn_in_mixed_precision():
     network = make_tiny_generator(**CODED)
     _, _, text, code = inputs()
-    given = (text, code, CellWindow(torch.tensor([0, 4]), torch.tensor([8, 0]), 4, 4), places(2, 1))
+    given = (CellWindow(torch.tensor([0, 4]), torch.tensor([8, 0]), 4, 4), places(2, 1))
     with torch.autocast("cpu", torch.bfloat16):
-        mixed = network.draw_windows(*given)
-    torch.testing.assert_close(mixed.float(), network.draw_windows(*given), rtol=0.1, atol=0.1)
+        mixed = network.draw_windows(text, of_first_frame(network, text, code), *given)
+    full = network.draw_windows(text, of_first_frame(network, text, code), *given)
+    torch.testing.assert_close(mixed.float(), full, rtol=0.1, atol=0.1)
 
 
 @pytest.mark.parametrize(

@@ -327,7 +327,7 @@ class CausalWanTransformer(WanBackbone):
         return condition.to(self.dtype), places
 
     def draw_windows(
-        self, encoder_hidden_states: torch.Tensor, seed_code: torch.Tensor, window: CellWindow, places: SeedPlaces
+        self, encoder_hidden_states: torch.Tensor, embedding: torch.Tensor, window: CellWindow, places: SeedPlaces
     ) -> torch.Tensor:
         """Draws a part of a stream's first frame, in one step, to learn from.
 
@@ -335,21 +335,20 @@ class CausalWanTransformer(WanBackbone):
 
         Args:
             encoder_hidden_states (`torch.Tensor` of shape `[batch, up to text_length, text_dim]`): the prompts.
-            seed_code (`torch.Tensor` of shape `[batch, seed_code_dim]`): normal values.
+            embedding (`torch.Tensor` of shape `[batch, 1, dim]`): of code, text and the first frame, see
+                [`SeedCodeEmbedding`].
             window (`CellWindow`): the part.
-            places (`SeedPlaces`): where things are said to be, in the place of what the network thinks, at the moments
-                that are wanted.
+            places (`SeedPlaces`): where things are said to be, in the place of what the embedding comes with, at the
+                moments that are wanted.
 
         Returns:
             `torch.Tensor`: `[batch, moments, 3, height, width]`, pixels of the window.
         """
-        size, batch = self.config.sample_size, len(seed_code)
+        size, batch, condition = self.config.sample_size, len(embedding), embedding.to(self.dtype)
         grid = self._token_grid((self.config.patch_size[0], *size), "sample_size")
-        start, attends = self._full_attention(seed_code.device, grid)
-        condition, _ = self._seed_condition(seed_code, encoder_hidden_states, start, batch, 1)
-        assert condition is not None
+        start, attends = self._full_attention(embedding.device, grid)
         latents = encoder_hidden_states.new_zeros(batch, self.config.in_channels, 1, *size)
-        timestep = torch.full((batch, 1), 1000.0, device=seed_code.device)
+        timestep = torch.full((batch, 1), 1000.0, device=embedding.device)
         tokens, _ = self._transform(latents, timestep, encoder_hidden_states, grid, start, attends, condition)
         return self.head(tokens, grid, condition, places, tuple(size), window)
 

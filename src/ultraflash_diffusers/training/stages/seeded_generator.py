@@ -83,7 +83,8 @@ class SeededGeneratorTraining(Training):
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         embeds, shown = self.text(batch.texts), len(batch.pixels)
         places = SeedPlaces(batch.places.anchors[:shown, :, -1:], batch.places.ridges[:shown])
-        drawn = self.network.draw_windows(embeds[:shown], batch.codes[:shown], batch.window, places)
+        embedding, found = self.network.seed_code_embedding(batch.codes, text_summary(embeds), self.start, 1)
+        drawn = self.network.draw_windows(embeds[:shown], embedding[:shown], batch.window, places)
         error = drawn[:, 0] - batch.pixels
         steps = torch.stack([_charbonnier(error.diff(dim=axis), _STEP_EPSILON) for axis in (2, 3)]).mean()
         terms = {
@@ -91,7 +92,6 @@ class SeededGeneratorTraining(Training):
             "mse": self.objective.mse_weight * error.square().mean(),
             "steps": self.objective.step_weight * steps,
         }
-        embedding, found = self.network.seed_code_embedding(batch.codes, text_summary(embeds), self.start, 1)
         terms["looks"] = self.objective.looks_weight * (self.looks(embedding[:, 0]) - batch.looks).square().mean()
         terms["places"] = self.objective.places_weight * _places_error(found, batch.places)
         return torch.stack(list(terms.values())).sum(), terms
