@@ -31,6 +31,7 @@ from ultraflash_diffusers.degradation import (
     UnsharpMask,
     degradation_preset,
 )
+from ultraflash_diffusers.tables import markdown_table
 
 OPERATIONS: dict[str, Callable[[], Transform]] = {
     "TemporalMorph": lambda: TemporalMorph((0.2, 0.9)),
@@ -79,11 +80,12 @@ def main(arguments: list[str] | None = None) -> None:
     clip = moving_texture(options.frames, options.height, options.width)
     made = {name: make() for name, make in OPERATIONS.items()}
     presets = {name: degradation_preset(name) for name in PRESETS}
-    print(f"| {options.height}x{options.width} | CPU seconds a frame | frames a second and core |")
-    print("|---|---:|---:|")
+    rows = []
     for name, transform in (made if options.operations else presets).items():
         seconds = seconds_a_frame(transform, clip, options.seeds)
-        print(f"| {name} | {seconds:.4f} | {1 / seconds:.1f} |")
+        rows.append((name, f"{seconds:.4f}", f"{1 / seconds:.1f}"))
+    titles = (f"{options.height}x{options.width}", "CPU seconds a frame", "frames a second and core")
+    print(markdown_table(titles, rows))
 
 
 if __name__ == "__main__":

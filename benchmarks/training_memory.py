@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
+from tqdm import tqdm
 
 from ultraflash_diffusers import (
     CausalLatentUpsampler,
@@ -28,6 +29,7 @@ from ultraflash_diffusers import (
     UltraFlashSRTransformer,
     UltraFlashStreamingPipeline,
 )
+from ultraflash_diffusers.tables import markdown_table
 from ultraflash_diffusers.training.starting_points.text_encoding import TextEncoding, make_text_encoder, make_tokenizer
 
 SCRIPTS = Path(__file__).parents[1] / "training"
@@ -175,20 +177,18 @@ def plan(recipe: Recipe, nets: Path) -> tuple[dict[str, float], str]:
 
 def main(arguments: list[str] | None = None) -> None:
     options = parse_arguments(arguments)
-    print("| recipe | crop | processes | GiB of each | fits into | TFLOP a step | s at 40 % of an H100 |")
-    print("|---|---|---:|---:|---:|---:|---:|")
-    details = []
+    rows, details = [], []
     with tempfile.TemporaryDirectory() as folder:
         save_configurations(Path(folder))
-        for name in options.recipes:
+        for name in tqdm(options.recipes, disable=None):
             recipe = RECIPES[name]
             numbers, said = plan(recipe, Path(folder))
             fits = f"{recipe.gib:g}" if " fits into" in said else f"not {recipe.gib:g}"
-            cells = (recipe.crop, recipe.processes, f"{numbers['gib']:.1f}", fits)
-            work = (f"{numbers['tflop']:.0f}", f"{numbers['seconds']:.2g}")
-            print(f"| {name} | {' | '.join(map(str, (*cells, *work)))} |", flush=True)
+            cells = (name, recipe.crop, recipe.processes, f"{numbers['gib']:.1f}", fits)
+            rows.append((*cells, f"{numbers['tflop']:.0f}", f"{numbers['seconds']:.2g}"))
             details.append(f"{name}: {said}")
-    print("", *details, sep="\n")
+    titles = ("recipe", "crop", "processes", "GiB of each", "fits into", "TFLOP a step", "s at 40 % of an H100")
+    print(markdown_table(titles, rows, text_columns=2), "", *details, sep="\n")
 
 
 if __name__ == "__main__":
