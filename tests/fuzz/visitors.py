@@ -28,7 +28,7 @@ import httpx
 import numpy as np
 import psutil
 import torch
-from helpers.realtime import Client, encoded
+from helpers.realtime import Client, encoded, wait_until
 from helpers.tiny import make_tiny_pipeline
 from websockets.exceptions import ConnectionClosed
 
@@ -74,6 +74,8 @@ class Usage:
         """That of a server now."""
         running = psutil.Process(process)
         objects = httpx.get(f"http://{address}/held", timeout=60).json()
+        # the server may close the connection of an answer after that has arrived
+        wait_until(lambda: all(each.status == psutil.CONN_LISTEN for each in running.net_connections()), 10)
         return cls(running.memory_info().rss, running.num_threads(), running.num_fds(), objects)
 
 
