@@ -113,11 +113,42 @@ python training/distill_sr.py --teacher $out/sr_teacher --pretrained_model_name_
     --output_dir $out/sr_one_step
 assemble "$out/distilled" "$out/sr_one_step/transformer" "$out/from_clips/latent_upsampler" "$out/sr_one_step/autoencoder"
 
-# 6. Preferences: the best of eight of its own results.
-python training/train_cascade_dpo.py --pretrained_model_name_or_path $out/distilled \
-    --preferred best_of --num_candidates 8 --margin_reduction sum --weigh_channels $data --crops 17x128x128 \
-    --train_batch_size 1 --learning_rate 8e-5 --lr_warmup_steps 5 --adam_beta2 0.99 --use_ema --ema_decay 0.95 \
-    --max_train_steps 120 --output_dir $out/preferred
+# 6. All kinds of input, from here on at the sizes that the clips have: text, drawn films and grain beside them. The upsampler gets
+# a trunk, the transformer is a new one of a single layer, the decoder goes on; the encoder, and so the latent space, stays.
+mkdir -p "$out/kinds"
+ln -sfn "$(realpath "$clips")" "$out/kinds/clips"
+python training/draw_clips.py --output $out/kinds/drawn --count 60 --seed 1
+python training/draw_clips.py --output $out/kinds/grain --grain $clips --seed 1 --frames 17
+python - "$out/kinds" training/configs/small_sr_transformer.json <<'PYTHON'
+import json
+import sys
+from pathlib import Path
+
+kinds, transformer = map(Path, sys.argv[1:])
+entries = []
+for folder in ("clips", "drawn", "grain"):
+    named = kinds / folder / "metadata.jsonl"
+    if named.is_file():
+        rows = [json.loads(line) for line in named.read_text().splitlines()]
+    else:
+        rows = [{"file_name": path.name} for path in sorted((kinds / folder).iterdir())]
+    files = ("file_name", "low_resolution_file_name")
+    entries += [{name: f"{folder}/{row[name]}" for name in files if name in row} for row in rows]
+(kinds / "metadata.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+one_layer = json.loads(transformer.read_text()) | {"num_layers": 1}
+(kinds / "transformer.json").write_text(json.dumps(one_layer, indent=2))
+PYTHON
+kinds="--train_data_dir $out/kinds --validation_data_dir $held_out --cache_dir $out/cache --clip_frames 29 --degraded_versions 2
+    --degradation training/configs/kinds_degradation.json --temporal_loss difference --use_ema --ema_decay 0.99 --adam_beta2 0.99
+    --max_grad_norm 0.5 --lr_warmup_steps 40 --crops 9x128x128 --max_train_steps 100000"
+python training/train_latent_upsampler.py --autoencoder $out/distilled --pretrained_model_name_or_path $out/distilled \
+    --trunk_channels 96 --trunk_blocks 3 $kinds --decode_linearly --latent_weight 0 --temporal_weight 0.3 --wavelet_weight 0.1 \
+    --ssim_weight 0.5 --learning_rate 5e-4 --train_batch_size 4 --max_train_seconds 560 --output_dir $out/upsampler_kinds
+python training/train_sr.py --network_config $out/kinds/transformer.json --autoencoder $out/distilled \
+    --latent_upsampler $out/upsampler_kinds $kinds --mse_weight 3 --ssim_weight 0.5 --wavelet_weight 0.3 --temporal_weight 0.5 \
+    --contrast_weight 0.2 --perceptual_loss st_lpips_vgg --perceptual_weight 0.25 --judged_clips 1 --train_decoder \
+    --train_latent_upsampler --reconstruction_every 20 --condition_every 8 --learning_rate 7e-4 --decoder_learning_rate 5e-4 \
+    --latent_upsampler_learning_rate 4e-4 --lr_scheduler cosine --train_batch_size 4 --max_train_seconds 6000 --output_dir $out/sr_kinds
 
 # 7. The text generator in the cascade's latent space: a small world that is drawn while it trains. It ships in half precision.
 learn_the_world() {
@@ -130,7 +161,7 @@ learn_the_world --pretrained_model_name_or_path $out/generator_1 --learning_rate
     --train_batch_size 12 --more_scenes 228 --places_weight 2 --seed 1 --output_dir $out/generator_2
 learn_the_world --pretrained_model_name_or_path $out/generator_2 --learning_rate 5e-4 --max_train_steps 1500 \
     --train_batch_size 24 --more_scenes 120 --places_weight 2 --seed 2 --output_dir $out/generator
-assemble "$out/pipeline" "$out/preferred/transformer" "$out/distilled/latent_upsampler" "$out/distilled/autoencoder" "$out/generator"
+assemble "$out/pipeline" "$out/sr_kinds/transformer" "$out/sr_kinds/latent_upsampler" "$out/sr_kinds/autoencoder" "$out/generator"
 
 # 8. The quality scorer, which is no part of the pipeline.
 python training/train_quality_scorer.py --train_data_dir $clips --validation_data_dir $held_out --resolution 384 \

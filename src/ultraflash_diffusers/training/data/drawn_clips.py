@@ -12,7 +12,6 @@ from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 
-import av
 import numpy as np
 
 from ...video_io import VideoReader
@@ -113,6 +112,8 @@ def grain_clips(
 
 def save_lossless(path: Path, frames: np.ndarray) -> None:
     """Writes frames as they are: H.264 of RGB without loss."""
+    import av  # what is trained without files must start without it
+
     with written_whole(path) as temporary, av.open(str(temporary), "w", format="matroska") as container:
         options = {"qp": "0", "preset": "veryfast", "threads": "1"}
         stream = container.add_stream("libx264rgb", rate=Fraction(RATE), options=options)
