@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 
-from ...video_io import VideoReader
 from ..files import replace_text, written_whole
 from . import world
 from .drawing import area_resize, with_grain
@@ -97,6 +96,8 @@ def grain_clips(
         resolution (`int`): the shorter side; larger clips are made smaller first, as grain would not outlive it.
         frames (`int`, *optional*): taken of each, from its start; all by default.
     """
+    from ...video_io import VideoReader  # needs PyAV, without which scripts must start
+
     entries = []
     for number, clip in enumerate(clips):
         rng = np.random.default_rng((seed, number))
@@ -112,7 +113,7 @@ def grain_clips(
 
 def save_lossless(path: Path, frames: np.ndarray) -> None:
     """Writes frames as they are: H.264 of RGB without loss."""
-    import av  # what is trained without files must start without it
+    import av  # without which scripts must start
 
     with written_whole(path) as temporary, av.open(str(temporary), "w", format="matroska") as container:
         options = {"qp": "0", "preset": "veryfast", "threads": "1"}
