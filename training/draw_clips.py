@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from ultraflash_diffusers.training.data.drawn_clips import draw_clips, grain_clips
 from ultraflash_diffusers.training.data.sources import VIDEOS
+from ultraflash_diffusers.training.loop.command_line import run_script
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -35,8 +36,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     for name in ("count", "frames"):
         if getattr(parsed, name) is not None and getattr(parsed, name) < 1:
             parser.error(f"--{name} must be at least 1, got {getattr(parsed, name)}")
-    if parsed.grain is not None and not _videos(parsed.grain):
-        parser.error(f"--grain {parsed.grain} holds no video")
     return parsed
 
 
@@ -51,10 +50,12 @@ def main(arguments: argparse.Namespace) -> None:
         made, total = draw_clips(arguments.output, arguments.count, arguments.seed, *size), arguments.count
     else:
         clips, shorter = _videos(arguments.grain), min(arguments.height, arguments.width)
+        if not clips:
+            raise ValueError(f"--grain {arguments.grain} holds no video")
         made, total = grain_clips(arguments.output, clips, arguments.seed, shorter, arguments.frames), len(clips)
     for _ in tqdm(made, "Drawing", total, unit="clip"):
         pass
 
 
 if __name__ == "__main__":
-    main(parse_arguments())
+    run_script(main, parse_arguments)

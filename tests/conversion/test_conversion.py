@@ -375,6 +375,15 @@ def test_published_and_own_names_of_what_tensors_show():
         assert public_config(from_original(meta_layout(name), **own)) == public_config(network)
 
 
+def test_an_upsampler_with_a_trunk():
+    network = CausalLatentUpsampler(channels=(6,), num_blocks=(1,), trunk_channels=5, trunk_blocks=2, residual=True)
+    converted = from_original(network.state_dict())
+    assert same_network(converted, network.eval())
+    assert (converted.config.in_channels, converted.config.trunk_channels, converted.config.trunk_blocks) == (16, 5, 2)
+    with pytest.raises(ValueError, match="`trunk_blocks` is 3, but the checkpoint's tensors show 2"):
+        from_original(network.state_dict(), trunk_blocks=3)
+
+
 @pytest.mark.parametrize("variant", ["tiny", "ultra", "v3"])
 @pytest.mark.parametrize("patch_size", [1, 2])
 def test_autoencoders_of_other_sizes(variant, patch_size):

@@ -120,10 +120,17 @@ def test_files_hold_colours_as_they_are(tmp_path: Path) -> None:
     [
         (["--height", "50"], "--height must be a multiple of 4, got 50"),
         (["--count", "0"], "--count must be at least 1, got 0"),
-        (["--grain", "nowhere"], "--grain nowhere holds no video"),
     ],
 )
 def test_wrong_flags_are_named(flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         script("draw_clips").parse_arguments(["--output", "clips", *flags])
     assert message in capsys.readouterr().err
+
+
+def test_a_folder_without_videos_is_named(tmp_path: Path) -> None:
+    draw_clips = script("draw_clips")
+    arguments = draw_clips.parse_arguments(["--output", str(tmp_path / "made"), "--grain", str(tmp_path)])
+    with pytest.raises(ValueError, match="--grain .* holds no video"):
+        draw_clips.main(arguments)
+    assert not (tmp_path / "made").exists()

@@ -138,8 +138,8 @@ for folder in ("clips", "drawn", "grain"):
 one_layer = json.loads(transformer.read_text()) | {"num_layers": 1}
 (kinds / "transformer.json").write_text(json.dumps(one_layer, indent=2))
 PYTHON
-kinds="--train_data_dir $out/kinds --validation_data_dir $held_out --cache_dir $out/cache --clip_frames 29 --degraded_versions 2
-    --degradation training/configs/kinds_degradation.json --temporal_loss difference --use_ema --ema_decay 0.99 --adam_beta2 0.99
+kinds="--train_data_dir $out/kinds --validation_data_dir $held_out --cache_dir $out/cache --clip_frames 29 --degraded_versions 2 \
+    --degradation training/configs/kinds_degradation.json --temporal_loss difference --use_ema --ema_decay 0.99 --adam_beta2 0.99 \
     --max_grad_norm 0.5 --lr_warmup_steps 40 --crops 9x128x128 --max_train_steps 100000"
 python training/train_latent_upsampler.py --autoencoder $out/distilled --pretrained_model_name_or_path $out/distilled \
     --trunk_channels 96 --trunk_blocks 3 $kinds --decode_linearly --latent_weight 0 --temporal_weight 0.3 --wavelet_weight 0.1 \

@@ -147,8 +147,12 @@ def recognize_upsampler_v1(weights: Mapping[str, torch.Tensor], given: Mapping[s
     scale = math.prod(math.isqrt(max(head.width(layer)[0] // width, 1)) for layer in head.of_kind("conv"))
     num_blocks = count_blocks(weights)
     settings = Settings(given, network)
-    config = _upsampler_config(weights, settings, head.width(0)[1], out_channels, scale)
+    trunk_channels, trunk_blocks = _trunk(weights, network)
+    in_channels = head.width(0)[1] - (trunk_channels or 0)
+    config = _upsampler_config(weights, settings, in_channels, out_channels, scale)
     config |= {
+        "trunk_channels": settings.agree(trunk_channels, "trunk_channels"),
+        "trunk_blocks": settings.agree(trunk_blocks, "trunk_blocks"),
         "layout": settings.agree("v1", "layout", "variant"),
         "temporal_scale": settings.agree(1, "temporal_scale"),
         "channels": settings.agree((width,), "channels", "mid_channels"),
@@ -156,6 +160,14 @@ def recognize_upsampler_v1(weights: Mapping[str, torch.Tensor], given: Mapping[s
     }
     description = f"{network} (x{scale}, {num_blocks} blocks of {width} channels)"
     return Recognition("latent_upsampler", CausalLatentUpsampler, config, description, settings, (), weights)
+
+
+def _trunk(weights: Mapping[str, torch.Tensor], network: str) -> tuple[int | None, int]:
+    """The channels and the memory blocks of a trunk, which no published upsampler has."""
+    trunk = _Stack(weights, "trunk.", network)
+    if not trunk.of_kind("conv"):
+        return None, 0
+    return trunk.width(0)[0], len(trunk.of_kind("block"))
 
 
 def recognize_v3(weights: Mapping[str, torch.Tensor], given: Mapping[str, Any]) -> Recognition:
@@ -182,6 +194,8 @@ def _recognize_upsampler_v3(
     settings = Settings(given, network)
     config = _upsampler_config(weights, settings, stages.in_channels, stages.out_channels, scale)
     config |= {
+        "trunk_channels": settings.agree(None, "trunk_channels"),
+        "trunk_blocks": settings.agree(0, "trunk_blocks"),
         "layout": settings.agree("v3", "layout", "variant"),
         "temporal_scale": settings.agree(temporal_scale, "temporal_scale"),
         "channels": settings.agree(stages.channels, "channels", "stage_channels"),
