@@ -12,6 +12,7 @@ from helpers.tiny import make_tiny_autoencoder, make_tiny_pipeline, make_tiny_tr
 from ultraflash_diffusers.pipelines.noise import SeededFrameNoise, draw_seeds
 from ultraflash_diffusers.training.data.crops import Batch
 from ultraflash_diffusers.training.data.prompts import Prompts
+from ultraflash_diffusers.training.losses.perceptual import PerceptualLoss
 from ultraflash_diffusers.training.losses.pixels import PixelLoss
 from ultraflash_diffusers.training.stages.decoded import OneStep, OneStepTraining
 from ultraflash_diffusers.training.starting_points.networks import StreamSettings, load_cascade
@@ -54,6 +55,20 @@ def test_a_step_learns_from_the_window_that_it_draws() -> None:
     assert any(parameter.grad is not None and parameter.grad.any() for parameter in stage.transformer.parameters())
     with pytest.raises(ValueError, match="`decoded_latents` saves the memory of the decoder"):
         OneStep(decoded_latents=1, decode_linearly=True)
+
+
+def test_judges_see_a_part_of_the_batch_and_never_train() -> None:
+    objective = OneStep(perceptual_weight=0.1, judged_frames=2, judged_clips=1)
+    networks = (make_tiny_transformer(), make_tiny_upsampler(), make_tiny_autoencoder())
+    stage = OneStepTraining(*networks, Prompts({}, 6, 8), objective, PerceptualLoss("quality_scorer")).train()
+    assert stage.transformer.training and not any(layer.training for layer in stage.perceptual.modules())
+    high = torch.rand(3, 3, 9, 32, 32, generator=seeded())
+    batch = Batch(high, high[..., ::2, ::2], None, [""] * 3)
+    result, target = stage._judged(high, batch, seeded())
+    assert torch.equal(result, target) and result.shape == (1, 3, 2, 32, 32)
+    assert all(any(torch.equal(target[0, :, t], high[0, :, frame]) for frame in range(9)) for t in range(2))
+    with pytest.raises(ValueError, match="`perceptual_weight` is 0.1, but `perceptual` is None"):
+        OneStepTraining(*networks, Prompts({}, 6, 8), objective)
 
 
 def test_validation_streams_as_the_pipeline_does() -> None:

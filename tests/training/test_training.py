@@ -747,6 +747,11 @@ def test_bad_command_lines_are_refused(tmp_path: Path, capsys: pytest.CaptureFix
         (["--max_train_steps", "0"], "above 0"),
         (["--condition_noise", "0.6", "0.4"], "LOW"),
         (["--objective", "flow_matching", "--train_decoder"], "--train_decoder"),
+        (
+            ["--objective", "flow_matching", "--perceptual_loss", "quality_scorer"],
+            "--perceptual_loss needs --objective one_step",
+        ),
+        (["--perceptual_weight", "0.1"], "--perceptual_weight needs --perceptual_loss"),
         (["--objective", "flow_matching", "--decode_linearly"], "--decode_linearly"),
         (["--train_decoder", "--decode_linearly"], "--train_decoder"),
         (["--condition_every", "5"], "--train_latent_upsampler"),

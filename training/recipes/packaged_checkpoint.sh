@@ -113,8 +113,8 @@ python training/distill_sr.py --teacher $out/sr_teacher --pretrained_model_name_
     --output_dir $out/sr_one_step
 assemble "$out/distilled" "$out/sr_one_step/transformer" "$out/from_clips/latent_upsampler" "$out/sr_one_step/autoencoder"
 
-# 6. All kinds of input, from here on at the sizes that the clips have: text, drawn films and grain beside them. The upsampler gets
-# a trunk, the transformer is a new one of a single layer, the decoder goes on; the encoder, and so the latent space, stays.
+# 6. All kinds of input: text, drawn films and grain beside the clips, these at up to 640 lines. The upsampler gets a trunk,
+# the transformer is a new one of a single layer, the decoder goes on; the encoder, and so the latent space, stays.
 mkdir -p "$out/kinds"
 ln -sfn "$(realpath "$clips")" "$out/kinds/clips"
 python training/draw_clips.py --output $out/kinds/drawn --count 60 --seed 1
@@ -138,7 +138,7 @@ for folder in ("clips", "drawn", "grain"):
 one_layer = json.loads(transformer.read_text()) | {"num_layers": 1}
 (kinds / "transformer.json").write_text(json.dumps(one_layer, indent=2))
 PYTHON
-kinds="--train_data_dir $out/kinds --validation_data_dir $held_out --cache_dir $out/cache --clip_frames 29 --degraded_versions 2 \
+kinds="--train_data_dir $out/kinds --validation_data_dir $held_out --resolution 640 --cache_dir $out/cache --clip_frames 29 --degraded_versions 2 \
     --degradation training/configs/kinds_degradation.json --temporal_loss difference --use_ema --ema_decay 0.99 --adam_beta2 0.99 \
     --max_grad_norm 0.5 --lr_warmup_steps 40 --crops 9x128x128 --max_train_steps 100000"
 python training/train_latent_upsampler.py --autoencoder $out/distilled --pretrained_model_name_or_path $out/distilled \

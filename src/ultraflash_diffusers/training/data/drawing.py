@@ -24,6 +24,7 @@ PAGE_LINES = 384  # of a frame that sizes on a page are for
 FONTS: tuple[str, ...] = ("Aileron", "DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSans-BoldOblique")
 FONTS += ("DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSerif-Italic", "DejaVuSansMono", "DejaVuSansMono-Bold")
 INK = (34, 26, 40)
+LUMA = (0.299, 0.587, 0.114)  # BT.601
 _FRACTION_BITS = 4
 
 
@@ -171,7 +172,7 @@ def with_grain(frames: np.ndarray, rng: np.random.Generator, levels: float = 8.0
     shown = []
     for frame in frames:
         noise = cv2.GaussianBlur(rng.standard_normal(frame.shape[:2]).astype(np.float32), (0, 0), softness)
-        tone = frame @ np.array([0.299, 0.587, 0.114], np.float32) / 255
+        tone = frame @ np.array(LUMA, np.float32) / 255
         strength = levels * 2 * np.sqrt(tone * (1 - tone)) / noise.std()
         shown.append(np.clip(np.rint(frame + (strength * noise)[..., None]), 0, 255).astype(np.uint8))
     return np.stack(shown)

@@ -24,14 +24,10 @@ from .sources import LOW_RESOLUTION
 
 SCALE, RATE = 2, 24
 # one of twenty after the other, so that any count has the shares: 7 of moving text, 3 still, 7 drawn, 3 of the world
-ORDER: tuple[str, ...] = ("text", "drawn", "still", "text", "drawn", "world", "text") * 2 + (
-    "drawn",
-    "text",
-    "still",
-    "drawn",
-    "world",
+ORDER = (
+    *("text", "drawn", "still", "text", "drawn", "world", "text") * 2,
+    *("drawn", "text", "still", "drawn", "world", "drawn"),
 )
-ORDER += ("drawn",)
 _CLEAN = 1 / 3  # of the clips that move have a low-resolution video without compression
 _CAPTIONS = 0.25  # of moving text is laid over a drawn film
 

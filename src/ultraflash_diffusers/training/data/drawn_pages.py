@@ -12,14 +12,13 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 
-from .drawing import FONTS, OVERSAMPLING, Color, Page, area_resize, oval, smooth
+from .drawing import FONTS, LUMA, OVERSAMPLING, Color, Page, area_resize, oval, smooth
 
 Corners = tuple[float, float, float, float]  # left, top, right, bottom
 _ALPHABETS: tuple[str, ...] = (string.ascii_lowercase, "aeiounrstlaeiounrst" + string.ascii_lowercase)
 # Aileron has none of these
 _ACCENTED = ("abcdefghijklmnoäöüßéèçñåøœ",)
 _OTHER_ALPHABETS = ("αβγδεζηθικλμνξοπρστυφχψω", "абвгдежзиклмнопрстуфхцчшщыэюя")
-_BRIGHTNESS = np.array([0.299, 0.587, 0.114])
 _READABLE = 75.0  # levels between ink and paper
 
 
@@ -351,7 +350,7 @@ def _readable(paper: Color, rng: np.random.Generator) -> Color:
     while True:
         kind = rng.random()
         ink = rng.integers(0, 256, 3) if kind < 0.6 else np.full(3, rng.choice([0, 20, 40, 225, 245, 255]))
-        if abs((ink - np.array(paper)) @ _BRIGHTNESS) > _READABLE:
+        if abs((ink - np.array(paper)) @ np.array(LUMA)) > _READABLE:
             return _color(ink)
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
+from torch import nn
 
 from ...models.causal_latent_upsampler import CausalLatentUpsampler
 from ...models.hr_autoencoder import HRAutoencoder
@@ -111,9 +113,17 @@ class DecodedTraining(SRTraining):
             raise ValueError(f"`perceptual_weight` is {objective.perceptual_weight}, but `perceptual` is None")
         super().__init__(transformer, upsampler, autoencoder, prompts, objective)
         self.perceptual = perceptual
+        self._frozen: list[nn.Module] = [] if perceptual is None else [perceptual]
         train_only(decoder_parameters(autoencoder) if objective.decoder.train_decoder else [], autoencoder)
         self._reconstructs = False
         self._place = 0.0  # of the decoded latents among all, the same in all processes
+
+    def train(self, mode: bool = True) -> Self:
+        """Sets the mode of the trained networks; what is frozen judges as it always does."""
+        super().train(mode)
+        for network in self._frozen:
+            network.eval()
+        return self
 
     def parameter_groups(self, learning_rate: float) -> list[dict]:
         tuned = self.objective.decoder.parameter_groups(self.autoencoder, learning_rate)

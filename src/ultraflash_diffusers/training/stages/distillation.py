@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Literal
 
 import torch
 from torch import nn
@@ -135,7 +135,7 @@ class DistillationTraining(DecodedTraining):
         self.teacher = teacher.requires_grad_(False)
         self.fake_score = fake_score
         self.reward = reward
-        self._frozen = [network for network in (teacher, reward, perceptual) if isinstance(network, nn.Module)]
+        self._frozen += [network for network in (teacher, reward) if isinstance(network, nn.Module)]
         for network in self._frozen:
             network.requires_grad_(False)
         self._phase = objective.phase(0)
@@ -159,13 +159,6 @@ class DistillationTraining(DecodedTraining):
     def begin_step(self, step: int, generator: torch.Generator) -> None:
         super().begin_step(step, generator)
         self._phase = self.objective.phase(step)
-
-    def train(self, mode: bool = True) -> Self:
-        """Sets the mode of the trained networks; what is frozen judges as it always does."""
-        super().train(mode)
-        for network in self._frozen:
-            network.eval()
-        return self
 
     def forward(self, batch: Batch, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         if self._phase == "student" and self._reconstructs:

@@ -135,11 +135,10 @@ def with_trunk(upsampler: CausalLatentUpsampler, channels: int, blocks: int) -> 
         raise ValueError(f"`upsampler` has a trunk of {upsampler.config.trunk_channels} channels already")
     grown = CausalLatentUpsampler.from_config(upsampler.config, trunk_channels=channels, trunk_blocks=blocks)
     initialize_convolutions(grown)
-    weights = upsampler.state_dict()
+    weights = grown.state_dict() | upsampler.state_dict()
     head = weights["pre_shuffle.0.weight"]
     unseen = head.new_zeros(len(head), channels, *head.shape[2:])
-    trunk = {f"trunk.{name}": value for name, value in grown.trunk.state_dict().items()}
-    grown.load_state_dict(weights | trunk | {"pre_shuffle.0.weight": torch.cat([head, unseen], dim=1)})
+    grown.load_state_dict(weights | {"pre_shuffle.0.weight": torch.cat([head, unseen], dim=1)})
     return grown
 
 
