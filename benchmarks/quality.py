@@ -33,7 +33,6 @@ from benchmarks.ours import CASCADE, load, ours, resamples_exactly
 from benchmarks.peers import Method, bicubic, peers
 from benchmarks.vmaf import ffmpeg_with_vmaf, vmaf
 from ultraflash_diffusers import default_checkpoint
-from ultraflash_diffusers.allocation import keep_freed_memory
 from ultraflash_diffusers.tables import markdown_table
 from ultraflash_diffusers.training.losses.perceptual import PerceptualLoss
 
@@ -297,7 +296,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
-    keep_freed_memory()
     facts = machine_facts(options.threads)
     torch.set_num_threads(options.threads)
     cv2.setNumThreads(options.threads)

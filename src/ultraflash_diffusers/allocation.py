@@ -15,8 +15,9 @@ def keep_freed_memory() -> bool:
     """Lets the process keep the memory that it frees, for what it allocates next.
 
     By default glibc takes each feature map, of tens of megabytes, from the system page by page and gives it back at
-    once, which costs a convolution a good part of its time. The process then never gets smaller again: commands do
-    this for themselves, a library that is used by others does not. Nothing of a GPU's memory changes.
+    once, which costs a convolution a good part of its time. The process then never gets smaller again, and large
+    zeroed blocks, which are the system's empty pages otherwise, are written at once: training scripts do this for
+    themselves, whatever reads strangers' files does not. Nothing of a GPU's memory changes.
 
     Returns:
         `bool`: whether it took effect; not without glibc.

@@ -11,7 +11,6 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..allocation import keep_freed_memory
 from .pipeline_options import add_pipeline_options, bring, chosen_device, chosen_dtype, load_pipeline, positive
 
 if TYPE_CHECKING:
@@ -205,7 +204,6 @@ def _print_plan(options: argparse.Namespace, result: dict[str, Any]) -> None:
 def _pipeline(options: argparse.Namespace, preset: Preset | None) -> UltraFlashStreamingPipeline:
     import torch
 
-    keep_freed_memory()
     if preset is None:
         pipe = load_pipeline(options)
     else:

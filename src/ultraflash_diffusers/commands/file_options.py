@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from ..allocation import keep_freed_memory
 from .pipeline_options import (
     checkpoint_name,
     chosen_dtype,
@@ -66,7 +65,6 @@ def lazy_pipeline(options: argparse.Namespace) -> LazyPipeline:
         size = (height, width) if options.memory else None  # which then decides how it runs
         if size not in loaded:
             loaded.clear()
-            keep_freed_memory()
             loaded[size] = load_pipeline(options, (height, width))
             loaded[size].strict_prompts = options.strict
         return loaded[size]
