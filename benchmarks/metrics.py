@@ -11,9 +11,9 @@ import cv2
 import numpy as np
 import torch
 
+from ultraflash_diffusers.pixels import LUMA
 from ultraflash_diffusers.training.losses.perceptual import PerceptualLoss
 
-LUMA = (0.299, 0.587, 0.114)
 WINDOW_SIGMA, WINDOW_RADIUS, SCALES = 1.5, 5, 5
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ultraflash_diffusers.training.data.drawn_clips import draw_clips, grain_clips
+from ultraflash_diffusers.training.data.drawn_clips import SCENES, draw_clips, grain_clips
 from ultraflash_diffusers.training.data.sources import VIDEOS
 from ultraflash_diffusers.training.loop.command_line import run_script
 
@@ -25,6 +25,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, help="folder for clips and their metadata.jsonl")
     parser.add_argument("--count", type=int, default=60, help="how many to draw")
     parser.add_argument("--seed", type=int, default=0, help="which ones")
+    parser.add_argument("--kinds", nargs="+", choices=SCENES, default=list(SCENES), help="of them; all by default")
     parser.add_argument("--height", type=int, default=384, help="the smaller one of both also bounds clips with grain")
     parser.add_argument("--width", type=int, default=640)
     parser.add_argument("--frames", type=int, help="of each clip; 17 of what is drawn, with --grain all by default")
@@ -39,15 +40,24 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return parsed
 
 
-def _videos(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("*") if path.suffix.lower() in VIDEOS)
+def _videos(folder: Path) -> dict[str, Path]:
+    """The videos in a folder and in those inside, each by a name of its own."""
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in VIDEOS)
+    named: dict[str, Path] = {}
+    for path in paths:
+        name = "_".join(path.relative_to(folder).with_suffix("").parts)
+        if name in named:
+            raise ValueError(f"--grain {folder}: {named[name]} and {path} would get the same name")
+        named[name] = path
+    return named
 
 
 def main(arguments: argparse.Namespace) -> None:
     made: Iterator[Path]
     if arguments.grain is None:
         size = (arguments.frames or 17, arguments.height, arguments.width)
-        made, total = draw_clips(arguments.output, arguments.count, arguments.seed, *size), arguments.count
+        made = draw_clips(arguments.output, arguments.count, arguments.seed, *size, arguments.kinds)
+        total = arguments.count
     else:
         clips, shorter = _videos(arguments.grain), min(arguments.height, arguments.width)
         if not clips:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import argparse
 
+import numpy as np
 import torch
 from accelerate.utils import set_seed
 
 from ultraflash_diffusers import CausalWanTransformer, HRAutoencoder
 from ultraflash_diffusers.models.seed_code import clock
-from ultraflash_diffusers.training.data.world import CODE_SIZE, vocabulary
+from ultraflash_diffusers.training.data.world import CODE_SIZE, draw_scene, vocabulary
 from ultraflash_diffusers.training.data.world_batches import WorldDataset
 from ultraflash_diffusers.training.loop.accelerator import make_accelerator
 from ultraflash_diffusers.training.loop.arguments import add_start_arguments, non_negative, positive, training_parser
@@ -25,6 +26,8 @@ from ultraflash_diffusers.training.settings import add_settings, complete_settin
 from ultraflash_diffusers.training.stages.seeded_generator import SeededGeneratorTraining, SeededRegression
 from ultraflash_diffusers.training.starting_points.networks import load_network, start_network, without_weights
 from ultraflash_diffusers.training.starting_points.text_encoding import TextEncoding, make_text_encoder, make_tokenizer
+
+_PICTURES = 200  # of which the head's pattern is the mean's detail
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -70,6 +73,14 @@ def load_stage(arguments: argparse.Namespace) -> SeededGeneratorTraining:
     return SeededGeneratorTraining(network, load_text(arguments, network), autoencoder, objective)
 
 
+def start_patterns(network: CausalWanTransformer, pixels: int) -> None:
+    """Lets a new network's head begin with what the world's pictures have in common, see [`PlacedHead`]."""
+    height, width = (pixels * side for side in network.config.sample_size)
+    rng = np.random.default_rng(0)
+    pictures = np.concatenate([draw_scene(rng).render(np.zeros(1), height, width) for _ in range(_PICTURES)])
+    network.head.start_patterns(torch.from_numpy(pictures).permute(0, 3, 1, 2) * 2 - 1)
+
+
 def make_dataset(arguments: argparse.Namespace, stage: SeededGeneratorTraining, held_out: bool) -> WorldDataset:
     """Batches of scenes of the size that the network is for.
 
@@ -96,6 +107,8 @@ def main(arguments: argparse.Namespace) -> dict[str, float]:
     held_out = make_dataset(arguments, stage, held_out=True)
     if arguments.dry_run:
         return dry_run(stage, held_out[0], arguments)
+    if arguments.pretrained_model_name_or_path is None:
+        start_patterns(stage.network, stage.autoencoder.spatial_compression_ratio)
     accelerator = make_accelerator(arguments)
     validation = [held_out.clips(number) for number in range(arguments.validation_batches)]
     return train(stage, make_dataset(arguments, stage, held_out=False), validation, arguments, accelerator)

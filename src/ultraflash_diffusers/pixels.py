@@ -6,6 +6,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+LUMA = (0.299, 0.587, 0.114)  # shares of red, green and blue in the brightness, BT.601
+
 
 def to_unit(pixels: torch.Tensor) -> torch.Tensor:
     """Brings floating-point pixels from [-1, 1] to [0, 1]; what is beyond stays beyond."""

@@ -34,6 +34,7 @@ CODED: dict[str, Any] = {
     "head_far_sprites": 1,
     "head_patterns": 2,
 }
+STEADY = CODED | {"seed_code_blocks": 1, "seed_code_harmonics": 2, "seed_code_steady": True}
 FRAMES = 4
 
 
@@ -64,9 +65,10 @@ def test_text_code_and_clock_decide_the_clip_and_the_noise_does_not():
     assert (clip[:, :, 1:] - clip[:, :, :1]).abs().amax(dim=(1, 3, 4)).min() > 1e-4  # the clock goes on
 
 
+@pytest.mark.parametrize("config", [CODED, STEADY], ids=["flickering", "steady"])
 @pytest.mark.parametrize("cached_text", [False, True])
-def test_a_stream_is_the_clip_chunk_by_chunk(cached_text):
-    network = make_tiny_generator(**CODED)
+def test_a_stream_is_the_clip_chunk_by_chunk(cached_text, config):
+    network = make_tiny_generator(**config)
     noise, timestep, text, code = inputs()
     clip = clean(network, noise, timestep, text, seed_code=code)
     state, chunks = network.new_stream(seed_code=code), []
@@ -75,6 +77,28 @@ def test_a_stream_is_the_clip_chunk_by_chunk(cached_text):
         flow, state = network(chunk, timestep, prompt, state=state, commit=True, return_dict=False)
         chunks.append(chunk - flow)
     torch.testing.assert_close(torch.cat(chunks, dim=2), clip, rtol=1e-4, atol=1e-4)
+
+
+def test_a_steady_clock_moves_things_and_nothing_else():
+    network = make_tiny_generator(**STEADY)
+    _, _, text, code = inputs()
+    given = (code, text_summary(text), torch.zeros((), dtype=torch.int64), FRAMES)
+    embedding, found = network.seed_code_embedding(*given)
+    for lasting in (embedding, found.ridges):
+        torch.testing.assert_close(lasting, lasting[:, :1].expand_as(lasting), rtol=0, atol=0)
+    assert (found.anchors.diff(dim=1)).abs().amax(dim=(1, 2, 3, 4)).min() > 1e-4
+    assert found.covers.shape == found.anchors.shape[:-1] and found.covers.diff(dim=1).abs().max() > 1e-4
+    assert make_tiny_generator(**CODED).seed_code_embedding(*given)[0].diff(dim=1).abs().max() > 1e-4
+
+
+def test_harmonics_tell_apart_neighbours_of_a_code():
+    code = torch.tensor([[0.1, -0.2, 0.0], [0.1, -0.2, 0.02]])
+    text, changes = torch.zeros(2, TEXT_DIM), []
+    for harmonics in (0, 16):
+        network = make_tiny_generator(**STEADY | {"seed_code_harmonics": harmonics})
+        embedding, _ = network.seed_code_embedding(code, text, torch.zeros((), dtype=torch.int64), 1)
+        changes.append((embedding[1] - embedding[0]).norm() / embedding[0].norm())
+    assert changes[1] > 3 * changes[0]
 
 
 def test_clocks_start_anywhere_and_go_on_at_their_pace():
@@ -125,14 +149,39 @@ def test_a_sprite_goes_with_its_anchor():
     embedding = torch.randn(1, 16)
     rows, columns = (torch.arange(32)[None] + 0.5) / 32, (torch.arange(48)[None] - 23.5) / 32
     one, other = (places(1, 1, column).anchors[0] for column in (0.1, 0.1 + 5 / 32))
-    (color, cover), _ = sprites(embedding, one, rows, columns, 32)
-    (moved, moved_cover), _ = sprites(embedding, other, rows, columns, 32)
+    (color, cover), _ = sprites(embedding, one, None, rows, columns, 32)
+    (moved, moved_cover), _ = sprites(embedding, other, None, rows, columns, 32)
     assert color.shape == (1, 2, 3, 32, 48) and cover.shape == (1, 2, 1, 32, 48)
     torch.testing.assert_close(moved[..., 5:], color[..., :-5], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(moved_cover[..., 5:], cover[..., :-5], rtol=1e-4, atol=1e-5)
     assert cover.max() > 0.05
     reach = round(32 * math.exp(-2.0)) + 1
     assert cover[..., : 24 + 3 - reach].max() < 0.01 and cover[..., 24 + 4 + reach :].max() < 0.01
+
+
+def test_what_stands_at_an_anchor_can_fade():
+    head = make_head()
+    given = (torch.randn(1, 16), places(1, 1).anchors[0])
+    pixels = ((torch.arange(32)[None] + 0.5) / 32, (torch.arange(48)[None] - 23.5) / 32, 32)
+    covers = torch.tensor([[[0.0, 0.0], [-20.0, 0.0]]])  # the first thing, at the second moment
+    (_, first), (_, second) = head.sprites(*given[:1], given[1], covers, *pixels)
+    (_, whole), (_, other) = head.sprites(*given, None, *pixels)
+    torch.testing.assert_close(second, other)
+    torch.testing.assert_close(first[:, 0], whole[:, 0])
+    assert whole[:, 1].max() > 0.05 and first[:, 1].max() < 1e-6
+
+
+def test_a_pattern_begins_as_what_is_fine_and_in_the_same_place():
+    head = make_head()
+    rng = torch.Generator().manual_seed(3)
+    smooth = torch.nn.functional.interpolate(torch.rand(40, 3, 4, 6, generator=rng), (32, 48), mode="bicubic")
+    smooth[::3, :, 5, 7] += 1.0
+    smooth[::3, :, 20, 40] += 0.5
+    noise, other = head.patterns[0].clone()
+    head.start_patterns(smooth)
+    found = head.patterns[0, 0]
+    assert found[5, 7] == 1 and 0.3 < found[20, 40] < 0.7 and (found.abs() > 0.25).sum() == 2
+    assert not torch.equal(found, noise) and torch.equal(head.patterns[0, 1], other)
 
 
 def test_edges_are_as_sharp_in_larger_pictures():
@@ -142,7 +191,7 @@ def test_edges_are_as_sharp_in_larger_pictures():
     widths = []
     for height in (64, 256):
         rows, columns = (torch.arange(height)[None] + 0.5) / height, (torch.arange(height)[None] + 0.5) / height - 0.5
-        _, cover = set_sprite(sheet, torch.tensor([[[0.0, 0.5, -1.0]]]), rows, columns, height)
+        _, cover = set_sprite(sheet, torch.tensor([[[0.0, 0.5, -1.0]]]), torch.zeros(1, 1), rows, columns, height)
         line = cover[0, 0, 0, height // 2, height // 4 : -height // 4]  # beside the edge
         widths.append(((line > 0.05) & (line < 0.95)).sum().item())
     assert abs(widths[0] - widths[1]) <= 1 and widths[0] < 16
@@ -209,6 +258,8 @@ def test_parts_are_drawn_in_mixed_precision():
     [
         ({"seed_code_dim": 1}, "`seed_code_dim` must be 0 or at least 2, got 1"),
         ({"seed_code_period": 0.0}, "`seed_code_period` must be positive and finite, got 0.0"),
+        ({"seed_code_blocks": -1}, "`seed_code_blocks` must not be negative, got -1"),
+        ({"seed_code_harmonics": -2}, "`seed_code_harmonics` must not be negative, got -2"),
         ({"seed_code_dim": 0}, "without `seed_code_dim` nothing else tells videos apart"),
         ({"seed_code_dim": 0, "reads_latents": True}, r"needs `seed_code_dim`, .* got 0, \(8, 12\)"),
         ({"sample_size": None}, "needs `seed_code_dim`, `sample_size` and"),

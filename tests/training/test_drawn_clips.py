@@ -100,6 +100,25 @@ def test_the_script_adds_grain_to_clips(tmp_path: Path) -> None:
     assert np.abs(grainy.mean((0, 1, 2)) - clean[0, 0, 0]).max() < 1
 
 
+def test_kinds_can_be_chosen_and_clips_lie_in_folders(tmp_path: Path) -> None:
+    drawer = script("draw_clips")
+    flags = ["--height", "48", "--width", "80", "--frames", "2"]
+    clips = tmp_path / "clips"
+    drawer.main(
+        drawer.parse_arguments(["--output", str(clips / "a"), "--count", "3", "--kinds", "world", "text", *flags])
+    )
+    kinds = sorted(path.name.split("_")[0] for path in (clips / "a").glob("*.mkv"))
+    assert kinds == ["text", "text", "world"]
+    save_lossless(clips / "b" / "one.mkv", np.zeros((2, 16, 24, 3), np.uint8))
+    for low in (clips / "a" / "low").glob("*"):
+        low.unlink()
+    drawer.main(drawer.parse_arguments(["--output", str(tmp_path / "grain"), "--grain", str(clips)]))
+    assert (tmp_path / "grain" / "b_one_grain.mkv").is_file() and len(find_sources(tmp_path / "grain")) == 4
+    save_lossless(clips / "b_one.mkv", np.zeros((2, 16, 24, 3), np.uint8))
+    with pytest.raises(ValueError, match=r"--grain .*one\.mkv and .*one\.mkv would get the same name"):
+        drawer.main(drawer.parse_arguments(["--output", str(tmp_path / "grain"), "--grain", str(clips)]))
+
+
 def check_pair(source: MediaFile, shape: tuple[int, ...]) -> np.ndarray:
     high = pixels(source.path)
     assert high.shape == shape

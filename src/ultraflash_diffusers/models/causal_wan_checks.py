@@ -62,6 +62,9 @@ def _check_seed_code(config: Any) -> None:
         raise ValueError(f"`seed_code_dim` must be 0 or at least 2, got {config.seed_code_dim}")
     if not (math.isfinite(config.seed_code_period) and config.seed_code_period > 0):
         raise ValueError(f"`seed_code_period` must be positive and finite, got {config.seed_code_period}")
+    for name in ("seed_code_blocks", "seed_code_harmonics"):
+        if getattr(config, name) < 0:
+            raise ValueError(f"`{name}` must not be negative, got {getattr(config, name)}")
     if not config.reads_latents and not config.seed_code_dim:
         raise ValueError("`reads_latents` is False, but without `seed_code_dim` nothing else tells videos apart")
 
@@ -131,3 +134,23 @@ def check_room(state: Any, frames: int) -> None:
             f"holds `cache_frames` {state.cache_frames}: pass more to `new_stream`, or use a network that has "
             "`window_frames`"
         )
+
+
+def check_single_use(config: Any, frames: int, gradient_checkpointing: bool) -> None:
+    """Checks a call with a state for a single use.
+
+    Args:
+        config (`FrozenDict`): of the network.
+        frames (`int`): temporal patches of the call.
+        gradient_checkpointing (`bool`): whether the network recomputes its layers for gradients.
+
+    Raises:
+        ValueError: no whole chunk, or layers that would run twice.
+    """
+    if frames not in (config.frames_per_chunk, config.first_chunk_frames):
+        raise ValueError(
+            f"`hidden_states` has {frames} frames, a state for a single use takes chunks of `frames_per_chunk` "
+            f"{config.frames_per_chunk}"
+        )
+    if gradient_checkpointing and torch.is_grad_enabled():
+        raise ValueError("`state` is for a single use, but gradient checkpointing runs the layers again")

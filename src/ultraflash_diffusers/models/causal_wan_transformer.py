@@ -14,7 +14,7 @@ from torch import nn
 
 from .attention.dense_attention import ChunkCausalAttention
 from .attention.frame_kv_cache import FrameKVCache, PastKVCache
-from .causal_wan_checks import check_causal_wan_config, check_room, check_seed_code
+from .causal_wan_checks import check_causal_wan_config, check_room, check_seed_code, check_single_use
 from .causal_wan_state import CausalWanStreamState, CausalWanTransformerOutput
 from .placed_head import CellWindow, PlacedHead
 from .seed_code import SeedCodeEmbedding, SeedPlaces, text_summary
@@ -79,6 +79,9 @@ class CausalWanTransformer(WanBackbone):
         seed_code_dim (`int`, *optional*, defaults to 0): values of the seed code that each call is given, see
             [`SeedCodeEmbedding`]; 0 for none.
         seed_code_period (`float`, *optional*, defaults to 36.0): temporal patches of a turn of the seed code's clock.
+        seed_code_blocks (`int`, *optional*, defaults to 3): residual blocks of the seed code's embedding.
+        seed_code_harmonics (`int`, *optional*, defaults to 0): waves by which each value of the code enters as well.
+        seed_code_steady (`bool`, *optional*, defaults to `False`): whether the clock moves things and nothing else.
         reads_latents (`bool`, *optional*, defaults to `True`): whether the latents that it is given matter, or only
             say the size: a network that is told all by text and seed code needs no noise to start from.
         head_channels (`int`, *optional*, defaults to 0): channels of a [`PlacedHead`] in the place of the linear last
@@ -124,6 +127,9 @@ class CausalWanTransformer(WanBackbone):
         recompute_sink: bool = True,
         seed_code_dim: int = 0,
         seed_code_period: float = 36.0,
+        seed_code_blocks: int = 3,
+        seed_code_harmonics: int = 0,
+        seed_code_steady: bool = False,
         reads_latents: bool = True,
         head_channels: int = 0,
         head_layers: int = 4,
@@ -140,7 +146,8 @@ class CausalWanTransformer(WanBackbone):
         dim = num_attention_heads * attention_head_dim
         if seed_code_dim:
             things = (head_moments, len(head_sprites), head_ridges) if head_channels else (1, 0, 0)
-            self.seed_code_embedding = SeedCodeEmbedding(seed_code_dim, text_dim, seed_code_period, dim, *things)
+            inputs, shape = (seed_code_dim, text_dim, seed_code_period), (seed_code_blocks, seed_code_harmonics)
+            self.seed_code_embedding = SeedCodeEmbedding(*inputs, dim, *things, *shape, seed_code_steady)
         if not reads_latents:
             del self.patch_embedding
         if head_channels:
@@ -394,7 +401,7 @@ class CausalWanTransformer(WanBackbone):
             raise ValueError(f"`state` must be a CausalWanStreamState from `new_stream`, got {type(state).__name__}")
         check_room(state, grid[0])
         if state.single_use:
-            self._check_single_use(grid[0])
+            check_single_use(self.config, grid[0], self.gradient_checkpointing)
         dtype = self._stream_dtype(hidden_states.device, hidden_states.dtype)
         if state.cache is None:
             state = self._allocated(state, hidden_states.shape[0], grid[1:], hidden_states.device, dtype)
@@ -410,15 +417,6 @@ class CausalWanTransformer(WanBackbone):
         if commit:
             state = dataclasses.replace(state, position=state.position + grid[0], cache=cache.advance(window))
         return sample, state
-
-    def _check_single_use(self, frames: int) -> None:
-        if frames not in (self.config.frames_per_chunk, self.config.first_chunk_frames):
-            raise ValueError(
-                f"`hidden_states` has {frames} frames, a state for a single use takes chunks of `frames_per_chunk` "
-                f"{self.config.frames_per_chunk}"
-            )
-        if self.gradient_checkpointing and torch.is_grad_enabled():
-            raise ValueError("`state` is for a single use, but gradient checkpointing runs the layers again")
 
     def _allocated(
         self,

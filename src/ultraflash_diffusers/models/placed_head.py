@@ -16,7 +16,7 @@ from .sprites import Sprites, lay_over, modulation_layer
 
 _OCTAVES = 3  # of positions in the frame and relative to anchors
 _BELLS = (0.1, 0.3)  # widths, in heights of the frame, of what lies about an anchor
-_PATTERN_STRENGTH = 4.0  # at first in every frame: a pattern is found before what it depends on
+_FINE = 9  # pixels within which what is fine differs from its surroundings
 _STEEPNESS = (2, 8, 24, 60)  # of functions of the distance from a ridge
 
 
@@ -152,7 +152,7 @@ class PlacedHead(nn.Module):
         self.patterns = nn.Parameter(0.001 * torch.randn(1, patterns, *(pixels * side for side in size)))
         self.pattern_proj = nn.Linear(dim, 3 * patterns)
         nn.init.zeros_(self.pattern_proj.weight)
-        nn.init.constant_(self.pattern_proj.bias, _PATTERN_STRENGTH)
+        nn.init.zeros_(self.pattern_proj.bias)
         self.places = CellPlaces(channels, len(sprites), ridges)
         self.layers = nn.ModuleList(ModulatedLayer(dim, channels) for _ in range(layers))
         self.to_fields = ModulatedLayer(dim, channels, 3 * (1 + ridges))
@@ -169,6 +169,21 @@ class PlacedHead(nn.Module):
             self.proj_out.weight.copy_(weight.flatten(1))
             self.proj_out.bias.copy_(bias)
         self.proj_out.requires_grad_(False)
+
+    def start_patterns(self, pictures: torch.Tensor) -> None:
+        """Begins the first pattern as what is fine in the mean of pictures: what is often there, in the same place.
+
+        Trained from noise it stays noise, since neither it nor its strength, which depends on the frame, is of any use
+        before the other one is.
+
+        Args:
+            pictures (`torch.Tensor`): `[count, 3, height, width]`, whole ones, nominally in [-1, 1].
+        """
+        mean = pictures.mean(dim=(0, 1))[None]
+        smooth = F.avg_pool2d(mean, _FINE, stride=1, padding=_FINE // 2, count_include_pad=False)
+        fine = mean - smooth
+        with torch.no_grad():
+            self.patterns[0, 0] = (fine / fine.abs().max().clamp_min(1e-6))[0]
 
     def forward(
         self,
@@ -198,15 +213,16 @@ class PlacedHead(nn.Module):
         fields = self._fields(tokens.unflatten(1, grid).flatten(0, 1), condition, anchors[:, -1], ridges, size, window)
         whole, part = (self.pixels * size[0], self.pixels * size[1]), window.divided(self.pixels)
         rows, columns = part.places(whole)
-        sprites = self.sprites(condition, anchors, rows, columns, whole[0])
+        covers = None if places.covers is None else places.covers.flatten(0, 1)
+        sprites = self.sprites(condition, anchors, covers, rows, columns, whole[0])
         picture = (fields[:, 0] + self._patterns(condition, whole, part))[:, None]
         near = len(sprites) - self.far_sprites
         for color, cover in reversed(sprites[near:]):
             picture = lay_over(picture, color, cover)
         under = rows[:, :, None, None] - (ridge_terms(columns) @ ridges.mT)[:, None]
-        covers = (0.5 + whole[0] * under).clamp(0, 1).to(picture.dtype).movedim(-1, 1)
-        for number in range(covers.shape[1]):
-            picture = lay_over(picture, fields[:, None, 1 + number], covers[:, None, None, number])
+        hidden = (0.5 + whole[0] * under).clamp(0, 1).to(picture.dtype).movedim(-1, 1)
+        for number in range(hidden.shape[1]):
+            picture = lay_over(picture, fields[:, None, 1 + number], hidden[:, None, None, number])
         for color, cover in reversed(sprites[:near]):
             picture = lay_over(picture, color, cover)
         return picture

@@ -69,34 +69,49 @@ class Sprites(nn.Module):
         self.sheets = nn.ModuleDict({str(side): SpriteSheet(dim, self.sides.count(side), side) for side in set(sides)})
 
     def forward(
-        self, embedding: torch.Tensor, anchors: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor, height: int
+        self,
+        embedding: torch.Tensor,
+        anchors: torch.Tensor,
+        covers: torch.Tensor | None,
+        rows: torch.Tensor,
+        columns: torch.Tensor,
+        height: int,
     ) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Returns colour `[frames, moments, 3, h, w]` and cover `[frames, moments, 1, h, w]` in [0, 1] of each.
 
         Args:
             embedding (`torch.Tensor`): `[frames, dim]`.
             anchors (`torch.Tensor`): `[frames, moments, anchors, 3]`, see [`SeedPlaces`].
+            covers (`torch.Tensor`, *optional*): `[frames, moments, anchors]`, likewise.
             rows, columns (`torch.Tensor`): `[frames, h]` and `[frames, w]`, where the pixels lie.
             height (`int`): of the frame, in pixels.
         """
         drawn = {side: list(sheet(embedding).unbind(1)) for side, sheet in self.sheets.items()}
+        if covers is None:
+            covers = torch.zeros_like(anchors[..., 0])
         return [
-            set_sprite(drawn[str(side)].pop(0), anchors[:, :, number], rows, columns, height)
+            set_sprite(drawn[str(side)].pop(0), anchors[:, :, number], covers[:, :, number], rows, columns, height)
             for number, side in enumerate(self.sides)
         ]
 
 
 def set_sprite(
-    sprite: torch.Tensor, anchor: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor, height: int
+    sprite: torch.Tensor,
+    anchor: torch.Tensor,
+    opacity: torch.Tensor,
+    rows: torch.Tensor,
+    columns: torch.Tensor,
+    height: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sets a sprite `[frames, 5, side, side]` at an anchor `[frames, moments, 3]`."""
+    """Sets a sprite `[frames, 5, side, side]` at an anchor `[frames, moments, 3]`; `opacity`: `[frames, moments]`."""
     reach = anchor[..., 2:].exp()
     down = _tents((rows[:, None] - anchor[..., 1:2]) / reach, sprite.shape[-1]).to(sprite.dtype)
     across = _tents((columns[:, None] - anchor[..., :1]) / reach, sprite.shape[-1]).to(sprite.dtype)
     seen = (down[:, :, None] @ sprite[:, None]) @ across.mT[:, :, None]
     inside = down.sum(-1)[:, :, None, :, None] * across.sum(-1)[:, :, None, None]
     edge = seen[:, :, 3:4] * (_SHARPNESS * height * reach)[..., None, None].to(sprite.dtype)
-    return seen[:, :, :3], inside * edge.sigmoid() * seen[:, :, 4:].sigmoid()
+    opaque = (seen[:, :, 4:] + opacity[..., None, None, None].to(seen.dtype)).sigmoid()
+    return seen[:, :, :3], inside * edge.sigmoid() * opaque
 
 
 def _tents(places: torch.Tensor, side: int) -> torch.Tensor:

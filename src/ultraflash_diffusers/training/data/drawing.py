@@ -16,6 +16,8 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ...pixels import LUMA
+
 Color = tuple[int, int, int]
 Points = np.ndarray | Sequence[tuple[float, float]]
 
@@ -24,7 +26,6 @@ PAGE_LINES = 384  # of a frame that sizes on a page are for
 FONTS: tuple[str, ...] = ("Aileron", "DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSans-BoldOblique")
 FONTS += ("DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSerif-Italic", "DejaVuSansMono", "DejaVuSansMono-Bold")
 INK = (34, 26, 40)
-LUMA = (0.299, 0.587, 0.114)  # BT.601
 _FRACTION_BITS = 4
 
 

@@ -7,7 +7,7 @@ The benchmark's drawn sets are other scenes, made with the same tools ([`Page`] 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
@@ -53,7 +53,9 @@ SCENES: dict[str, Callable[[int, int, int, np.random.Generator], np.ndarray]] = 
 }
 
 
-def draw_clips(folder: Path, count: int, seed: int, frames: int, height: int, width: int) -> Iterator[Path]:
+def draw_clips(
+    folder: Path, count: int, seed: int, frames: int, height: int, width: int, kinds: Sequence[str] = tuple(SCENES)
+) -> Iterator[Path]:
     """Draws clips into a folder and lists them in its `metadata.jsonl`; files that are there already are kept.
 
     All clips of still text and a third of the others have a low-resolution video too, without compression.
@@ -62,13 +64,14 @@ def draw_clips(folder: Path, count: int, seed: int, frames: int, height: int, wi
         folder (`Path`): created if there is none.
         count, seed (`int`): how many, and which ones.
         frames, height, width (`int`): of each clip.
+        kinds (`Sequence[str]`, *optional*): those of `SCENES` that are drawn, in their usual shares; all by default.
 
     Yields:
         `Path`: of each clip, once it is there.
     """
-    entries = []
+    entries, order = [], [kind for kind in ORDER if kind in kinds]
     for number in range(count):
-        kind, rng = ORDER[number % len(ORDER)], np.random.default_rng((seed, number))
+        kind, rng = order[number % len(order)], np.random.default_rng((seed, number))
         clean = kind == "still" or rng.random() < _CLEAN
         name = f"{kind}_{seed}_{number:05d}.mkv"
         entries.append(_entry(name, clean))
@@ -79,7 +82,7 @@ def draw_clips(folder: Path, count: int, seed: int, frames: int, height: int, wi
 
 
 def grain_clips(
-    folder: Path, clips: list[Path], seed: int, resolution: int, frames: int | None = None
+    folder: Path, clips: Mapping[str, Path], seed: int, resolution: int, frames: int | None = None
 ) -> Iterator[Path]:
     """Writes copies of clips with film grain, random in strength and softness; otherwise like [`draw_clips`].
 
@@ -87,7 +90,7 @@ def grain_clips(
 
     Args:
         folder (`Path`): created if there is none.
-        clips (list of `Path`): video files.
+        clips (mapping of `str` to `Path`): video files, by the names that the copies get.
         seed (`int`): of the grain.
         resolution (`int`): the shorter side; larger clips are made smaller first, as grain would not outlive it.
         frames (`int`, *optional*): taken of each, from its start; all by default.
@@ -95,9 +98,9 @@ def grain_clips(
     from ...video_io import VideoReader  # needs PyAV, without which scripts must start
 
     entries = []
-    for number, clip in enumerate(clips):
+    for number, (name, clip) in enumerate(clips.items()):
         rng = np.random.default_rng((seed, number))
-        entries.append(_entry(f"{clip.stem}_grain.mkv", True))
+        entries.append(_entry(f"{name}_grain.mkv", True))
         if not _is_there(folder, entries[-1]):
             pixels = np.stack([fitted(frame.pixels, resolution) for frame in islice(VideoReader(clip), frames)])
             pixels = pixels[:, : pixels.shape[1] // 4 * 4, : pixels.shape[2] // 4 * 4]

@@ -12,7 +12,8 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 
-from .drawing import FONTS, LUMA, OVERSAMPLING, Color, Page, area_resize, oval, smooth
+from ...pixels import LUMA
+from .drawing import FONTS, OVERSAMPLING, Color, Page, area_resize, oval, smooth
 
 Corners = tuple[float, float, float, float]  # left, top, right, bottom
 _ALPHABETS: tuple[str, ...] = (string.ascii_lowercase, "aeiounrstlaeiounrst" + string.ascii_lowercase)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from ...pixels import to_unit
+from ...pixels import LUMA, to_unit
 
 
 def charbonnier(prediction: torch.Tensor, target: torch.Tensor, epsilon: float = 1e-2) -> torch.Tensor:
@@ -29,7 +29,7 @@ def luma(pixels: torch.Tensor) -> torch.Tensor:
     Returns:
         `torch.Tensor`: `[batch, frames, height, width]`.
     """
-    weights = torch.tensor([0.299, 0.587, 0.114], dtype=pixels.dtype, device=pixels.device)
+    weights = torch.tensor(LUMA, dtype=pixels.dtype, device=pixels.device)
     return to_unit(torch.einsum("bcfhw,c->bfhw", pixels, weights))
 
 

@@ -82,8 +82,9 @@ class SeededGeneratorTraining(Training):
         self, batch: WorldBatch, generator: torch.Generator
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         embeds, shown = self.text(batch.texts), len(batch.pixels)
-        places = SeedPlaces(batch.places.anchors[:shown, :, -1:], batch.places.ridges[:shown])
         embedding, found = self.network.seed_code_embedding(batch.codes, text_summary(embeds), self.start, 1)
+        covers = None if found.covers is None else found.covers[:shown, :, -1:]
+        places = SeedPlaces(batch.places.anchors[:shown, :, -1:], batch.places.ridges[:shown], covers)
         drawn = self.network.draw_windows(embeds[:shown], embedding[:shown], batch.window, places)
         error = drawn[:, 0] - batch.pixels
         steps = torch.stack([_charbonnier(error.diff(dim=axis), _STEP_EPSILON) for axis in (2, 3)]).mean()
