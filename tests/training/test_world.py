@@ -132,3 +132,4 @@ def test_the_script_trains_what_a_pipeline_loads(tmp_path):
     assert places[-1] < 0.8 * places[0] and np.isfinite(list(measures.values())).all()
     network = CausalWanTransformer.from_pretrained(tmp_path / "out", subfolder="generator_transformer")
     assert network.config.seed_code_dim == CODE_SIZE and not hasattr(network, "patch_embedding")
+    assert network.head.patterns.abs().max() > 0.5  # it began as what the world's pictures have in common
