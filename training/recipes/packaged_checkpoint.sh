@@ -6,8 +6,8 @@
 #     bash training/recipes/packaged_checkpoint.sh CLIPS HELD_OUT [OUTPUT]
 #
 # CLIPS and HELD_OUT are folders of videos of 384 lines or more. The pipeline ends up in OUTPUT/pipeline. On two idle cores: 36
-# minutes for steps 1 to 3, 21 for 4, 63 for 5, a minute for 6, 80 for 7 and 26 for 8. An interrupted run goes on where it was
-# if the command that was running gets --resume_from_checkpoint latest.
+# minutes for steps 1 to 3, 21 for 4, 63 for 5, 160 for 6, 150 for 7 and 26 for 8. An interrupted run goes on where it was if
+# the command that was running gets --resume_from_checkpoint latest.
 # What each step gained, and how the weights that ship differ: training/results. Folders' names must not hold spaces.
 # shellcheck disable=SC2086  # lists of flags are to be split
 set -euo pipefail
@@ -149,7 +149,7 @@ python training/train_sr.py --network_config $out/kinds/transformer.json --autoe
     --latent_upsampler $out/upsampler_kinds $kinds --mse_weight 4 --ssim_weight 0.5 --wavelet_weight 0.3 --temporal_weight 0.4 \
     --contrast_weight 0.2 --perceptual_loss st_lpips_vgg --perceptual_weight 0.15 --judged_clips 1 --train_decoder \
     --train_latent_upsampler --reconstruction_every 20 --condition_every 8 --learning_rate 7e-4 --decoder_learning_rate 5e-4 \
-    --latent_upsampler_learning_rate 4e-4 --lr_scheduler cosine --train_batch_size 4 --max_train_seconds 6000 --output_dir $out/sr_kinds
+    --latent_upsampler_learning_rate 4e-4 --lr_scheduler cosine --train_batch_size 4 --max_train_seconds 9000 --output_dir $out/sr_kinds
 
 # 7. The text generator in the cascade's latent space: a small world that is drawn while it trains. It ships in half precision.
 learn_the_world() {
@@ -160,8 +160,8 @@ learn_the_world --network_config training/configs/seeded_generator.json --learni
     --seed 0 --output_dir $out/generator_1
 learn_the_world --pretrained_model_name_or_path $out/generator_1 --learning_rate 1e-3 --max_train_steps 2300 \
     --train_batch_size 12 --more_scenes 228 --places_weight 2 --seed 1 --output_dir $out/generator_2
-learn_the_world --pretrained_model_name_or_path $out/generator_2 --learning_rate 5e-4 --max_train_steps 1500 \
-    --train_batch_size 24 --more_scenes 120 --places_weight 2 --seed 2 --output_dir $out/generator
+learn_the_world --pretrained_model_name_or_path $out/generator_2 --learning_rate 1e-3 --max_train_steps 5200 \
+    --places_weight 2 --seed 2 --output_dir $out/generator
 assemble "$out/pipeline" "$out/sr_kinds/transformer" "$out/sr_kinds/latent_upsampler" "$out/sr_kinds/autoencoder" "$out/generator"
 
 # 8. The quality scorer, which is no part of the pipeline.
