@@ -97,11 +97,14 @@ def _features(picture: np.ndarray, side: int) -> np.ndarray:
 
 def _normalised(picture: np.ndarray) -> np.ndarray:
     """Each value less the mean around it, over the deviation there."""
-    settings = {"ksize": (_WINDOW, _WINDOW), "sigmaX": _SIGMA, "borderType": cv2.BORDER_CONSTANT}
     values = picture.astype(np.float64)
-    mean = cv2.GaussianBlur(values, **settings)
-    variance = cv2.GaussianBlur(values * values, **settings) - mean * mean
+    mean = _around(values)
+    variance = _around(values * values) - mean * mean
     return (values - mean) / (np.sqrt(np.abs(variance)) + 1)
+
+
+def _around(values: np.ndarray) -> np.ndarray:
+    return cv2.GaussianBlur(values, (_WINDOW, _WINDOW), sigmaX=_SIGMA, borderType=cv2.BORDER_CONSTANT)
 
 
 def _asymmetric_fit(patches: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
