@@ -2,6 +2,7 @@
 """The benchmark's measures against values found elsewhere or by hand, and the clips that it measures on."""
 
 import av
+import cv2
 import numpy as np
 import pytest
 
@@ -193,3 +194,13 @@ def test_the_perceptual_distance_of_large_frames_is_that_of_their_middle():
     inner = (slice(None), slice(32, 96), slice(40, 120))
     whole = metrics.perceptual_distance(frames, truth, distance, 1, (64, 80))
     assert whole == pytest.approx(metrics.perceptual_distance(frames[inner], truth[inner], distance, 1)) and whole > 0
+
+
+def test_large_frames_are_as_similar_in_single_precision(monkeypatch):
+    rng = np.random.default_rng(0)
+    truth = cv2.resize(rng.integers(0, 255, (20, 30, 3)).astype(np.uint8), (300, 200), interpolation=cv2.INTER_CUBIC)
+    frames = np.clip(truth + rng.normal(0, 6, truth.shape), 0, 255).astype(np.uint8)
+    exact = [measure(frames[None], truth[None]) for measure in (metrics.ssim, metrics.ms_ssim)]
+    monkeypatch.setattr(metrics, "_EXACT_PIXELS", 1)
+    single = [measure(frames[None], truth[None]) for measure in (metrics.ssim, metrics.ms_ssim)]
+    assert single != exact and single == pytest.approx(exact, abs=1e-5)
