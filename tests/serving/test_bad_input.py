@@ -29,8 +29,11 @@ SETTINGS = ServerSettings(
 
 
 @pytest.fixture(scope="module")
-def server() -> Server:
-    return Server([ServedModel("tiny", make_tiny_pipeline())], SETTINGS)
+def server(tmp_path_factory) -> Iterator[Server]:
+    with pytest.MonkeyPatch.context() as patch:
+        # looked into by `nothing_stays`, while other modules' sessions run in other processes
+        patch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("temporary")))
+        yield Server([ServedModel("tiny", make_tiny_pipeline())], SETTINGS)
 
 
 @pytest.fixture(scope="module")

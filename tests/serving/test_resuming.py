@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
+import json
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -20,11 +23,15 @@ from helpers.paths import ROOT
 from helpers.realtime import PATH, Client, encoded, is_played, play_to_the_end, running, wait_until
 from helpers.server_process import server_process
 from helpers.tiny import make_tiny_pipeline
+from starlette.websockets import WebSocket
 
 from ultraflash_diffusers import UltraFlashStreamingPipeline
 from ultraflash_diffusers.serving import ServedModel, Server, ServerSettings, SessionStore, create_app
 from ultraflash_diffusers.serving.messages import SessionStart
 from ultraflash_diffusers.serving.playback import Playback
+from ultraflash_diffusers.serving.session import serve_session
+from ultraflash_diffusers.serving.session_state import SessionState
+from ultraflash_diffusers.serving.session_store import SessionRecord
 
 FPS = 12
 SIZES = [1, 12, 16, 16, 16, 16, 16, 7]  # frames of the chunks of a video of 100
@@ -175,6 +182,56 @@ def test_a_session_that_was_left_on_purpose_or_is_unknown_is_not_gone_on_with(ad
         with Client(addresses[1]) as other:
             other.start(resume_token=wrong, next_frame=frames)
             assert other.read()["code"] == "not_found"
+
+
+def test_leaving_on_purpose_counts_though_a_chunk_was_being_sent(pipe, store):
+    """The send fails, and only what is received after it has the client's code."""
+    start = {"type": "session.start"} | STREAM
+    received = iter([{"type": "websocket.connect"}, {"type": "websocket.receive", "text": json.dumps(start)}])
+    failed = asyncio.Event()
+
+    async def receive() -> dict:
+        if (message := next(received, None)) is not None:
+            return message
+        if not failed.is_set():
+            await asyncio.Event().wait()
+        return {"type": "websocket.disconnect", "code": 1000}
+
+    async def send(message: dict) -> None:
+        if "bytes" in message:
+            assert any(store.iterdir())
+            failed.set()
+            raise OSError
+
+    async def session() -> None:
+        socket = WebSocket({"type": "websocket"}, receive, send)
+        await socket.accept()
+        server = Server([ServedModel("tiny", pipe)], ServerSettings(), SessionStore(store))
+        await serve_session(socket, server)
+        server.close()
+
+    asyncio.run(session())
+    assert failed.is_set() and not any(store.iterdir())
+
+
+def test_what_is_being_written_does_not_bring_a_forgotten_session_back(pipe, store):
+    with pipe.stream("a red ball", num_frames=13, output_type="uint8") as stream:
+        next(stream)
+        state = SessionState("checkpoint", {}, stream.state())
+    kept = SessionStore(store)
+    for _ in range(200):
+        _, record = kept.create("checkpoint", {})
+        writing = threading.Thread(target=_saves, args=(record, state))
+        writing.start()
+        record.remove()
+        writing.join(30)
+        assert not any(store.iterdir())
+
+
+def _saves(record: SessionRecord, state: SessionState) -> None:
+    with suppress(OSError):  # it is gone
+        for chunk in range(10):
+            record.save(state, chunk)
 
 
 def test_what_the_session_has_settled_cannot_be_given_again(addresses):

@@ -158,10 +158,10 @@ class Recording:
         await self._write(self._record.save, state, next_chunk)
         self._saved = time.monotonic()
 
-    def forget(self) -> None:
+    async def forget(self) -> None:
         """Drops all that was kept: the session has come to its end."""
         if self._record is not None:
-            self._record.remove()
+            await asyncio.to_thread(self._record.remove)
 
     async def _write(self, function: Callable[..., None], *args: Any) -> None:
         try:

@@ -24,6 +24,7 @@ from .session_store import PromptNote
 _CHUNKS_AHEAD = 1  # made and not yet encoded: a slow reader slows its own stream
 _CLOSING_SECONDS = 2.0
 _DONE, _GOING_AWAY = 1000, 1001  # codes of clients that leave on purpose
+_NO_CODE = 1005
 
 Metadata = dict[str, Any]
 
@@ -74,8 +75,9 @@ class RealtimeSession:
             await asyncio.gather(*tasks, return_exceptions=True)
             self._inbox.close()
         try:
-            for task in ended:
-                task.result()
+            for task in tasks:  # in this order: the one that listens knows best why a client has left
+                if task in ended:
+                    task.result()
         finally:
             # an error knows this frame, which knows its task: encoder and frames would wait for a collector
             del tasks, ended, task
@@ -100,7 +102,7 @@ class RealtimeSession:
         while True:
             message = await self._socket.receive()
             if message["type"] == "websocket.disconnect":
-                raise WebSocketDisconnect(message.get("code") or 1005)
+                raise WebSocketDisconnect(message.get("code") or _NO_CODE)
             self._heard = self._now()
             if message.get("text") is not None:
                 reply = await self._inbox.on_text(message["text"])
@@ -142,7 +144,7 @@ class RealtimeSession:
         stopped = ended_by != "end"
         missing = {"missing_frames": playback.missing_frames} if ended_by == "end" and playback.missing_frames else {}
         await self.tell("session.done", chunks=self._sent, stopped=stopped, ended_by=ended_by, **missing)
-        self.forget()
+        await self.forget()
 
     async def _tell_position(self, position: int) -> None:
         await self.tell("session.queued", position=position)
@@ -194,9 +196,9 @@ class RealtimeSession:
         self._recording = Recording(record, self._server.runner, self._settings.save_every)
         return {"resume_token": token}
 
-    def forget(self) -> None:
+    async def forget(self) -> None:
         """Keeps nothing of the session any longer: its client has all that it wants."""
-        self._recording.forget()
+        await self._recording.forget()
 
     async def _play(self, playback: Playback) -> str:
         """Makes chunks until there are no more; returns what has ended them."""
@@ -334,8 +336,8 @@ async def serve_session(socket: WebSocket, server: Server) -> None:
             await session.run()
             server.metrics.sessions.labels("done").inc()
         except WebSocketDisconnect as left:
-            if left.code in (_DONE, _GOING_AWAY):
-                session.forget()
+            if await _closing_code(socket, left) in (_DONE, _GOING_AWAY):
+                await session.forget()
             server.metrics.sessions.labels("left").inc()
         except Exception as failure:
             error = as_client_error(failure, *session.folders)
@@ -347,3 +349,13 @@ async def serve_session(socket: WebSocket, server: Server) -> None:
         with suppress(Exception):
             async with asyncio.timeout(_CLOSING_SECONDS):
                 await socket.close(code)
+
+
+async def _closing_code(socket: WebSocket, left: WebSocketDisconnect) -> int:
+    """Returns the code with which a client has left. What was being sent to it then does not know it and says 1006."""
+    with suppress(TimeoutError, RuntimeError):  # RuntimeError: the client's last message was taken already
+        async with asyncio.timeout(_CLOSING_SECONDS):
+            while (message := await socket.receive())["type"] != "websocket.disconnect":
+                pass
+            return message.get("code") or _NO_CODE
+    return left.code

@@ -11,6 +11,7 @@ import shutil
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from .errors import ClientError
@@ -69,6 +70,8 @@ class SessionRecord:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        # a thread whose session has just ended may still be writing, and would bring the folder back
+        self._writing = Lock()
         self._noted = len(self.prompts())
         self._owner = secrets.token_hex(8)
         (folder / _OWNER).write_text(self._owner)
@@ -86,17 +89,19 @@ class SessionRecord:
 
     def note(self, change: PromptNote) -> None:
         """Notes a change of the prompt; to be called before the chunk that shows it is made."""
-        self._check_owner()
-        with (self._folder / _PROMPTS).open("a") as file:
-            file.write(json.dumps(asdict(change)) + "\n")
-        self._noted += 1
+        with self._writing:
+            self._check_owner()
+            with (self._folder / _PROMPTS).open("a") as file:
+                file.write(json.dumps(asdict(change)) + "\n")
+            self._noted += 1
 
     def save(self, state: SessionState, chunk: int) -> None:
         """Keeps the state before chunk number `chunk`, and lets the oldest one go."""
-        self._check_owner()
-        state.save(self._folder / f"{chunk}-{state.stream.frames_done}-{self._noted}.safetensors")
-        os.utime(self._folder)
-        _drop(self._points()[1:-_KEPT_STATES])
+        with self._writing:
+            self._check_owner()
+            state.save(self._folder / f"{chunk}-{state.stream.frames_done}-{self._noted}.safetensors")
+            os.utime(self._folder)
+            _drop(self._points()[1:-_KEPT_STATES])
 
     def point_before(self, frame: int) -> SavedPoint:
         """Returns the newest point that is not behind this frame, else the beginning."""
@@ -113,8 +118,9 @@ class SessionRecord:
         _drop([point for point in self._points()[1:] if point.frame > frame])
 
     def remove(self) -> None:
-        """Forgets the session."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        """Forgets the session, once what is being written of it is written."""
+        with self._writing:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def _check_owner(self) -> None:
         if (self._folder / _OWNER).read_text() != self._owner:
