@@ -56,6 +56,15 @@ AUTOENCODERS = {
 }
 
 
+@pytest.mark.parametrize("factor", [1, 2, 3])
+def test_pixel_shuffle_is_torchs(factor: int) -> None:
+    frames = torch.randn(2, 5 * factor**2, 3, 4, requires_grad=True)
+    shuffled, expected = causal_memory.pixel_shuffle(frames, factor), torch.pixel_shuffle(frames, factor)
+    assert torch.equal(shuffled, expected)
+    direction = torch.randn_like(expected)
+    assert torch.equal(*[torch.autograd.grad((each * direction).sum(), frames)[0] for each in (shuffled, expected)])
+
+
 def make_upsampler(name: str) -> CausalLatentUpsampler:
     torch.manual_seed(0)
     return CausalLatentUpsampler(in_channels=4, out_channels=4, **UPSAMPLERS[name]).eval()

@@ -47,6 +47,19 @@ def test_what_moves_keeps_each_frames_own_details() -> None:
     torch.testing.assert_close(shown, frames)
 
 
+@pytest.mark.parametrize("place", [(0, 0), (0, 4), (5, 7), (3, 0), (2, 3)])
+def test_a_moving_pixel_frees_its_neighbourhood_and_nothing_else(place: tuple[int, int]) -> None:
+    frames, source = clip(2, still=True)
+    source = source.clone()
+    source[:, :, 1, *place] += 0.5
+    moving = F.max_pool2d((source.diff(dim=2)[:, :1, 0] > 0).float(), 3, 1, 1)
+    held = 0.9 * F.interpolate(1 - moving, scale_factor=2, mode="bilinear")
+    first, second = (frames - resampled(source)).unbind(2)
+    shown, _ = settle_detail(frames, source, DetailSettings(memory=0.9))
+    expected = resampled(source)[:, :, 1] + held * first + (1 - held) * second
+    torch.testing.assert_close(shown[:, :, 1], expected)
+
+
 def test_a_fade_does_not_lag() -> None:
     """Each step is below what counts as motion; the sum of all is not."""
     fade = torch.linspace(-0.5, 0.5, 400).view(1, 1, -1, 1, 1).expand(1, 3, -1, 6, 8)

@@ -10,7 +10,21 @@ import torch
 from helpers.tiny import TEXT_DIM, make_tiny_pipeline
 
 from ultraflash_diffusers.pipelines.execution.devices import DeferredFlag
-from ultraflash_diffusers.pipelines.finite import FiniteCheck, first_failure
+from ultraflash_diffusers.pipelines.finite import FiniteCheck, all_finite, first_failure
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.int64])
+@pytest.mark.parametrize("value", [0.0, 1.0, torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("position", [0, 17, 4998])
+def test_one_value_among_many(value: float, position: int, dtype: torch.dtype) -> None:
+    values = torch.linspace(-60000, 60000, 4999).to(dtype)
+    values[position] = value if dtype.is_floating_point else 1
+    finite = all_finite(values.view(1, 4999)[:, :, None])
+    assert finite.ndim == 0 and finite.item() == values.isfinite().all().item()
+
+
+def test_nothing_is_finite() -> None:
+    assert all_finite(torch.empty(0, 3))
 
 
 def spoil(network: torch.nn.Module) -> None:

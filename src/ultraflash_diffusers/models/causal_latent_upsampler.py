@@ -16,6 +16,7 @@ from .causal_memory import (
     CausalMemoryStack,
     CausalMemoryState,
     MemoryInit,
+    PixelShuffle,
     conv3x3,
     make_activation,
     stage_factors,
@@ -225,6 +226,6 @@ def _pixel_shuffle_head(in_channels: int, out_channels: int, scale: int) -> nn.S
     head = nn.Sequential()
     for factor in factors:
         head.append(conv3x3(in_channels, out_channels * factor**2))
-        head.append(nn.PixelShuffle(factor))
+        head.append(PixelShuffle(factor))
         in_channels = out_channels
     return head

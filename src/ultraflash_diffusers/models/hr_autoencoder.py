@@ -24,6 +24,7 @@ from .causal_memory import (
     TemporalPool,
     conv3x3,
     make_activation,
+    pixel_shuffle,
     reach,
     staged_layers,
 )
@@ -353,11 +354,11 @@ class HRAutoencoder(Network, AutoencoderMixin):
         latents = latents.transpose(1, 2)
         batch = latents.shape[0]
         patches, state = self.decoder(latents, state)
-        frames = F.pixel_shuffle(patches.flatten(0, 1), self.config.patch_size)
+        frames = pixel_shuffle(patches.flatten(0, 1), self.config.patch_size)
         if self.config.linear_shortcut:
             folded = self.decoder_shortcut(latents.flatten(0, 1))
             folded = folded.reshape(-1, folded.shape[1] // self.temporal_compression_ratio, *folded.shape[2:])
-            frames = frames + F.pixel_shuffle(folded, self.spatial_compression_ratio)
+            frames = frames + pixel_shuffle(folded, self.spatial_compression_ratio)
         return frames.unflatten(0, (batch, -1)).transpose(1, 2), state
 
     def _run(

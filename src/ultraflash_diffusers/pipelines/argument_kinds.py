@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from .finite import all_finite
+
 
 def shown(value: Any) -> str:
     """A value as it appears in errors: one line that is not endless, whatever it is."""
@@ -95,5 +97,5 @@ def check_embeds(name: str, value: torch.Tensor, length: int, channels: int) -> 
         raise TypeError(f"`{name}` must be a floating-point torch.Tensor, got {kind}")
     if value.ndim != 3 or value.shape[2] != channels or not 1 <= value.shape[1] <= length or value.shape[0] == 0:
         raise ValueError(f"`{name}` must have shape [prompts, up to {length}, {channels}], got {tuple(value.shape)}")
-    if not value.isfinite().all():
+    if not all_finite(value):
         raise ValueError(f"`{name}` holds values that are not finite")

@@ -14,6 +14,7 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 
 from ..models.video_decoder import missing_of_a_decoder
 from .argument_kinds import check_type, checked_whole, optional_whole, shown
+from .finite import all_finite
 from .noise import draw_seeds
 from .pipeline_state import PipelineStreamState
 from .stages import StepCallback
@@ -154,5 +155,5 @@ def _check_replacement(name: str, new: Any, old: torch.Tensor | None) -> None:
         expected = "none without guidance" if old is None else f"shape {tuple(old.shape)}"
         raise ValueError(f"`callback_on_step_end` returned `{name}` of shape {tuple(new.shape)}, expected {expected}")
     # on a GPU that would be waited for; there it is found out behind the network
-    if new.device.type == "cpu" and not new.isfinite().all():
+    if new.device.type == "cpu" and not all_finite(new):
         raise ValueError(f"`callback_on_step_end` returned `{name}` with values that are not finite")

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from ..pixels import to_unit
 from .argument_kinds import checked_number, checked_whole, optional_whole, shown
+from .finite import all_finite
 
 SCORED_SIZE = 224
 """Height and width, in pixels, of the frames that a quality scorer sees."""
@@ -96,7 +97,7 @@ class DynamicCacheManagement:
         frames = F.interpolate(frames, size=(SCORED_SIZE, SCORED_SIZE), mode="bilinear", antialias=True)
         scores = self.quality_scorer(frames)
         is_tensor = isinstance(scores, torch.Tensor)
-        if not is_tensor or scores.shape != frames.shape[:1] or not scores.isfinite().all():
+        if not is_tensor or scores.shape != frames.shape[:1] or not all_finite(scores):
             raise ValueError(
                 f"`quality_scorer` must return one finite score for each of the {len(frames)} frames, got "
                 f"{shown(scores)}"

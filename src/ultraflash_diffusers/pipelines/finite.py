@@ -11,6 +11,13 @@ import torch
 from .execution.devices import DeferredFlag
 
 
+def all_finite(tensor: torch.Tensor) -> torch.Tensor:
+    """Returns whether all values are finite, as a 0-d bool tensor: `isfinite().all()` in one pass instead of six."""
+    if tensor.numel() == 0:
+        return torch.ones((), dtype=torch.bool, device=tensor.device)
+    return torch.stack(tensor.aminmax()).isfinite().all()  # a NaN is passed on as both
+
+
 @dataclass(frozen=True)
 class FiniteCheck:
     """A check that may still be under way on a GPU.
@@ -28,7 +35,7 @@ class FiniteCheck:
     @classmethod
     def of(cls, made: str, where: str, tensor: torch.Tensor) -> FiniteCheck:
         """Begins to check a tensor."""
-        return cls(made, where, DeferredFlag(tensor.isfinite().all()))
+        return cls(made, where, DeferredFlag(all_finite(tensor)))
 
     def ensure(self) -> None:
         """Waits for the result.

@@ -12,6 +12,7 @@ from diffusers.utils import logging
 from .argument_kinds import check_embeds, optional_whole, shown
 from .execution.compilation import GuardedCalls
 from .execution.devices import execution_device
+from .finite import all_finite
 from .pipeline_state import PipelineStreamState
 from .tokens import tokenize
 
@@ -137,6 +138,6 @@ class PromptEncodingMixin:
         # without tokens, where the tokenizer adds none
         with self._text_calls(mask.shape), torch.autocast(device.type, enabled=False):
             embeds = self.text_encoder(tokens.input_ids.to(device), attention_mask=mask).last_hidden_state
-        if not embeds.isfinite().all():
+        if not all_finite(embeds):
             raise ValueError("`text_encoder` made embeddings that are not finite: its weights, or its precision")
         return embeds * mask.unsqueeze(-1).to(embeds.dtype)

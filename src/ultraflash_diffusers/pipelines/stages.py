@@ -25,6 +25,7 @@ from .execution.calls import SRCalls
 from .execution.compilation import GuardedCalls
 from .execution.devices import execution_device, send
 from .execution.timing import StageTimings, stage_timer
+from .finite import all_finite
 from .noise import SeededFrameNoise
 from .samplers import PreparedPrompts, sample_group, sr_timesteps
 from .segments import LatentSegment
@@ -267,7 +268,7 @@ class DecodeStage:
             with stage_timer(timings, "decoder", self.device):
                 frames, decoder = self._decode(latent, state.decoder)
                 if finite is not None:
-                    finite.append(frames.isfinite().all())
+                    finite.append(all_finite(frames))
             frames, detail = self._beside_source(frames[:, :, : latent.kept[0]], latent, state.detail, timings)
             state = FrameState(decoder, detail)
             frames = frames[..., : size[0], : size[1]]

@@ -18,6 +18,7 @@ import torch
 
 from ...models.wan_names import WAN_NAMES, renamed
 from ...weight_files import shorten, without_wrappers
+from ..finite import all_finite
 
 Part = Literal["down", "up", "bias", "added_bias", "alpha", "magnitude"]
 # what stands in front of a layer's name, and the component that it says
@@ -189,7 +190,7 @@ def _layer(name: str, parts: Mapping[Part, torch.Tensor], alpha: float | None, r
     for half in halves:
         if half not in parts:
             raise ValueError(f"the LoRA has no {half} matrix (lora_A is down, lora_B is up) for the layer `{name}`")
-        if not parts[half].isfinite().all():
+        if not all_finite(parts[half]):
             raise ValueError(f"the LoRA's {half} matrix of `{name}` holds values that are not finite")
     down, up = parts["down"], parts["up"]
     if down.ndim < 2 or up.ndim != down.ndim or up.shape[1] != down.shape[0] or not down.shape[0]:

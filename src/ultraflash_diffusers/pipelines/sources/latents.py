@@ -13,6 +13,7 @@ from ...models.hr_autoencoder import HRAutoencoder
 from ...models.stream_state import StreamState
 from ..execution.devices import execution_device
 from ..execution.timing import StageTimings, stage_timer
+from ..finite import all_finite
 from .base import Source, SourceChunk, SourceEndedError, check_replayed, padded_size
 
 
@@ -125,7 +126,7 @@ class LatentsSource(Source):
                 f"`source` gave latents of shape {tuple(piece.shape)} at latent frame {position}, expected "
                 f"[batch, {channels}, frames, height, width]"
             )
-        if not piece.isfinite().all():
+        if not all_finite(piece):
             raise ValueError(f"`source` gave latents that are not finite in or after latent frame {position}")
         ratio = self._autoencoder.spatial_compression_ratio
         batch, height, width = piece.shape[0], piece.shape[3] * ratio, piece.shape[4] * ratio

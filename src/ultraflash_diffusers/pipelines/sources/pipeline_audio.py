@@ -12,6 +12,7 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput, logging
 
+from ..finite import all_finite
 from ..frame_audio import FrameAudio
 
 logger = logging.get_logger(__name__)
@@ -67,7 +68,7 @@ def audio_of(
             f"`source` {name} returned sound of shape {tuple(waveform.shape)} and dtype {waveform.dtype}, expected "
             "[batch, channels, samples] of floating-point values"
         )
-    if not waveform.isfinite().all():
+    if not all_finite(waveform):
         raise ValueError(f"`source` {name} returned sound that is not finite")
     sample_rate = _sample_rate(pipeline)
     if sample_rate is None:

@@ -16,6 +16,7 @@ from ...models.video_encoder import VideoEncoder
 from ..execution.compilation import GuardedCalls
 from ..execution.devices import execution_device
 from ..execution.timing import StageTimings, stage_timer
+from ..finite import all_finite
 from ..frame_audio import FrameAudio
 from .base import Source, SourceChunk, SourceEndedError, check_replayed, padded_size
 
@@ -179,7 +180,7 @@ class PixelSource(Source):
                 f"`source` gave frame {position} with batch {batch}, height {height} and width {width}, expected "
                 f"batch {expected[0]}, height {expected[1]} and width {expected[2]}"
             )
-        if not piece.isfinite().all():
+        if not all_finite(piece):
             raise ValueError(f"`source` gave values that are not finite in or after frame {position}")
         self.batch_size, self.height, self.width = batch, height, width
 

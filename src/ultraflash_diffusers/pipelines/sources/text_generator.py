@@ -23,6 +23,7 @@ from ..execution.compilation import GuardedCalls
 from ..execution.devices import execution_device
 from ..execution.plan import ExecutionPlan
 from ..execution.timing import StageTimings
+from ..finite import all_finite
 from ..resampling import RESIZE_MODES, ResizeMode, fitted
 from .base import FrameNoise, Source, SourceChunk, padded_size
 from .frames import frames_to_pixels
@@ -267,7 +268,7 @@ class TextGeneratorSource(Source):
                 f"`first_latents` of shape {tuple(first_latents.shape)} do not fit batch, channels, height and width "
                 f"{expected}"
             )
-        if not first_latents.isfinite().all():
+        if not all_finite(first_latents):
             raise ValueError("`first_latents` holds values that are not finite")
         patch, ratio = self._generator.config.patch_size[0], self._autoencoder.temporal_compression_ratio
         if frames % patch:
