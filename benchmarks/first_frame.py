@@ -18,14 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from helpers.browser import CHROMIUM, Page, opened
+from helpers.browser import CHROMIUM, Page, button, opened
 
 from ultraflash_diffusers import UltraFlashStreamingPipeline, default_checkpoint
 from ultraflash_diffusers.demo.page import build_demo, launch_demo
 
 _PLAYER = "document.querySelector('#uf-text')"
 _STATUS = f"{_PLAYER}.querySelector('[data-part=status]').textContent"
-_BUTTONS = "[...document.querySelectorAll('button')].filter((each) => each.offsetParent)"
 _EXAMPLE = "document.querySelector('button.gallery-item')"
 _PROMPT = "document.querySelector('textarea').value"
 # seconds from the click to the first frame of the new video on the screen, and how often playback ran dry after it
@@ -43,7 +42,7 @@ _CLICK = """new Promise((resolve, reject) => {
   };
   video.addEventListener('waiting', waits);
   video.requestVideoFrameCallback(shown);
-  BUTTONS.find((each) => each.textContent.trim() === 'Generate').click();
+  BUTTON.click();
   setTimeout(() => { if (first === null) reject(new Error(`no frame in 40 s: ${status.textContent}`)); }, 40000);
 })"""
 
@@ -93,7 +92,7 @@ def demo_page(checkpoint: str | None) -> Iterator[Page]:
 
 def visit(page: Page, seconds: float) -> Visit:
     """Clicks on "Generate", watches, and stops."""
-    click = _CLICK.replace("PLAYER", _PLAYER).replace("BUTTONS", _BUTTONS).replace("SECONDS", str(seconds))
+    click = _CLICK.replace("PLAYER", _PLAYER).replace("BUTTON", button("Generate")).replace("SECONDS", str(seconds))
     first_frame, stalls = page.evaluate(click)
     page.evaluate(f"{_PLAYER}.querySelector('[data-part=stop]').click()")
     page.wait_for(f"{_STATUS}.startsWith('Stopped')")

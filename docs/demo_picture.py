@@ -23,7 +23,6 @@ PROMPT, SEED = "a red ball bounces and a blue cube glides to the right over sand
 SECONDS = 4  # of the video that have played
 WIDTH, HEIGHT = 1280, 950  # of the window, whose frame takes some of it
 PLAYER = "document.querySelector('#uf-text')"
-BUTTONS = "[...document.querySelectorAll('button')].filter((each) => each.offsetParent)"
 
 
 def main() -> None:
@@ -37,7 +36,7 @@ def main() -> None:
             opened(address, Path(folder) / "profile", WIDTH, HEIGHT) as tab,
         ):
             tab.wait_for(f"window.ultraflash && {PLAYER} && document.querySelector('textarea')?.value === {PROMPT!r}")
-            tab.evaluate(f"{BUTTONS}.find((each) => each.textContent.trim() === 'Generate').click()")
+            tab.press("Generate")
             tab.wait_for(f"{PLAYER}.querySelector('video').currentTime > {SECONDS}", 300)
             shot = tab.screenshot(Path(folder) / "page.png")
     finally:

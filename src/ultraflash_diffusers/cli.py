@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -36,17 +38,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments (`Sequence[str]`, *optional*): the words after `ultraflash`; those of the process by default.
 
-    A command that returns a code ends with that.
+    A command that returns a code ends with that, one whose results nobody reads to their end with 141, which is
+    `SIGPIPE`'s.
     """
     options = _parser().parse_args(arguments)
     try:
+        code = _run(options)
+        print(end="", flush=True)
+    except BrokenPipeError:
+        # what has not been written would be tried once more at the process's end, with a traceback
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    return code
+
+
+def _run(options: argparse.Namespace) -> int:
+    try:
         with _plain_warnings():
-            code = options.run(options)
+            return options.run(options) or 0
+    except BrokenPipeError:
+        raise
     except (ValueError, TypeError, OSError, MemoryError) as error:
         return _fail(options, error)
     except KeyboardInterrupt:
         return 130
-    return code or 0
 
 
 def _parser() -> argparse.ArgumentParser:

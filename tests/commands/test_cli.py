@@ -54,6 +54,22 @@ def test_help_imports_nothing_heavy():
     assert result.stdout.splitlines()[-1] == "[]"
 
 
+@pytest.mark.parametrize(
+    "words",
+    [["--recipe", "list", "--json"], ["--recipe", "list"], ["nothing.pt", "--output", "x", "--json"]],
+    ids=["json", "text", "error"],
+)
+def test_results_that_nobody_reads_end_without_a_traceback(words):
+    command = [sys.executable, "-m", "ultraflash_diffusers.cli", "convert", *words]
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes, text=True, env=environment) as process:
+        process.stdout.close()
+        told = process.stderr.read()
+    assert process.returncode == 141
+    assert "Traceback" not in told and "Exception ignored" not in told
+
+
 def test_version(capsys):
     with pytest.raises(SystemExit) as exit:
         main(["--version"])

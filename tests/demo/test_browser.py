@@ -37,17 +37,8 @@ def page(url, tmp_path) -> Iterator[Page]:
         yield page
 
 
-def press(page: Page, name: str) -> None:
-    pressed = page.evaluate(
-        f"(() => {{ const button = [...document.querySelectorAll('button')]"
-        f".find((each) => each.textContent.trim() === {name!r} && each.offsetParent);"
-        " button?.click(); return Boolean(button); })()"
-    )
-    assert pressed, f"no button {name!r}"
-
-
 def test_a_visitor_watches_a_video_while_it_is_made(page, url, tmp_path):
-    press(page, "Generate")
+    page.press("Generate")
     page.wait_for(f"{SHOWN}.currentTime > 0.2")
     early, first = page.evaluate(f"{SHOWN}.currentTime"), page.screenshot(tmp_path / "first.png")
     assert page.evaluate(STATUS) == "Playing while it is made."
@@ -56,13 +47,13 @@ def test_a_visitor_watches_a_video_while_it_is_made(page, url, tmp_path):
     assert page.screenshot(tmp_path / "later.png") != first
 
     page.evaluate(f"(() => {{ {PROMPT}.value = 'a zebra'; {PROMPT}.dispatchEvent(new Event('input')); }})()")
-    press(page, "Change prompt")
+    page.press("Change prompt")
     page.wait_for(f"{STATUS} === 'From here on by the new prompt.'")
     assert "does not know 'zebra'" in page.evaluate(f"{PLAYER}.querySelector('[data-part=note]').textContent")
 
-    press(page, "Pause")
+    page.press("Pause")
     page.wait_for(f"{SHOWN}.paused")
-    press(page, "Stop")
+    page.press("Stop")
     page.wait_for(f"{STATUS}.startsWith('Stopped: ')")
     download = f"{PLAYER}.querySelector('[data-part=download]')"
     assert page.evaluate(f"!{download}.hidden")

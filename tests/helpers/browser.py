@@ -33,6 +33,12 @@ _OPTIONS = (
 )
 
 
+def button(name: str) -> str:
+    """The JavaScript expression of the button with this text, of those that are shown."""
+    shown = "[...document.querySelectorAll('button')].filter((each) => each.offsetParent)"
+    return f"{shown}.find((each) => each.textContent.trim() === {json.dumps(name)})"
+
+
 class Page:
     """A tab of the browser."""
 
@@ -62,6 +68,11 @@ class Page:
             assert time.monotonic() < end, f"{expression} did not become true"
             time.sleep(0.1)
         return value
+
+    def press(self, name: str) -> None:
+        """Presses a button."""
+        assert self.evaluate(f"Boolean({button(name)})"), f"no button {name!r}"
+        self.evaluate(f"{button(name)}.click()")
 
     def screenshot(self, path: Path) -> bytes:
         """Saves what the page looks like, as PNG."""

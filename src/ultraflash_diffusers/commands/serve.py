@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -116,9 +117,14 @@ def _run(options: argparse.Namespace) -> None:
         host = f"[{options.host}]" if ":" in options.host else options.host
         url = f"http://{host}:{listener.getsockname()[1]}"
         told = json.dumps({"url": url}) if options.json else f"The server runs at {url}"
-        run_until_signal(app, listener, lambda: print(told, flush=True))
+        run_until_signal(app, listener, lambda: _tell(told))
     finally:
         listener.close()
+
+
+def _tell(line: str) -> None:
+    with suppress(BrokenPipeError):  # a server whose address nobody reads serves all the same
+        print(line, flush=True)
 
 
 def _state_folder(port: int) -> Path:
