@@ -379,4 +379,4 @@ def nothing_runs() -> bool:
 
 
 def assert_nothing_runs() -> None:
-    wait_for(nothing_runs, 5)
+    wait_for(nothing_runs)

@@ -97,7 +97,7 @@ def test_huge_claims_are_refused_by_their_headers(tmp_path: Path) -> None:
     for path in huge_files(tmp_path).values():
         with pytest.raises(ValueError):
             VideoReader(path)
-    assert time.perf_counter() - start < 5
+    assert time.perf_counter() - start < 20
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000, "kilobytes"
 
 

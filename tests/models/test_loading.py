@@ -68,7 +68,7 @@ def test_a_config_that_asks_for_layers_without_end(name, setting, tmp_path):
     start = time.monotonic()
     with pytest.raises(ValueError, match=r"must be a whole number of 0 to 1000, got (1000000000|2\.5)"):
         type(network).from_pretrained(tmp_path)
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 30
 
 
 def layout(name: str) -> dict[str, torch.Tensor]:

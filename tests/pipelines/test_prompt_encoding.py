@@ -38,7 +38,7 @@ def test_a_prompt_of_any_length_costs_what_fits(said):
     long = "a red ball rolls over the table " * 3000
     began = perf_counter()
     embeds, _ = PIPE.encode_prompt(long)
-    assert perf_counter() - began < 2
+    assert perf_counter() - began < 5
     assert torch.equal(embeds, PIPE.encode_prompt(long[:64])[0])
     assert f"was cut off after {TEXT_LENGTH} of them" in said.text and "more than" in said.text
     tokens, (loss,) = tokenize(PIPE.tokenizer, [long], TEXT_LENGTH)

@@ -51,8 +51,8 @@ def client(address) -> Iterator[Client]:
 @pytest.fixture(autouse=True)
 def nothing_stays(server) -> Iterator[None]:
     yield
-    wait_until(lambda: server.places.running + server.places.waiting == 0, 5)
-    wait_until(lambda: not list(Path(tempfile.gettempdir()).glob("ultraflash-session-*")), 5)
+    wait_until(lambda: server.places.running + server.places.waiting == 0)
+    wait_until(lambda: not list(Path(tempfile.gettempdir()).glob("ultraflash-session-*")))
 
 
 def refusal(client: Client) -> dict:

@@ -105,7 +105,7 @@ def test_a_session_goes_on_on_another_server_with_the_frames_that_follow(chunks,
     assert [data for _, data in received.chunks] == encoded(expected[frames:], SIZES[chunks:], FPS, frames)
     with av.open(io.BytesIO(client.received.video + without_header(received.video))) as file:
         assert [round(frame.time * FPS) for frame in file.decode(video=0)] == list(range(100))
-    wait_until(lambda: not any(store.iterdir()), 5)  # it has come to its end
+    wait_until(lambda: not any(store.iterdir()))  # it has come to its end
 
 
 def test_changes_of_the_prompt_are_made_again_where_they_were(addresses, pipe):
@@ -177,7 +177,7 @@ def test_a_new_prompt_waits_until_the_client_has_been_caught_up_with(addresses, 
 def test_a_session_that_was_left_on_purpose_or_is_unknown_is_not_gone_on_with(addresses, store):
     client, token, frames = lost(addresses[0], 1, **STREAM)
     client.close()
-    wait_until(lambda: not any(store.iterdir()), 5)
+    wait_until(lambda: not any(store.iterdir()))
     for wrong in (token, "../../etc/passwd", "x" * 200):
         with Client(addresses[1]) as other:
             other.start(resume_token=wrong, next_frame=frames)
