@@ -12,8 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import shlex
 import sys
 import time
 from collections import defaultdict
@@ -29,6 +27,7 @@ from tqdm import tqdm
 from benchmarks import metrics, sheet, tables
 from benchmarks.aims import Aim, aims
 from benchmarks.kinds import KINDS, Material, Sample
+from benchmarks.machine import machine_facts
 from benchmarks.niqe import NaturalPictures
 from benchmarks.ours import CASCADE, load, ours, resamples_exactly
 from benchmarks.peers import Method, bicubic, peers
@@ -236,22 +235,6 @@ def aims_table(judged: Iterable[Aim]) -> str:
     return markdown_table(["aim", "measured", ""], cells, text_columns=3)
 
 
-def machine_facts(threads: int) -> dict[str, object]:
-    """What the speed depends on, the machine's load before the run among it: a shared machine shows."""
-    cpu = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), cpu)
-    return {
-        "command": "python -m benchmarks.quality " + shlex.join(sys.argv[1:]),
-        "CPU": cpu,
-        "cores": os.cpu_count(),
-        "threads": threads,
-        "load before the run": f"{os.getloadavg()[0]:.2f}",
-        "torch": torch.__version__,
-    }
-
-
 def load_judges(pitch: int) -> Judges:
     """What is installed; what is not is said."""
     ffmpeg, st_lpips = ffmpeg_with_vmaf(), None
@@ -309,8 +292,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
-    facts = machine_facts(options.threads)
-    keep_freed_memory()  # without it, at 720p, a third of a network's time goes into getting memory from the system
+    facts = machine_facts("benchmarks.quality", options.threads)
     torch.set_num_threads(options.threads)
     cv2.setNumThreads(options.threads)
     pipe = load(options.checkpoint)
@@ -352,4 +334,5 @@ def warm_up(methods: list[Method], sample: Sample) -> None:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()  # without it, at 720p, a third of a network's time goes into getting memory from the system
     main()

@@ -12,6 +12,7 @@ import torch
 from helpers.tiny import make_tiny_pipeline
 
 from benchmarks import aims, kinds, metrics, ours, quality, sheet, tables
+from benchmarks.machine import machine_facts
 from benchmarks.peers import LANCZOS, SPAN, Method, bicubic, sharpened_lanczos
 from benchmarks.vmaf import ffmpeg_with_vmaf, vmaf
 from ultraflash_diffusers.training.losses.perceptual import PerceptualLoss
@@ -36,7 +37,7 @@ def test_one_run_one_table(moving: kinds.Sample) -> None:
     assert summary["copy"]["psnr"] == np.inf and summary["copy"]["relative_sharpness"] == pytest.approx(1)
     assert summary["copy"]["relative_seams"] == pytest.approx(1)
     assert summary["bicubic"]["psnr"] == pytest.approx(metrics.psnr(bicubic(moving.low), moving.truth))
-    text = quality.markdown({"natural": summary}, methods, quality.machine_facts(1))
+    text = quality.markdown({"natural": summary}, methods, machine_facts("benchmarks.quality", 1))
     table = text.splitlines()
     assert [line.split(" | ")[:2] for line in table[2:5]] == [
         ["| natural", name] for name in ("bicubic", "copy", "truth")
