@@ -188,7 +188,7 @@ def chosen_device(options: argparse.Namespace) -> torch.device:
     try:
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
-        here = torch.accelerator.current_accelerator()
+        here = torch.accelerator.current_accelerator(check_available=True)
         others = "nothing but a CPU" if here is None else f"a CPU and {here.type}"
         raise ValueError(f"--device {name!r} was not found: PyTorch sees {others}") from error
     return device

@@ -179,7 +179,7 @@ def apply_setting(pipe: DiffusionPipeline, setting: MemorySetting, device: torch
 
 def _target_device(pipe: DiffusionPipeline) -> torch.device:
     device = execution_device(pipe.transformer)
-    return (torch.accelerator.current_accelerator() or device) if device.type == "cpu" else device
+    return (torch.accelerator.current_accelerator(check_available=True) or device) if device.type == "cpu" else device
 
 
 def _ladder(kv_cache_blocks: int) -> Iterator[MemorySetting]:

@@ -22,7 +22,7 @@ def for_another_thread(function: Callable[Arguments, Result]) -> Callable[Argume
     and `torch.autocast`.
     """
     context = copy_context()
-    accelerator = torch.accelerator.current_accelerator()
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
     devices = ["cpu"] if accelerator is None else ["cpu", accelerator.type]
     autocasts = [
         torch.autocast(
