@@ -16,6 +16,7 @@ from docs import house
 ROOMS: dict[str, set[str]] = {
     "cli": {"commands"},
     "commands": {
+        "allocation",
         "conversion",
         "demo",
         "hub_files",

@@ -11,6 +11,7 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..allocation import freed_memory_kept
 from .pipeline_options import add_pipeline_options, bring, chosen_device, chosen_dtype, load_pipeline, positive
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ def add_benchmark(commands: SubParsers) -> argparse.ArgumentParser:
     return command
 
 
+@freed_memory_kept()  # as the commands whose speed this is
 def _run(options: argparse.Namespace) -> None:
     from ..profiling import plot
     from ..profiling.floor import reached

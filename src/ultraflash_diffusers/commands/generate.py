@@ -7,6 +7,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..allocation import freed_memory_kept
 from .file_options import add_output_options, add_strict, file_arguments, in_words_of_options, lazy_pipeline
 from .generator_options import add_generator_options, generator_keywords
 from .pipeline_options import (
@@ -54,7 +55,7 @@ def _run(options: argparse.Namespace) -> None:
 
     _check_generator(checkpoint_name(options))
     keywords = generator_keywords(options)
-    with in_words_of_options():
+    with in_words_of_options(), freed_memory_kept():
         report = generate_file(
             lazy_pipeline(options),
             options.prompt,

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..allocation import freed_memory_kept
 from .file_options import add_output_options, add_strict, file_arguments, in_words_of_options, lazy_pipeline
 from .pipeline_options import (
     add_pipeline_options,
@@ -149,7 +150,7 @@ def upscale(options: argparse.Namespace, pipe: LazyPipeline, source: Path, outpu
         high_bit_depth={None: None, 8: False, 10: True}[options.bit_depth],
     )
     width, height = options.size or (options.width, options.height)
-    with in_words_of_options():
+    with in_words_of_options(), freed_memory_kept():
         return upscale_file(
             pipe,
             reader,
