@@ -23,6 +23,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import httpx
 import numpy as np
@@ -62,7 +63,7 @@ class Visits:
 
 @dataclass(frozen=True)
 class Usage:
-    """What a server's process holds: memory in bytes, threads, open files, objects of sessions."""
+    """What a server's process holds: memory in bytes, threads beside its pools', open files, objects of sessions."""
 
     memory: int
     threads: int
@@ -73,10 +74,11 @@ class Usage:
     def of(cls, process: int, address: str) -> Usage:
         """That of a server now."""
         running = psutil.Process(process)
-        objects = httpx.get(f"http://{address}/held", timeout=60).json()
+        held = httpx.get(f"http://{address}/held", timeout=60).json()
         # the server may close the connection of an answer after that has arrived
         wait_until(lambda: all(each.status == psutil.CONN_LISTEN for each in running.net_connections()), 10)
-        return cls(running.memory_info().rss, running.num_threads(), running.num_fds(), objects)
+        threads = running.num_threads() - held["pool_threads"]
+        return cls(running.memory_info().rss, threads, running.num_fds(), held["objects"])
 
 
 def make_pipeline() -> UltraFlashStreamingPipeline:
@@ -228,13 +230,18 @@ def serve(max_streams: int) -> None:
     run_until_signal(app, listener, lambda: print(address, flush=True))
 
 
-def held() -> dict[str, int]:
-    """How many there are of what only a running session has."""
+def held() -> dict[str, Any]:
+    """How many there are of what only a running session has, and of threads that asyncio's and AnyIO's pools keep.
+
+    Those pools are bounded, and have as many threads as there ever was to do at once, which is chance.
+    """
     gc.collect()
     kinds = (RealtimeSession, Playback, FragmentEncoder, VideoStream)
     # by type alone: to ask objects of other libraries for their class wakes what they load lazily
     found = Counter(type(each) for each in gc.get_objects())
-    return {kind.__name__: sum(n for each, n in found.items() if issubclass(each, kind)) for kind in kinds}
+    objects = {kind.__name__: sum(n for each, n in found.items() if issubclass(each, kind)) for kind in kinds}
+    pools = [thread for thread in threading.enumerate() if thread.name.startswith(("asyncio_", "AnyIO worker"))]
+    return {"objects": objects, "pool_threads": len(pools)}
 
 
 def main() -> None:
