@@ -37,7 +37,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--file", type=Path, default=_FILE, help="of which the middle is upscaled (default: %(default)s)"
     )
-    parser.add_argument("--frames", type=int, default=49, help="of each video (default: %(default)s)")
+    parser.add_argument("--frames", type=int, default=48, help="of each video (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="(default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="(default: %(default)s)")
     return parser.parse_args(arguments)

@@ -35,3 +35,8 @@ def test_a_file_with_too_little_is_refused(count: int, height: int, width: int) 
 def test_the_middle_is_taken() -> None:
     whole = frame_rate.middle_frames(frame_rate._FILE, 2, 192, 336)
     assert (frame_rate.middle_frames(frame_rate._FILE, 2, 190, 320) == whole[:, 1:191, 8:328]).all()
+
+
+def test_the_file_has_as_many_frames_as_are_taken_by_default() -> None:
+    options = frame_rate.parse_arguments([])
+    assert len(frame_rate.middle_frames(options.file, options.frames, 192, 320)) == options.frames

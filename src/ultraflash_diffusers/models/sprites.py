@@ -125,4 +125,5 @@ def lay_over(picture: torch.Tensor, color: torch.Tensor, cover: torch.Tensor) ->
 
     As `torch.lerp`, but of tensors of different precision, too, as autocast makes them.
     """
-    return picture + cover * (color - picture)
+    dtype = torch.promote_types(torch.promote_types(picture.dtype, color.dtype), cover.dtype)
+    return torch.lerp(picture.to(dtype), color.to(dtype), cover.to(dtype))
