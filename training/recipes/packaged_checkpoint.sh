@@ -6,7 +6,7 @@
 #     bash training/recipes/packaged_checkpoint.sh CLIPS HELD_OUT [OUTPUT]
 #
 # CLIPS and HELD_OUT are folders of videos of 384 lines or more. The pipeline ends up in OUTPUT/pipeline. On two idle cores: 36
-# minutes for steps 1 to 3, 21 for 4, 63 for 5, 160 for 6, 220 for 7 and 26 for 8. An interrupted run goes on where it was if
+# minutes for steps 1 to 3, 21 for 4, 63 for 5, 160 for 6, 225 for 7 and 26 for 8. An interrupted run goes on where it was if
 # the command that was running gets --resume_from_checkpoint latest.
 # What each step gained, and how the weights that ship differ: training/results. Folders' names must not hold spaces.
 # shellcheck disable=SC2086  # lists of flags are to be split
@@ -162,7 +162,7 @@ learn_the_world --pretrained_model_name_or_path $out/generator_1 --learning_rate
     --train_batch_size 12 --more_scenes 228 --places_weight 2 --seed 1 --output_dir $out/generator_2
 learn_the_world --pretrained_model_name_or_path $out/generator_2 --learning_rate 1e-3 --max_train_steps 5200 \
     --places_weight 2 --seed 2 --output_dir $out/generator_3
-learn_the_world --pretrained_model_name_or_path $out/generator_3 --learning_rate 6e-4 --max_train_steps 4500 \
+learn_the_world --pretrained_model_name_or_path $out/generator_3 --learning_rate 6e-4 --max_train_steps 5000 \
     --places_weight 2 --seed 3 --output_dir $out/generator
 assemble "$out/pipeline" "$out/sr_kinds/transformer" "$out/sr_kinds/latent_upsampler" "$out/sr_kinds/autoencoder" "$out/generator"
 
