@@ -13,6 +13,8 @@ import random
 import time
 import warnings
 from collections import Counter
+from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +26,18 @@ from PIL import Image
 from ultraflash_diffusers.video_io import VideoReader, VideoWriter
 
 SECONDS = float(os.environ.get("ULTRAFLASH_FUZZ_SECONDS", "8"))
+LEAST = 20  # files, however slow the machine is
 SLOWEST = 10  # seconds for one small file
 FRAMES = np.stack([picture(index) for index in range(10)])
+
+
+def seeds(seconds: float) -> Iterator[int]:
+    """1, 2 and so on, for so long."""
+    end = time.monotonic() + seconds
+    for seed in count(1):
+        if seed > LEAST and time.monotonic() > end:
+            return
+        yield seed
 
 
 def damaged(content: bytes, dice: random.Random) -> bytes:
@@ -69,9 +81,7 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 def test_damaged_clips(originals: list[Path], tmp_path: Path) -> None:
     outcomes: Counter[str] = Counter()
-    end, seed = time.monotonic() + SECONDS, 0
-    while time.monotonic() < end:
-        seed += 1
+    for seed in seeds(SECONDS):
         dice = random.Random(seed)
         original = dice.choice(originals)
         path = tmp_path / f"seed_{seed}{original.suffix}"
@@ -86,14 +96,13 @@ def test_damaged_clips(originals: list[Path], tmp_path: Path) -> None:
             outcomes["named"] += 1
         assert time.monotonic() - start < SLOWEST, f"seed {seed}"
         path.unlink()
-    print(f"{seed} damaged clips: {dict(outcomes)}")
+    print(f"{outcomes.total()} damaged clips: {dict(outcomes)}")
     assert outcomes["read"] and outcomes["named"], outcomes
 
 
 def test_damaged_leftovers_of_a_run(tmp_path: Path) -> None:
     """Whatever has happened to the files of an interrupted run, resuming finishes them right or names them."""
     outcomes: Counter[str] = Counter()
-    end, seed = time.monotonic() + SECONDS / 2, 0
     with VideoWriter(tmp_path / "whole.mp4", WIDTH, HEIGHT, fps=24, preset="ultrafast") as writer:
         writer.write(FRAMES)
     writer = VideoWriter(tmp_path / "out.mp4", WIDTH, HEIGHT, fps=24, preset="ultrafast")
@@ -101,8 +110,7 @@ def test_damaged_leftovers_of_a_run(tmp_path: Path) -> None:
     writer.checkpoint(lambda path: path.write_text("six"))
     writer.abort()
     left = {path.name: path.read_bytes() for path in tmp_path.glob("out.mp4.partial.*")}
-    while time.monotonic() < end:
-        seed += 1
+    for seed in seeds(SECONDS / 2):
         dice = random.Random(seed)
         victim = dice.choice(sorted(left))
         for name, content in left.items():
@@ -118,5 +126,5 @@ def test_damaged_leftovers_of_a_run(tmp_path: Path) -> None:
             outcomes["named"] += 1
         for path in tmp_path.glob("out.mp4*"):
             path.unlink()
-    print(f"{seed} damaged leftovers: {dict(outcomes)}")
+    print(f"{outcomes.total()} damaged leftovers: {dict(outcomes)}")
     assert outcomes["named"] and not outcomes["wrong"], json.dumps(outcomes)
