@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from ultraflash_diffusers import UltraFlashStreamingPipeline, default_checkpoint
+from ultraflash_diffusers.allocation import freed_memory_kept
 from ultraflash_diffusers.video_io import VideoReader, VideoWriter, write_side_by_side_png
 
 CLIP = Path(__file__).parent / "big_buck_bunny_192x336.mp4"
@@ -38,6 +39,7 @@ def main() -> None:
     middle, pictures = (reader.info.num_frames or 1) // 2, []
     start = time.perf_counter()
     with (
+        freed_memory_kept(),
         VideoWriter(
             options.output / f"{options.clip.stem}_{scale}x.mp4", *size, source=reader, overwrite=True
         ) as writer,

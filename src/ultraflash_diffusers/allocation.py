@@ -32,7 +32,8 @@ def keep_freed_memory() -> bool:
 def freed_memory_kept() -> Iterator[None]:
     """Keeps freed memory as [`keep_freed_memory`] does, inside the `with` alone: then all of it goes back.
 
-    For a stretch of work in a process that also reads strangers' files, whose claims of size are checked before it.
+    For a stretch of work in a process that also reads strangers' files, whose claims of size are checked before it. A
+    process that had already called [`keep_freed_memory`] does not keep it any longer afterwards.
     """
     kept = keep_freed_memory()
     try:
